@@ -1,0 +1,7 @@
+//! Baton: a message broker for two hosts and one shared disk.
+//!
+//! The layers, each using only those below it; `docs/architecture.md` says what each deliberately does not know.
+//!
+
+#![warn(clippy::unwrap_used)]
+
