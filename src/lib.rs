@@ -2,6 +2,8 @@
 //!
 //! The layers, each using only those below it; `docs/architecture.md` says what each deliberately does not know.
 //!
+//! * [`model`]: messages, names, offsets, settings, records, limits.
 
 #![warn(clippy::unwrap_used)]
 
+pub mod model;

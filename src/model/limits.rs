@@ -1,0 +1,153 @@
+//! Every limit that has a name: one table, from which the settings, the checks and the documentation come.
+//!
+//! A limit is either fixed by a format (a constant below) or a field of [`Limits`], which the configuration's
+//! `[limits]` table sets within bounds.
+
+use serde::{Deserialize, Serialize};
+
+/// Bytes of a name: topic, group, producer, node.
+pub const NAME_BYTES_MAX: usize = 255;
+/// Bytes of a message key.
+pub const KEY_BYTES_MAX: usize = 4096;
+/// Headers of one message, as its publisher gives it.
+pub const HEADER_COUNT_MAX: usize = 256;
+/// Headers that the node itself may add to a message, to a dead one for example.
+pub const NODE_HEADER_COUNT_MAX: usize = 16;
+/// Bytes of a header's name.
+pub const HEADER_NAME_BYTES_MAX: usize = 255;
+/// Topics or groups in one answer to a question for all of them.
+pub const LISTED_MAX: usize = 1000;
+/// Browses of all clients together that read from the store at a time.
+pub const BROWSES_MAX: usize = 64;
+/// Highest priority of a message; 0 is the lowest and the default.
+pub const PRIORITY_MAX: u8 = 9;
+
+/// One row of the table of limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LimitRow {
+    /// Key in the configuration's `[limits]`; fixed limits have none and are in capitals.
+    pub name: &'static str,
+    /// Value used where nothing is configured.
+    pub default: u64,
+    /// Lowest value that can be configured.
+    pub min: u64,
+    /// Highest value that can be configured.
+    pub max: u64,
+    /// What is counted.
+    pub unit: &'static str,
+    /// What happens when it is reached.
+    pub when_hit: &'static str,
+}
+
+macro_rules! limits {
+    ($($(#[doc = $doc:literal])* $name:ident: $unit:literal, $default:expr, $min:expr, $max:expr, $hit:literal;)*) => {
+        /// The configurable limits. [`LIMITS`] has their bounds and what happens when one is reached.
+        #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct Limits {
+            $($(#[doc = $doc])* pub $name: u64,)*
+        }
+
+        impl Default for Limits {
+            fn default() -> Self {
+                Self { $($name: $default,)* }
+            }
+        }
+
+        impl Limits {
+            /// The limit called `name`, to be set.
+            pub fn field_mut(&mut self, name: &str) -> Option<&mut u64> {
+                match name {
+                    $(stringify!($name) => Some(&mut self.$name),)*
+                    _ => None,
+                }
+            }
+
+            /// The first limit that is outside its bounds, with the value it has.
+            #[must_use]
+            pub fn out_of_bounds(&self) -> Option<(&'static LimitRow, u64)> {
+                let values = [$(self.$name),*];
+                LIMITS.iter().zip(values).find(|(row, value)| !(row.min..=row.max).contains(value))
+            }
+        }
+
+        /// The table of configurable limits, in the order of the fields of [`Limits`].
+        pub const LIMITS: &[LimitRow] = &[
+            $(LimitRow {
+                name: stringify!($name), default: $default, min: $min, max: $max, unit: $unit, when_hit: $hit,
+            },)*
+        ];
+    };
+}
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+limits! {
+    /// Largest frame, head and messages together.
+    frame_bytes_max: "bytes", 72 * MIB, 8 * MIB, GIB, "the connection is closed with `frame-too-large`";
+    /// Largest body of a message.
+    body_bytes_max: "bytes", 64 * MIB, KIB, 1000 * MIB, "the message is refused with `message-too-large`";
+    /// All headers of a message together, names and values.
+    header_bytes_max: "bytes", 64 * KIB, KIB, MIB, "the message is refused with `message-too-large`";
+    /// Topics in the store.
+    topics_max: "topics", 100_000, 1, 16_000_000, "creating a topic is refused with `limit`";
+    /// Groups in the store.
+    groups_max: "groups", 100_000, 1, 16_000_000, "creating a group is refused with `limit`";
+    /// Client connections at a time. The other node may watch this one beyond it.
+    connections_max: "connections", 10_000, 4, 1_000_000, "a new connection is answered `too-many-connections` and closed";
+    /// Consumers of one connection.
+    consumers_per_connection_max: "consumers", 10_000, 1, 1_000_000, "subscribing is refused with `limit`";
+    /// Producers of one connection.
+    producers_per_connection_max: "producers", 10_000, 1, 1_000_000, "opening a producer is refused with `limit`";
+    /// Producers that the store remembers.
+    producers_max: "producers", 100_000, 16, 10_000_000, "the producer that was idle longest is forgotten; opening is refused with `limit` while none is idle";
+    /// How long an idle producer is remembered.
+    producer_idle_seconds: "seconds", 7 * 86_400, 60, 10 * 365 * 86_400, "the producer expires; a resend from it is refused with `producer-expired`, never stored twice";
+    /// Deliveries that one group has in flight.
+    in_flight_max: "messages", 100_000, 1, 10_000_000, "the group hands out nothing more until something is settled";
+    /// Largest prefetch of one consumer.
+    prefetch_max: "messages", 100_000, 1, 1_000_000, "a larger prefetch is lowered to it";
+    /// Messages of one group that wait for another attempt. What is in flight may still come on top.
+    retries_max: "messages", 100_000, 1, 10_000_000, "the group hands out nothing new until the retries have drained";
+    /// Ranges of settled offsets above a group's floor.
+    settled_ranges_max: "ranges", 100_000, 16, 10_000_000, "the group hands out nothing new until the oldest message is settled";
+    /// Pulls of one group that wait for messages.
+    pulls_waiting_max: "pulls", 10_000, 1, 1_000_000, "a further pull is answered at once with what is there";
+    /// Bytes received on one connection that the engine has not taken yet, with the room for what they ask for.
+    unprocessed_bytes_max: "bytes", 8 * MIB, 64 * KIB, GIB, "the connection is not read until the engine has caught up";
+    /// Bytes for one connection that it has not read yet.
+    output_bytes_max: "bytes", 8 * MIB, 64 * KIB, GIB, "nothing more is handed out to that connection until it reads";
+    /// Messages held in memory for delivery, over all topics.
+    cache_bytes_max: "bytes", 16 * MIB, MIB, 64 * GIB, "the oldest are dropped from memory and read from the store when needed";
+    /// Bytes of one commit.
+    commit_bytes_max: "bytes", 4 * MIB, 64 * KIB, GIB, "the rest goes into the next commit; one larger message is committed alone";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_within_their_bounds() {
+        assert_eq!(Limits::default().out_of_bounds(), None);
+        for row in LIMITS {
+            assert!(row.min <= row.default && row.default <= row.max, "{}", row.name);
+        }
+    }
+
+    #[test]
+    fn a_limit_out_of_bounds_is_named() {
+        let limits = Limits { topics_max: 0, ..Limits::default() };
+        let (row, value) = limits.out_of_bounds().unwrap();
+        assert_eq!((row.name, value), ("topics_max", 0));
+    }
+
+    #[test]
+    fn the_largest_message_fits_into_a_frame() {
+        let limits = Limits::default();
+        let around = KEY_BYTES_MAX as u64 + limits.header_bytes_max + MIB;
+        assert!(limits.body_bytes_max + around <= limits.frame_bytes_max);
+    }
+}

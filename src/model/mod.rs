@@ -1,0 +1,14 @@
+//! The words of the domain: messages, names, offsets, settings, records, limits.
+//!
+//! Plain data and pure functions. Knows nothing of connections, files, clocks or tasks; every other layer may use it.
+
+pub mod chunk;
+pub mod id;
+pub mod limits;
+pub mod message;
+pub mod name;
+pub mod ranges;
+pub mod record;
+pub mod settings;
+pub mod snapshot;
+pub mod time;

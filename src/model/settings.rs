@@ -1,0 +1,139 @@
+//! What a user can set on a topic and on a group. Stored with them, in the records that create them.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::id::Offset;
+use super::name::Name;
+
+/// When the messages of a topic go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Retention {
+    /// As soon as every group of the topic has settled them. A topic without a group keeps its messages.
+    #[default]
+    Acked,
+}
+
+/// Settings of a topic.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TopicSettings {
+    /// When its messages go.
+    pub retention: Retention,
+}
+
+/// How a group shares its messages among its consumers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Policy {
+    /// Strict turn among the consumers that have credit.
+    #[default]
+    RoundRobin,
+    /// To the consumer with the fewest messages in flight.
+    Fair,
+}
+
+/// How long a message waits before it is handed out again after a failed attempt.
+///
+/// The wait before attempt `n + 1` is `initial * multiplier^(n - 1)`, at most `maximum`, and then changed by up to
+/// `jitter` of itself in either direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backoff {
+    /// Wait after the first failed attempt, in milliseconds.
+    pub initial_ms: u64,
+    /// Factor from one attempt to the next, in percent; 100 keeps the wait the same.
+    pub multiplier_percent: u32,
+    /// Longest wait, in milliseconds.
+    pub maximum_ms: u64,
+    /// Largest change by chance, in percent of the wait, 0 to 100.
+    pub jitter_percent: u32,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { initial_ms: 1_000, multiplier_percent: 200, maximum_ms: 60_000, jitter_percent: 20 }
+    }
+}
+
+impl Backoff {
+    /// The wait after `attempts` failed attempts, in milliseconds, before jitter.
+    #[must_use]
+    pub fn wait_ms(&self, attempts: u32) -> u64 {
+        let mut wait = self.initial_ms.min(self.maximum_ms);
+        for _ in 1..attempts {
+            let next = u128::from(wait) * u128::from(self.multiplier_percent) / 100;
+            let next = u64::try_from(next).unwrap_or(u64::MAX).min(self.maximum_ms);
+            if next == wait {
+                break;
+            }
+            wait = next;
+        }
+        wait
+    }
+}
+
+/// Settings of a group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupSettings {
+    /// How its messages are shared among its consumers.
+    pub policy: Policy,
+    /// How long a consumer may hold a delivery before it goes back, in milliseconds.
+    pub lease_ms: u64,
+    /// After so many failed attempts a message goes to the dead-letter topic; 0 is "never".
+    pub max_attempts: u32,
+    /// Wait between attempts.
+    pub backoff: Backoff,
+    /// Where dead messages go; `None` is the topic's name with `.dead-letter` behind it.
+    pub dead_letter: Option<Name>,
+}
+
+impl Default for GroupSettings {
+    fn default() -> Self {
+        Self {
+            policy: Policy::default(),
+            lease_ms: 30_000,
+            max_attempts: 16,
+            backoff: Backoff::default(),
+            dead_letter: None,
+        }
+    }
+}
+
+impl GroupSettings {
+    /// How long a consumer may hold a delivery.
+    #[must_use]
+    pub const fn lease(&self) -> Duration {
+        Duration::from_millis(self.lease_ms)
+    }
+}
+
+/// Where a new group begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Start {
+    /// With the oldest message that is still there.
+    #[default]
+    Earliest,
+    /// With the next message published.
+    Latest,
+    /// With this offset, or the nearest one that is still there.
+    Offset(Offset),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wait_grows_up_to_its_maximum() {
+        let backoff =
+            Backoff { initial_ms: 100, multiplier_percent: 300, maximum_ms: 1_000, jitter_percent: 0 };
+        let waits: Vec<u64> = (1..=5).map(|attempts| backoff.wait_ms(attempts)).collect();
+        assert_eq!(waits, [100, 300, 900, 1_000, 1_000]);
+        assert_eq!(Backoff { initial_ms: 5_000, ..backoff }.wait_ms(1), 1_000);
+        assert_eq!(Backoff { initial_ms: 0, ..backoff }.wait_ms(u32::MAX), 0);
+        let endless = Backoff { maximum_ms: u64::MAX, multiplier_percent: u32::MAX, ..backoff };
+        assert_eq!(endless.wait_ms(u32::MAX), u64::MAX);
+    }
+}
