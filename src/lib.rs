@@ -2,8 +2,10 @@
 //!
 //! The layers, each using only those below it; `docs/architecture.md` says what each deliberately does not know.
 //!
+//! * [`protocol`]: the wire protocol.
 //! * [`model`]: messages, names, offsets, settings, records, limits.
 
 #![warn(clippy::unwrap_used)]
 
 pub mod model;
+pub mod protocol;

@@ -1,0 +1,349 @@
+//! Frames from the client to the node.
+
+use bytes::{Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
+
+use super::error::DecodeError;
+use super::frame::{RawFrame, put_head};
+use crate::model::id::{Epoch, GroupId, Offset, OffsetRange, ProducerId, Sequence, TopicId};
+use crate::model::settings::{GroupSettings, Start, TopicSettings};
+
+/// Number that the client gives a request, and the node repeats in its answer.
+pub type RequestId = u32;
+/// Number that the client gives a producer or consumer of its connection.
+pub type Handle = u32;
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Purpose {
+    /// A client: publishes, consumes, administers.
+    Client,
+    /// The other node: wants heartbeats, to know at once when the master is gone.
+    Watch,
+}
+
+/// First frame of a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// What the connection is for.
+    pub purpose: Purpose,
+    /// Name and version of the client, for people.
+    pub client: String,
+    /// Highest epoch the client has seen. A node of a lower one has lost its mastership and steps down.
+    pub epoch_seen: Epoch,
+    /// How often the client wants to hear from the node, in milliseconds; it sends as often itself.
+    pub heartbeat_ms: u32,
+    /// How the client shows who it is; `anonymous` with nothing behind it where it does not.
+    pub auth_mechanism: String,
+    /// What the mechanism wants.
+    pub auth_data: Vec<u8>,
+}
+
+/// Opens a producer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenProducer {
+    /// Answered with [`Reply::Producer`](super::response::Reply::Producer).
+    pub request: RequestId,
+    /// The number by which this connection will call it.
+    pub producer: Handle,
+    /// Its name. Whoever opens a name last has it.
+    pub name: String,
+    /// The id of the producer as the client knows it: refused with `producer-expired` where the node does not.
+    pub resume: Option<ProducerId>,
+}
+
+/// Publishes messages.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Publish {
+    /// The producer.
+    pub producer: Handle,
+    /// Number of the first message; the others follow. It must be the one after the producer's last.
+    pub sequence: Sequence,
+    /// To which topics, in the order of the messages: how many of them go to which.
+    pub parts: Vec<(TopicId, u32)>,
+}
+
+/// Closes a producer of this connection. What it published stays, and so does its sequence.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloseProducer {
+    /// The producer.
+    pub producer: Handle,
+}
+
+/// Makes the connection a consumer of a group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subscribe {
+    /// Answered with [`Reply::Subscribed`](super::response::Reply::Subscribed).
+    pub request: RequestId,
+    /// The number by which this connection will call it.
+    pub consumer: Handle,
+    /// Name of the topic.
+    pub topic: String,
+    /// Name of the group.
+    pub group: String,
+    /// Where the group begins if this creates it.
+    pub start: Start,
+    /// Settings of the group if this creates it. A group that exists keeps its own.
+    pub settings: Option<GroupSettings>,
+    /// How much may be in flight to this consumer; 0 messages for one that pulls.
+    pub window: Window,
+}
+
+/// How much may be in flight to a consumer: its credit. What it settles comes back as credit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Window {
+    /// Messages.
+    pub messages: u32,
+    /// Bytes of encoded messages. One message is handed out even where it is larger.
+    pub bytes: u64,
+}
+
+/// Changes the window of a consumer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flow {
+    /// The consumer.
+    pub consumer: Handle,
+    /// Its window from now on.
+    pub window: Window,
+}
+
+/// What a consumer does with deliveries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Settlement {
+    /// Done. The group never gets the message again.
+    Ack,
+    /// Failed: again later. Counts as an attempt.
+    Nack {
+        /// Wait before the next attempt, in milliseconds; `None` for the back-off of the group.
+        delay_ms: Option<u64>,
+    },
+    /// Not touched: again at once, for whoever has credit. Does not count.
+    Release,
+    /// Not to be tried again: to the dead-letter topic.
+    Reject,
+    /// Still at work: the lease starts anew.
+    Extend,
+}
+
+/// Settles deliveries of a consumer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settle {
+    /// Answered with [`Reply::Settled`](super::response::Reply::Settled) when it is durable; 0 for no answer.
+    pub request: RequestId,
+    /// The consumer.
+    pub consumer: Handle,
+    /// What to do.
+    pub settlement: Settlement,
+    /// Everything within these ranges that is in flight to this consumer. A range from 0 settles cumulatively.
+    pub ranges: Vec<OffsetRange>,
+}
+
+/// Ends a consumer. What is in flight to it goes back, uncounted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unsubscribe {
+    /// Answered with [`Reply::Done`](super::response::Reply::Done).
+    pub request: RequestId,
+    /// The consumer.
+    pub consumer: Handle,
+}
+
+/// Asks for messages once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pull {
+    /// Repeated in the deliveries; [`Reply::Pulled`](super::response::Reply::Pulled) comes behind the last one.
+    pub request: RequestId,
+    /// The consumer.
+    pub consumer: Handle,
+    /// At most so many messages and bytes.
+    pub window: Window,
+    /// How long to wait for a first message, in milliseconds.
+    pub wait_ms: u64,
+}
+
+/// Asks for the id of a topic.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FindTopic {
+    /// Answered with [`Reply::Topic`](super::response::Reply::Topic).
+    pub request: RequestId,
+    /// Its name.
+    pub name: String,
+}
+
+/// Administers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Admin {
+    /// Repeated in the answer.
+    pub request: RequestId,
+    /// What to do.
+    pub command: AdminCommand,
+}
+
+/// What an administrator can ask for. Append only: the order stands on the wire.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AdminCommand {
+    /// Role, epoch and so on of the node; answered by a standby too.
+    Status,
+    /// Drain and let the other node take over.
+    Switchover,
+    /// The topics in the order of their names, [`LISTED_MAX`](crate::model::limits::LISTED_MAX) at a time.
+    ListTopics {
+        /// The last name of the answer before; `None` for the first.
+        after: Option<String>,
+    },
+    /// Makes a topic. It is no error if it exists with the same settings.
+    CreateTopic {
+        /// Its name.
+        name: String,
+        /// Its settings.
+        settings: TopicSettings,
+    },
+    /// Deletes a topic with its messages and groups.
+    DeleteTopic {
+        /// Its name.
+        name: String,
+    },
+    /// All groups, or those of one topic, in the order of their ids,
+    /// [`LISTED_MAX`](crate::model::limits::LISTED_MAX) at a time.
+    ListGroups {
+        /// The topic, or all.
+        topic: Option<String>,
+        /// The last group of the answer before; `None` for the first.
+        after: Option<GroupId>,
+    },
+    /// Makes a group. It is no error if it exists with the same settings.
+    CreateGroup {
+        /// Its topic.
+        topic: String,
+        /// Its name.
+        name: String,
+        /// Its settings.
+        settings: GroupSettings,
+        /// Where it begins.
+        start: Start,
+    },
+    /// Deletes a group with its progress.
+    DeleteGroup {
+        /// Its topic.
+        topic: String,
+        /// Its name.
+        name: String,
+    },
+    /// Changes the settings of a group.
+    ChangeGroup {
+        /// Its topic.
+        topic: String,
+        /// Its name.
+        name: String,
+        /// The settings.
+        settings: GroupSettings,
+    },
+    /// Reads messages of a topic without any effect on it.
+    Browse {
+        /// The topic.
+        topic: String,
+        /// First offset wanted; the nearest one that is still there.
+        from: Offset,
+        /// At most so many messages.
+        messages_max: u32,
+    },
+}
+
+/// A frame from the client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// First frame of a connection.
+    Hello(Hello),
+    /// Nothing to say, but still there.
+    Heartbeat,
+    /// The client closes the connection; what is in flight goes back uncounted.
+    Goodbye,
+    /// Opens a producer.
+    OpenProducer(OpenProducer),
+    /// Publishes the encoded messages behind the head. They are not checked yet.
+    Publish(Publish, Bytes),
+    /// Closes a producer.
+    CloseProducer(CloseProducer),
+    /// Makes the connection a consumer.
+    Subscribe(Subscribe),
+    /// Changes the window of a consumer.
+    Flow(Flow),
+    /// Settles deliveries.
+    Settle(Settle),
+    /// Ends a consumer.
+    Unsubscribe(Unsubscribe),
+    /// Asks for messages once.
+    Pull(Pull),
+    /// Asks for the id of a topic.
+    FindTopic(FindTopic),
+    /// Administers.
+    Admin(Admin),
+}
+
+impl Request {
+    const HELLO: u8 = 0x01;
+    const HEARTBEAT: u8 = 0x02;
+    const GOODBYE: u8 = 0x03;
+    const OPEN_PRODUCER: u8 = 0x10;
+    const PUBLISH: u8 = 0x11;
+    const CLOSE_PRODUCER: u8 = 0x12;
+    const SUBSCRIBE: u8 = 0x20;
+    const FLOW: u8 = 0x21;
+    const SETTLE: u8 = 0x22;
+    const UNSUBSCRIBE: u8 = 0x23;
+    const PULL: u8 = 0x24;
+    const FIND_TOPIC: u8 = 0x30;
+    const ADMIN: u8 = 0x31;
+
+    /// Reads a frame.
+    ///
+    /// # Errors
+    /// Where it is not one of these. The connection cannot go on.
+    pub fn decode(frame: &RawFrame) -> Result<Self, DecodeError> {
+        Ok(match frame.kind {
+            Self::HELLO => Self::Hello(frame.whole()?),
+            Self::HEARTBEAT => frame.whole().map(|()| Self::Heartbeat)?,
+            Self::GOODBYE => frame.whole().map(|()| Self::Goodbye)?,
+            Self::OPEN_PRODUCER => Self::OpenProducer(frame.whole()?),
+            Self::PUBLISH => {
+                let (head, messages) = frame.head()?;
+                Self::Publish(head, messages)
+            }
+            Self::CLOSE_PRODUCER => Self::CloseProducer(frame.whole()?),
+            Self::SUBSCRIBE => Self::Subscribe(frame.whole()?),
+            Self::FLOW => Self::Flow(frame.whole()?),
+            Self::SETTLE => Self::Settle(frame.whole()?),
+            Self::UNSUBSCRIBE => Self::Unsubscribe(frame.whole()?),
+            Self::PULL => Self::Pull(frame.whole()?),
+            Self::FIND_TOPIC => Self::FindTopic(frame.whole()?),
+            Self::ADMIN => Self::Admin(frame.whole()?),
+            kind => return Err(DecodeError::UnknownKind(kind)),
+        })
+    }
+
+    /// Appends the frame. The messages of a publish are copied; [`put_publish`] does without that.
+    pub fn encode(&self, out: &mut BytesMut) {
+        match self {
+            Self::Hello(head) => put_head(out, Self::HELLO, head, 0),
+            Self::Heartbeat => put_head(out, Self::HEARTBEAT, &(), 0),
+            Self::Goodbye => put_head(out, Self::GOODBYE, &(), 0),
+            Self::OpenProducer(head) => put_head(out, Self::OPEN_PRODUCER, head, 0),
+            Self::Publish(head, messages) => {
+                put_publish(out, head, messages.len());
+                out.extend_from_slice(messages);
+            }
+            Self::CloseProducer(head) => put_head(out, Self::CLOSE_PRODUCER, head, 0),
+            Self::Subscribe(head) => put_head(out, Self::SUBSCRIBE, head, 0),
+            Self::Flow(head) => put_head(out, Self::FLOW, head, 0),
+            Self::Settle(head) => put_head(out, Self::SETTLE, head, 0),
+            Self::Unsubscribe(head) => put_head(out, Self::UNSUBSCRIBE, head, 0),
+            Self::Pull(head) => put_head(out, Self::PULL, head, 0),
+            Self::FindTopic(head) => put_head(out, Self::FIND_TOPIC, head, 0),
+            Self::Admin(head) => put_head(out, Self::ADMIN, head, 0),
+        }
+    }
+}
+
+/// Appends the head of a publish frame behind which `messages_len` bytes of messages will follow.
+pub fn put_publish(out: &mut BytesMut, head: &Publish, messages_len: usize) {
+    put_head(out, Request::PUBLISH, head, messages_len);
+}

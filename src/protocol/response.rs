@@ -1,0 +1,365 @@
+//! Frames from the node to the client.
+
+use bytes::{Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
+
+use super::error::{DecodeError, Refusal};
+use super::frame::{RawFrame, put_head};
+use super::request::{Handle, RequestId};
+use crate::model::chunk::Origin;
+use crate::model::id::{Epoch, GroupId, Offset, ProducerId, Sequence, TopicId};
+use crate::model::settings::{GroupSettings, TopicSettings};
+use crate::model::time::Timestamp;
+
+/// Answer of a master to [`Hello`](super::request::Hello).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The node's epoch. A client refuses one lower than it has seen.
+    pub epoch: Epoch,
+    /// Name of the node.
+    pub node: String,
+    /// Identity of the store.
+    pub store_id: String,
+    /// Program and version of the node, for people.
+    pub server: String,
+    /// How often either side sends something, in milliseconds. Silence for three times as long ends the connection.
+    pub heartbeat_ms: u32,
+    /// Longest frame the node takes, in bytes.
+    pub frame_bytes_max: u64,
+    /// Longest body the node takes, in bytes.
+    pub body_bytes_max: u64,
+    /// Most bytes of headers in a message that the node takes.
+    pub header_bytes_max: u64,
+}
+
+/// What a node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Serves clients.
+    Master,
+    /// Waits for the lock.
+    Standby,
+    /// Has the lock and reads the store.
+    Recovering,
+}
+
+impl std::fmt::Display for Role {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Master => "master",
+            Self::Standby => "standby",
+            Self::Recovering => "recovering",
+        })
+    }
+}
+
+/// Answer of a node that is not master to [`Hello`](super::request::Hello). Only the status may be asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotMaster {
+    /// What the node is.
+    pub role: Role,
+    /// Address of the master, where it is known.
+    pub master: Option<String>,
+}
+
+/// Sign of life of a master.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// How long ago its fence held, in milliseconds.
+    pub fence_age_ms: u32,
+}
+
+/// Everything of a producer up to this sequence is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confirm {
+    /// The producer.
+    pub producer: Handle,
+    /// Sequence of the last message that is confirmed.
+    pub sequence: Sequence,
+}
+
+/// Nothing of a producer from this sequence on was taken, until it starts again with this sequence.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishRefused {
+    /// The producer.
+    pub producer: Handle,
+    /// Sequence of the first message of the frame that was refused.
+    pub sequence: Sequence,
+    /// The sequence that the node expects next; what is below is stored, and was confirmed before this frame. A
+    /// frame that begins above it is refused as out of sequence. The client goes on by sending again from here; a
+    /// message that it gives up leaves its number to the next one.
+    pub expected: Sequence,
+    /// Why.
+    pub refusal: Refusal,
+}
+
+/// Consecutive messages of one delivery frame that have the rest in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// Offset of the first.
+    pub offset: Offset,
+    /// How many.
+    pub count: u32,
+    /// Number of this attempt: 1 plus the attempts that failed.
+    pub attempt: u32,
+    /// Whether it may have been handed out before, counted as an attempt or not (after a takeover for example).
+    pub redelivered: bool,
+    /// When they were published.
+    pub published_at: Timestamp,
+    /// Origin of the first; the others follow in sequence. `None` for what the broker itself published.
+    pub origin: Option<Origin>,
+}
+
+/// Messages for a consumer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deliver {
+    /// The consumer.
+    pub consumer: Handle,
+    /// The pull that this answers; 0 where the node pushes.
+    pub request: RequestId,
+    /// What the messages behind the head are, in their order.
+    pub runs: Vec<Run>,
+}
+
+/// A consumer was ended by the node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsumerClosed {
+    /// The consumer.
+    pub consumer: Handle,
+    /// Why.
+    pub refusal: Refusal,
+}
+
+/// What there is to know of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Its name.
+    pub node: String,
+    /// What it is.
+    pub role: Role,
+    /// Its epoch; of a standby, the one of the master it knows.
+    pub epoch: Epoch,
+    /// The mode of the store.
+    pub mode: String,
+    /// Identity of the store; empty where there is none yet.
+    pub store_id: String,
+    /// Address of the master, where it is known.
+    pub master: Option<String>,
+    /// Program and version.
+    pub version: String,
+    /// Seconds since it has this role.
+    pub role_seconds: u64,
+    /// Client connections.
+    pub connections: u64,
+    /// Topics.
+    pub topics: u64,
+    /// Groups.
+    pub groups: u64,
+    /// Messages in the topics: what some group still waits for, and what no group has asked for yet.
+    pub messages: u64,
+}
+
+/// What there is to know of a topic.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TopicInfo {
+    /// Its id.
+    pub topic: TopicId,
+    /// Its name.
+    pub name: String,
+    /// Its settings.
+    pub settings: TopicSettings,
+    /// First offset that is still there.
+    pub start: Offset,
+    /// Offset that the next message gets.
+    pub end: Offset,
+    /// Number of its groups.
+    pub groups: u32,
+}
+
+/// What there is to know of a group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupInfo {
+    /// Its id.
+    pub group: GroupId,
+    /// Its name.
+    pub name: String,
+    /// Name of its topic.
+    pub topic: String,
+    /// Its settings.
+    pub settings: GroupSettings,
+    /// Everything below is settled.
+    pub floor: Offset,
+    /// Messages that it has not settled, those in flight included.
+    pub waiting: u64,
+    /// Messages handed out and not settled.
+    pub in_flight: u64,
+    /// Messages that wait for another attempt.
+    pub retries: u64,
+    /// Its consumers.
+    pub consumers: u32,
+}
+
+/// Answers to requests. Append only: the order stands on the wire.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// It is done, and durable.
+    Done,
+    /// A producer is open.
+    Producer {
+        /// Its id.
+        id: ProducerId,
+        /// Sequence of its last message in the store.
+        last: Sequence,
+    },
+    /// A consumer is subscribed.
+    Subscribed {
+        /// Its group.
+        group: GroupId,
+        /// Its topic.
+        topic: TopicId,
+        /// Settings of the group, as they are.
+        settings: GroupSettings,
+    },
+    /// Deliveries are settled, and that is durable.
+    Settled {
+        /// How many were in flight to the consumer and are settled now.
+        count: u64,
+    },
+    /// A pull is complete.
+    Pulled {
+        /// How many messages it got.
+        count: u32,
+    },
+    /// A topic.
+    Topic {
+        /// Its id.
+        id: TopicId,
+    },
+    /// Status of the node.
+    Status(Box<NodeStatus>),
+    /// Topics.
+    Topics {
+        /// In the order of their names.
+        topics: Vec<TopicInfo>,
+        /// Whether more follow behind the last one.
+        more: bool,
+    },
+    /// Groups.
+    Groups {
+        /// In the order of their ids.
+        groups: Vec<GroupInfo>,
+        /// Whether more follow behind the last one.
+        more: bool,
+    },
+    /// Messages read without effect: each encoded message with its run.
+    Browsed {
+        /// What the messages are.
+        runs: Vec<Run>,
+        /// The encoded messages, one behind the other. They stand behind the head of the frame.
+        #[serde(skip)]
+        messages: Bytes,
+    },
+}
+
+/// A frame to the client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Response {
+    /// The node is master.
+    Welcome(Welcome),
+    /// The node is not master.
+    NotMaster(NotMaster),
+    /// Sign of life.
+    Heartbeat(Heartbeat),
+    /// The node stops serving; nothing more comes. The client reconnects, to whichever node is master.
+    Goodbye(Refusal),
+    /// What the client did ends the connection.
+    Failed(Refusal),
+    /// Answer to a request.
+    Reply(RequestId, Result<Reply, Refusal>),
+    /// Messages are durable.
+    Confirm(Confirm),
+    /// Messages were not taken.
+    PublishRefused(PublishRefused),
+    /// The encoded messages behind the head are for a consumer.
+    Deliver(Deliver, Bytes),
+    /// A consumer was ended.
+    ConsumerClosed(ConsumerClosed),
+}
+
+impl Response {
+    const WELCOME: u8 = 0x81;
+    const NOT_MASTER: u8 = 0x82;
+    const HEARTBEAT: u8 = 0x83;
+    const GOODBYE: u8 = 0x84;
+    const FAILED: u8 = 0x85;
+    const REPLY: u8 = 0x90;
+    const CONFIRM: u8 = 0x91;
+    const PUBLISH_REFUSED: u8 = 0x92;
+    const DELIVER: u8 = 0xa0;
+    const CONSUMER_CLOSED: u8 = 0xa1;
+
+    /// Reads a frame.
+    ///
+    /// # Errors
+    /// Where it is not one of these. The connection cannot go on.
+    pub fn decode(frame: &RawFrame) -> Result<Self, DecodeError> {
+        Ok(match frame.kind {
+            Self::WELCOME => Self::Welcome(frame.whole()?),
+            Self::NOT_MASTER => Self::NotMaster(frame.whole()?),
+            Self::HEARTBEAT => Self::Heartbeat(frame.whole()?),
+            Self::GOODBYE => Self::Goodbye(frame.whole()?),
+            Self::FAILED => Self::Failed(frame.whole()?),
+            Self::REPLY => {
+                let ((request, mut result), rest) = frame.list_head()?;
+                match &mut result {
+                    Ok(Reply::Browsed { messages, .. }) => *messages = rest,
+                    _ if rest.is_empty() => {}
+                    _ => return Err(DecodeError::Trailing { kind: frame.kind, count: rest.len() }),
+                }
+                Self::Reply(request, result)
+            }
+            Self::CONFIRM => Self::Confirm(frame.whole()?),
+            Self::PUBLISH_REFUSED => Self::PublishRefused(frame.whole()?),
+            Self::DELIVER => {
+                let (head, messages) = frame.list_head()?;
+                Self::Deliver(head, messages)
+            }
+            Self::CONSUMER_CLOSED => Self::ConsumerClosed(frame.whole()?),
+            kind => return Err(DecodeError::UnknownKind(kind)),
+        })
+    }
+
+    /// Appends the frame. The messages of a delivery are copied; [`put_deliver`] does without that.
+    pub fn encode(&self, out: &mut BytesMut) {
+        match self {
+            Self::Welcome(head) => put_head(out, Self::WELCOME, head, 0),
+            Self::NotMaster(head) => put_head(out, Self::NOT_MASTER, head, 0),
+            Self::Heartbeat(head) => put_head(out, Self::HEARTBEAT, head, 0),
+            Self::Goodbye(head) => put_head(out, Self::GOODBYE, head, 0),
+            Self::Failed(head) => put_head(out, Self::FAILED, head, 0),
+            Self::Reply(request, result) => {
+                let messages = match result {
+                    Ok(Reply::Browsed { messages, .. }) => messages.as_ref(),
+                    _ => &[],
+                };
+                put_head(out, Self::REPLY, &(request, result), messages.len());
+                out.extend_from_slice(messages);
+            }
+            Self::Confirm(head) => put_head(out, Self::CONFIRM, head, 0),
+            Self::PublishRefused(head) => put_head(out, Self::PUBLISH_REFUSED, head, 0),
+            Self::Deliver(head, messages) => {
+                put_deliver(out, head, messages.len());
+                out.extend_from_slice(messages);
+            }
+            Self::ConsumerClosed(head) => put_head(out, Self::CONSUMER_CLOSED, head, 0),
+        }
+    }
+}
+
+/// Appends the head of a delivery frame behind which `messages_len` bytes of messages will follow.
+pub fn put_deliver(out: &mut BytesMut, head: &Deliver, messages_len: usize) {
+    put_head(out, Response::DELIVER, head, messages_len);
+}

@@ -1,0 +1,336 @@
+//! What is encoded is decoded, for every frame with any values; one behind the other in one stream.
+
+use batonmq::model::chunk::Origin;
+use batonmq::model::id::{Epoch, GroupId, Offset, OffsetRange, ProducerId, Sequence, TopicId};
+use batonmq::model::limits::LISTED_MAX;
+use batonmq::model::name::Name;
+use batonmq::model::settings::{Backoff, GroupSettings, Policy, Start, TopicSettings};
+use batonmq::model::time::Timestamp;
+use batonmq::protocol::error::{ErrorCode, Refusal};
+use batonmq::protocol::frame::RawFrame;
+use batonmq::protocol::request::{
+    Admin, AdminCommand, CloseProducer, FindTopic, Flow, Hello, OpenProducer, Publish, Pull, Purpose,
+    Request, Settle, Settlement, Subscribe, Unsubscribe, Window,
+};
+use batonmq::protocol::response::{
+    Confirm, ConsumerClosed, Deliver, GroupInfo, Heartbeat, NodeStatus, NotMaster, PublishRefused, Reply,
+    Response, Role, Run, TopicInfo, Welcome,
+};
+use bytes::{Bytes, BytesMut};
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+
+fn text() -> impl Strategy<Value = String> {
+    ".{0,12}"
+}
+
+fn octets() -> impl Strategy<Value = Vec<u8>> {
+    vec(any::<u8>(), 0..40)
+}
+
+fn offset() -> impl Strategy<Value = Offset> {
+    any::<u64>().prop_map(Offset)
+}
+
+fn window() -> impl Strategy<Value = Window> {
+    (any::<u32>(), any::<u64>()).prop_map(|(messages, bytes)| Window { messages, bytes })
+}
+
+fn start() -> impl Strategy<Value = Start> {
+    prop_oneof![Just(Start::Earliest), Just(Start::Latest), offset().prop_map(Start::Offset)]
+}
+
+fn settings() -> impl Strategy<Value = GroupSettings> {
+    let backoff = (any::<u64>(), any::<u32>(), any::<u64>(), any::<u32>()).prop_map(|(a, b, c, d)| Backoff {
+        initial_ms: a,
+        multiplier_percent: b,
+        maximum_ms: c,
+        jitter_percent: d,
+    });
+    let policy = prop_oneof![Just(Policy::RoundRobin), Just(Policy::Fair)];
+    let name = option::of("[a-z][a-z.]{0,9}".prop_map(|text| Name::new(&text).unwrap()));
+    (policy, any::<u64>(), any::<u32>(), backoff, name).prop_map(
+        |(policy, lease_ms, max_attempts, backoff, dead_letter)| GroupSettings {
+            policy,
+            lease_ms,
+            max_attempts,
+            backoff,
+            dead_letter,
+        },
+    )
+}
+
+fn refusal() -> impl Strategy<Value = Refusal> {
+    (any::<u16>().prop_map(ErrorCode::from), text()).prop_map(|(code, text)| Refusal { code, text })
+}
+
+fn runs() -> impl Strategy<Value = Vec<Run>> {
+    let origin = option::of((any::<u64>(), any::<u64>()));
+    let run = (offset(), any::<u32>(), any::<u32>(), any::<bool>(), any::<u64>(), origin).prop_map(
+        |(offset, count, attempt, redelivered, at, origin)| Run {
+            offset,
+            count,
+            attempt,
+            redelivered,
+            published_at: Timestamp(at),
+            origin: origin.map(|(producer, sequence)| Origin {
+                producer: ProducerId(producer),
+                sequence: Sequence(sequence),
+            }),
+        },
+    );
+    vec(run, 0..4)
+}
+
+fn role() -> impl Strategy<Value = Role> {
+    prop_oneof![Just(Role::Master), Just(Role::Standby), Just(Role::Recovering)]
+}
+
+fn settlement() -> impl Strategy<Value = Settlement> {
+    prop_oneof![
+        Just(Settlement::Ack),
+        option::of(any::<u64>()).prop_map(|delay_ms| Settlement::Nack { delay_ms }),
+        Just(Settlement::Release),
+        Just(Settlement::Reject),
+        Just(Settlement::Extend),
+    ]
+}
+
+fn command() -> impl Strategy<Value = AdminCommand> {
+    prop_oneof![
+        Just(AdminCommand::Status),
+        Just(AdminCommand::Switchover),
+        option::of(text()).prop_map(|after| AdminCommand::ListTopics { after }),
+        text().prop_map(|name| AdminCommand::CreateTopic { name, settings: TopicSettings::default() }),
+        text().prop_map(|name| AdminCommand::DeleteTopic { name }),
+        (option::of(text()), option::of(any::<u32>().prop_map(GroupId)))
+            .prop_map(|(topic, after)| AdminCommand::ListGroups { topic, after }),
+        (text(), text(), settings(), start()).prop_map(|(topic, name, settings, start)| {
+            AdminCommand::CreateGroup { topic, name, settings, start }
+        }),
+        (text(), text()).prop_map(|(topic, name)| AdminCommand::DeleteGroup { topic, name }),
+        (text(), text(), settings()).prop_map(|(topic, name, settings)| AdminCommand::ChangeGroup {
+            topic,
+            name,
+            settings
+        }),
+        (text(), offset(), any::<u32>()).prop_map(|(topic, from, messages_max)| AdminCommand::Browse {
+            topic,
+            from,
+            messages_max
+        }),
+    ]
+}
+
+fn request() -> impl Strategy<Value = Request> {
+    let purpose = prop_oneof![Just(Purpose::Client), Just(Purpose::Watch)];
+    let ranges = vec((offset(), offset()).prop_map(|(start, end)| OffsetRange { start, end }), 0..5);
+    let parts = vec((any::<u32>().prop_map(TopicId), any::<u32>()), 0..4);
+    prop_oneof![
+        (purpose, text(), any::<u64>(), any::<u32>(), text(), octets()).prop_map(
+            |(purpose, client, epoch, heartbeat_ms, auth_mechanism, auth_data)| {
+                let epoch_seen = Epoch(epoch);
+                Request::Hello(Hello { purpose, client, epoch_seen, heartbeat_ms, auth_mechanism, auth_data })
+            }
+        ),
+        Just(Request::Heartbeat),
+        Just(Request::Goodbye),
+        (any::<u32>(), any::<u32>(), text(), option::of(any::<u64>())).prop_map(
+            |(request, producer, name, resume)| {
+                let resume = resume.map(ProducerId);
+                Request::OpenProducer(OpenProducer { request, producer, name, resume })
+            }
+        ),
+        (any::<u32>(), any::<u64>(), parts, octets()).prop_map(|(producer, sequence, parts, messages)| {
+            let sequence = Sequence(sequence);
+            Request::Publish(Publish { producer, sequence, parts }, Bytes::from(messages))
+        }),
+        any::<u32>().prop_map(|producer| Request::CloseProducer(CloseProducer { producer })),
+        (any::<u32>(), any::<u32>(), text(), text(), start(), option::of(settings()), window()).prop_map(
+            |(request, consumer, topic, group, start, settings, window)| {
+                Request::Subscribe(Subscribe { request, consumer, topic, group, start, settings, window })
+            }
+        ),
+        (any::<u32>(), window()).prop_map(|(consumer, window)| Request::Flow(Flow { consumer, window })),
+        (any::<u32>(), any::<u32>(), settlement(), ranges).prop_map(
+            |(request, consumer, settlement, ranges)| {
+                Request::Settle(Settle { request, consumer, settlement, ranges })
+            }
+        ),
+        (any::<u32>(), any::<u32>())
+            .prop_map(|(request, consumer)| Request::Unsubscribe(Unsubscribe { request, consumer })),
+        (any::<u32>(), any::<u32>(), window(), any::<u64>()).prop_map(
+            |(request, consumer, window, wait_ms)| {
+                Request::Pull(Pull { request, consumer, window, wait_ms })
+            }
+        ),
+        (any::<u32>(), text()).prop_map(|(request, name)| Request::FindTopic(FindTopic { request, name })),
+        (any::<u32>(), command()).prop_map(|(request, command)| Request::Admin(Admin { request, command })),
+    ]
+}
+
+fn infos() -> impl Strategy<Value = Reply> {
+    let status = (text(), role(), any::<u64>(), text(), option::of(text()), vec(any::<u64>(), 5)).prop_map(
+        |(node, role, epoch, mode, master, numbers)| {
+            Reply::Status(Box::new(NodeStatus {
+                node,
+                role,
+                epoch: Epoch(epoch),
+                store_id: mode.clone(),
+                version: mode.clone(),
+                mode,
+                master,
+                role_seconds: numbers[0],
+                connections: numbers[1],
+                topics: numbers[2],
+                groups: numbers[3],
+                messages: numbers[4],
+            }))
+        },
+    );
+    let topic = (any::<u32>(), text(), offset(), offset(), any::<u32>()).prop_map(
+        |(topic, name, start, end, groups)| TopicInfo {
+            topic: TopicId(topic),
+            name,
+            settings: TopicSettings::default(),
+            start,
+            end,
+            groups,
+        },
+    );
+    let group = (any::<u32>(), text(), text(), settings(), offset(), vec(any::<u64>(), 3), any::<u32>())
+        .prop_map(|(group, name, topic, settings, floor, numbers, consumers)| GroupInfo {
+            group: GroupId(group),
+            name,
+            topic,
+            settings,
+            floor,
+            waiting: numbers[0],
+            in_flight: numbers[1],
+            retries: numbers[2],
+            consumers,
+        });
+    let topics = (vec(topic, 0..3), any::<bool>()).prop_map(|(topics, more)| Reply::Topics { topics, more });
+    let groups = (vec(group, 0..3), any::<bool>()).prop_map(|(groups, more)| Reply::Groups { groups, more });
+    prop_oneof![status, topics, groups]
+}
+
+fn reply() -> impl Strategy<Value = Reply> {
+    prop_oneof![
+        Just(Reply::Done),
+        (any::<u64>(), any::<u64>())
+            .prop_map(|(id, last)| Reply::Producer { id: ProducerId(id), last: Sequence(last) }),
+        (any::<u32>(), any::<u32>(), settings()).prop_map(|(group, topic, settings)| Reply::Subscribed {
+            group: GroupId(group),
+            topic: TopicId(topic),
+            settings
+        }),
+        any::<u64>().prop_map(|count| Reply::Settled { count }),
+        any::<u32>().prop_map(|count| Reply::Pulled { count }),
+        any::<u32>().prop_map(|id| Reply::Topic { id: TopicId(id) }),
+        infos(),
+        (runs(), octets()).prop_map(|(runs, messages)| Reply::Browsed { runs, messages: messages.into() }),
+    ]
+}
+
+fn response() -> impl Strategy<Value = Response> {
+    let welcome = (any::<u64>(), text(), text(), text(), any::<u32>(), vec(any::<u64>(), 3)).prop_map(
+        |(epoch, node, store_id, server, heartbeat_ms, limits)| {
+            Response::Welcome(Welcome {
+                epoch: Epoch(epoch),
+                node,
+                store_id,
+                server,
+                heartbeat_ms,
+                frame_bytes_max: limits[0],
+                body_bytes_max: limits[1],
+                header_bytes_max: limits[2],
+            })
+        },
+    );
+    prop_oneof![
+        welcome,
+        (role(), option::of(text()))
+            .prop_map(|(role, master)| Response::NotMaster(NotMaster { role, master })),
+        (any::<u64>(), any::<u32>()).prop_map(|(epoch, fence_age_ms)| {
+            Response::Heartbeat(Heartbeat { epoch: Epoch(epoch), fence_age_ms })
+        }),
+        refusal().prop_map(Response::Goodbye),
+        refusal().prop_map(Response::Failed),
+        (any::<u32>(), reply()).prop_map(|(request, reply)| Response::Reply(request, Ok(reply))),
+        (any::<u32>(), refusal()).prop_map(|(request, refusal)| Response::Reply(request, Err(refusal))),
+        (any::<u32>(), any::<u64>()).prop_map(|(producer, sequence)| {
+            Response::Confirm(Confirm { producer, sequence: Sequence(sequence) })
+        }),
+        (any::<u32>(), any::<u64>(), any::<u64>(), refusal()).prop_map(
+            |(producer, sequence, expected, refusal)| {
+                let (sequence, expected) = (Sequence(sequence), Sequence(expected));
+                Response::PublishRefused(PublishRefused { producer, sequence, expected, refusal })
+            }
+        ),
+        (any::<u32>(), any::<u32>(), runs(), octets()).prop_map(|(consumer, request, runs, messages)| {
+            Response::Deliver(Deliver { consumer, request, runs }, Bytes::from(messages))
+        }),
+        (any::<u32>(), refusal())
+            .prop_map(|(consumer, refusal)| Response::ConsumerClosed(ConsumerClosed { consumer, refusal })),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    #[test]
+    fn requests_come_out_as_they_went_in(requests in vec(request(), 1..5)) {
+        let mut stream = BytesMut::new();
+        requests.iter().for_each(|request| request.encode(&mut stream));
+        for request in requests {
+            let frame = RawFrame::cut(&mut stream, 1 << 20).unwrap().unwrap();
+            prop_assert_eq!(Request::decode(&frame), Ok(request));
+        }
+        prop_assert!(stream.is_empty());
+    }
+
+    #[test]
+    fn responses_come_out_as_they_went_in(responses in vec(response(), 1..5)) {
+        let mut stream = BytesMut::new();
+        responses.iter().for_each(|response| response.encode(&mut stream));
+        for response in responses {
+            let frame = RawFrame::cut(&mut stream, 1 << 20).unwrap().unwrap();
+            prop_assert_eq!(Response::decode(&frame), Ok(response));
+        }
+        prop_assert!(stream.is_empty());
+    }
+}
+
+/// The longest answer to a question for all topics, and a delivery of messages that have nothing in common, are long lists: what a node may
+/// send a client must read.
+#[test]
+fn lists_as_long_as_the_limits_allow_are_read() {
+    let topic = TopicInfo {
+        topic: TopicId(u32::MAX),
+        name: "t".repeat(255),
+        settings: TopicSettings::default(),
+        start: Offset(u64::MAX),
+        end: Offset(u64::MAX),
+        groups: u32::MAX,
+    };
+    let run = Run {
+        offset: Offset(u64::MAX),
+        count: 1,
+        attempt: u32::MAX,
+        redelivered: true,
+        published_at: Timestamp(u64::MAX),
+        origin: Some(Origin { producer: ProducerId(u64::MAX), sequence: Sequence(u64::MAX) }),
+    };
+    let deliver = Deliver { consumer: 1, request: 0, runs: vec![run; 200_000] };
+    for response in [
+        Response::Reply(1, Ok(Reply::Topics { topics: vec![topic; LISTED_MAX], more: true })),
+        Response::Deliver(deliver, Bytes::from_static(b"messages")),
+    ] {
+        let mut stream = BytesMut::new();
+        response.encode(&mut stream);
+        let frame = RawFrame::cut(&mut stream, 72 << 20).unwrap().unwrap();
+        assert!(Response::decode(&frame) == Ok(response), "the long list came out different");
+    }
+}

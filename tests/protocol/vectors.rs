@@ -1,0 +1,237 @@
+//! One frame of every kind, with every variant of every enum in it at least once. Their bytes stand in
+//! `docs/protocol.md`.
+
+use batonmq::model::chunk::Origin;
+use batonmq::model::id::{Epoch, GroupId, Offset, OffsetRange, ProducerId, Sequence, TopicId};
+use batonmq::model::message::{Message, MessageBlock};
+use batonmq::model::settings::{Backoff, GroupSettings, Policy, Retention, Start, TopicSettings};
+use batonmq::model::time::Timestamp;
+use batonmq::protocol::error::{ErrorCode, Refusal};
+use batonmq::protocol::request::{
+    Admin, AdminCommand, CloseProducer, FindTopic, Flow, Hello, OpenProducer, Publish, Pull, Purpose,
+    Request, Settle, Settlement, Subscribe, Unsubscribe, Window,
+};
+use batonmq::protocol::response::{
+    Confirm, ConsumerClosed, Deliver, GroupInfo, Heartbeat, NodeStatus, NotMaster, PublishRefused, Reply,
+    Response, Role, Run, TopicInfo, Welcome,
+};
+use bytes::Bytes;
+
+/// A message with every field, and one with nothing but a body.
+pub fn messages() -> Bytes {
+    let full = Message {
+        key: Some("k".into()),
+        headers: vec![("h".into(), "v".into())],
+        deliver_at: Some(Timestamp(1)),
+        expires_at: Some(Timestamp(2)),
+        priority: 3,
+        body: "body".into(),
+    };
+    MessageBlock::encode([&full, &Message::new("x")]).bytes().clone()
+}
+
+fn settings() -> GroupSettings {
+    GroupSettings {
+        policy: Policy::Fair,
+        lease_ms: 30_000,
+        max_attempts: 16,
+        backoff: Backoff {
+            initial_ms: 1_000,
+            multiplier_percent: 200,
+            maximum_ms: 60_000,
+            jitter_percent: 20,
+        },
+        dead_letter: Some("dead".parse().unwrap()),
+    }
+}
+
+fn run() -> Run {
+    Run {
+        offset: Offset(300),
+        count: 2,
+        attempt: 1,
+        redelivered: false,
+        published_at: Timestamp(1_700_000_000_000),
+        origin: Some(Origin { producer: ProducerId(5), sequence: Sequence(70_000) }),
+    }
+}
+
+fn refusal(code: ErrorCode) -> Refusal {
+    Refusal::new(code, "why")
+}
+
+fn settle(settlement: Settlement, ranges: Vec<OffsetRange>) -> Request {
+    Request::Settle(Settle { request: 9, consumer: 2, settlement, ranges })
+}
+
+fn subscribe(start: Start, settings: Option<GroupSettings>) -> Request {
+    let window = Window { messages: 1_000, bytes: 8 << 20 };
+    let (topic, group) = ("t".into(), "g".into());
+    Request::Subscribe(Subscribe { request: 8, consumer: 2, topic, group, start, settings, window })
+}
+
+fn admin(command: AdminCommand) -> Request {
+    Request::Admin(Admin { request: 7, command })
+}
+
+fn reply(reply: Reply) -> Response {
+    Response::Reply(7, Ok(reply))
+}
+
+/// Every frame from the client.
+pub fn requests() -> Vec<Request> {
+    let (topic, name) = ("t".to_owned(), "g".to_owned());
+    let hello = |purpose| {
+        Request::Hello(Hello {
+            purpose,
+            client: "c".into(),
+            epoch_seen: Epoch(3),
+            heartbeat_ms: 1_000,
+            auth_mechanism: "anonymous".into(),
+            auth_data: vec![1, 2],
+        })
+    };
+    let open =
+        |resume| Request::OpenProducer(OpenProducer { request: 6, producer: 1, name: "p".into(), resume });
+    let publish =
+        Publish { producer: 1, sequence: Sequence(251), parts: vec![(TopicId(4), 1), (TopicId(300), 1)] };
+    let (from, to) = (Offset(0), Offset(251));
+    vec![
+        hello(Purpose::Client),
+        hello(Purpose::Watch),
+        Request::Heartbeat,
+        Request::Goodbye,
+        open(None),
+        open(Some(ProducerId(5))),
+        Request::Publish(publish, messages()),
+        Request::CloseProducer(CloseProducer { producer: 1 }),
+        subscribe(Start::Earliest, None),
+        subscribe(Start::Latest, Some(settings())),
+        subscribe(Start::Offset(Offset(u64::MAX)), None),
+        Request::Flow(Flow { consumer: 2, window: Window { messages: 65_536, bytes: 1 << 40 } }),
+        settle(Settlement::Ack, vec![OffsetRange { start: from, end: to }, OffsetRange::new(300, 301)]),
+        settle(Settlement::Nack { delay_ms: None }, vec![OffsetRange::new(1, 2)]),
+        settle(Settlement::Nack { delay_ms: Some(500) }, vec![OffsetRange::new(1, 2)]),
+        settle(Settlement::Release, vec![OffsetRange::new(1, 2)]),
+        settle(Settlement::Reject, vec![OffsetRange::new(1, 2)]),
+        settle(Settlement::Extend, vec![OffsetRange::new(1, 2)]),
+        Request::Unsubscribe(Unsubscribe { request: 10, consumer: 2 }),
+        Request::Pull(Pull {
+            request: 11,
+            consumer: 2,
+            window: Window { messages: 10, bytes: 1 << 20 },
+            wait_ms: 5_000,
+        }),
+        Request::FindTopic(FindTopic { request: 12, name: topic.clone() }),
+        admin(AdminCommand::Status),
+        admin(AdminCommand::Switchover),
+        admin(AdminCommand::ListTopics { after: None }),
+        admin(AdminCommand::ListTopics { after: Some(topic.clone()) }),
+        admin(AdminCommand::CreateTopic {
+            name: topic.clone(),
+            settings: TopicSettings { retention: Retention::Acked },
+        }),
+        admin(AdminCommand::DeleteTopic { name: topic.clone() }),
+        admin(AdminCommand::ListGroups { topic: None, after: Some(GroupId(300)) }),
+        admin(AdminCommand::ListGroups { topic: Some(topic.clone()), after: None }),
+        admin(AdminCommand::CreateGroup {
+            topic: topic.clone(),
+            name: name.clone(),
+            settings: GroupSettings { policy: Policy::RoundRobin, dead_letter: None, ..settings() },
+            start: Start::Earliest,
+        }),
+        admin(AdminCommand::DeleteGroup { topic: topic.clone(), name: name.clone() }),
+        admin(AdminCommand::ChangeGroup { topic: topic.clone(), name, settings: settings() }),
+        admin(AdminCommand::Browse { topic, from: Offset(2), messages_max: 10 }),
+    ]
+}
+
+/// Every frame to the client.
+pub fn responses() -> Vec<Response> {
+    let not_master = |role, master| Response::NotMaster(NotMaster { role, master });
+    let deliver = |request, runs| Deliver { consumer: 2, request, runs };
+    vec![
+        Response::Welcome(Welcome {
+            epoch: Epoch(3),
+            node: "a".into(),
+            store_id: "s".into(),
+            server: "baton".into(),
+            heartbeat_ms: 1_000,
+            frame_bytes_max: 72 << 20,
+            body_bytes_max: 64 << 20,
+            header_bytes_max: 64 << 10,
+        }),
+        not_master(Role::Standby, Some("b:7470".into())),
+        not_master(Role::Recovering, None),
+        Response::Heartbeat(Heartbeat { epoch: Epoch(3), fence_age_ms: 12 }),
+        Response::Goodbye(refusal(ErrorCode::Draining)),
+        Response::Failed(refusal(ErrorCode::HeartbeatMissed)),
+        Response::Reply(7, Err(refusal(ErrorCode::NotMaster))),
+        Response::Reply(7, Err(refusal(ErrorCode::Other(1_000)))),
+        reply(Reply::Done),
+        reply(Reply::Producer { id: ProducerId(5), last: Sequence(250) }),
+        reply(Reply::Subscribed { group: GroupId(6), topic: TopicId(4), settings: settings() }),
+        reply(Reply::Settled { count: 251 }),
+        reply(Reply::Pulled { count: 2 }),
+        reply(Reply::Topic { id: TopicId(4) }),
+        reply(Reply::Status(Box::new(NodeStatus {
+            node: "a".into(),
+            role: Role::Master,
+            epoch: Epoch(3),
+            mode: "file".into(),
+            store_id: "s".into(),
+            master: None,
+            version: "v".into(),
+            role_seconds: 60,
+            connections: 1,
+            topics: 2,
+            groups: 3,
+            messages: 70_000,
+        }))),
+        reply(Reply::Topics {
+            more: true,
+            topics: vec![TopicInfo {
+                topic: TopicId(4),
+                name: "t".into(),
+                settings: TopicSettings { retention: Retention::Acked },
+                start: Offset(1),
+                end: Offset(300),
+                groups: 1,
+            }],
+        }),
+        reply(Reply::Groups {
+            more: false,
+            groups: vec![GroupInfo {
+                group: GroupId(6),
+                name: "g".into(),
+                topic: "t".into(),
+                settings: settings(),
+                floor: Offset(1),
+                waiting: 299,
+                in_flight: 2,
+                retries: 0,
+                consumers: 1,
+            }],
+        }),
+        reply(Reply::Browsed { runs: vec![Run { origin: None, ..run() }], messages: messages() }),
+        Response::Confirm(Confirm { producer: 1, sequence: Sequence(252) }),
+        Response::PublishRefused(PublishRefused {
+            producer: 1,
+            sequence: Sequence(253),
+            expected: Sequence(253),
+            refusal: refusal(ErrorCode::StoreFull),
+        }),
+        Response::Deliver(deliver(0, vec![run()]), messages()),
+        Response::Deliver(
+            deliver(
+                11,
+                vec![
+                    Run { count: 1, ..run() },
+                    Run { count: 1, attempt: 2, redelivered: true, origin: None, ..run() },
+                ],
+            ),
+            messages(),
+        ),
+        Response::ConsumerClosed(ConsumerClosed { consumer: 2, refusal: refusal(ErrorCode::Deleted) }),
+    ]
+}
