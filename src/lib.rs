@@ -2,10 +2,12 @@
 //!
 //! The layers, each using only those below it; `docs/architecture.md` says what each deliberately does not know.
 //!
+//! * [`broker`]: topics, groups, consumers and producers, as a pure state machine.
 //! * [`protocol`]: the wire protocol.
 //! * [`model`]: messages, names, offsets, settings, records, limits.
 
 #![warn(clippy::unwrap_used)]
 
+pub mod broker;
 pub mod model;
 pub mod protocol;

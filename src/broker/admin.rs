@@ -1,0 +1,202 @@
+//! What an administrator asks for: lists, and making, changing and deleting topics and groups.
+
+use std::ops::Bound;
+
+use super::browse::Browse;
+use super::group::Group;
+use super::machine::Broker;
+use super::subscription::check_settings;
+use super::{Content, Output, dead_letter, refusals};
+use crate::model::id::{GroupId, SessionId, TopicId};
+use crate::model::limits::LISTED_MAX;
+use crate::model::name::Name;
+use crate::model::record::Record;
+use crate::model::settings::{GroupSettings, Start, TopicSettings};
+use crate::protocol::error::{ErrorCode, Refusal};
+use crate::protocol::request::{Admin, AdminCommand};
+use crate::protocol::response::{GroupInfo, Reply, TopicInfo};
+
+impl Broker {
+    pub(super) fn administer(&mut self, session: SessionId, request: Admin, out: &mut Output) {
+        let id = request.request;
+        let answer = match request.command {
+            AdminCommand::Status | AdminCommand::Switchover => {
+                Err(Refusal::new(ErrorCode::Invalid, "the node itself answers this, not its broker"))
+            }
+            AdminCommand::ListTopics { after } => Ok(self.list_topics(after.as_deref())),
+            AdminCommand::CreateTopic { name, settings } => self.create_topic_asked(&name, settings, out),
+            AdminCommand::DeleteTopic { name } => self.topic_named(&name).map(|topic| {
+                self.delete_topic(topic, out);
+                Reply::Done
+            }),
+            AdminCommand::ListGroups { topic, after } => self.list_groups(topic.as_deref(), after, out),
+            AdminCommand::CreateGroup { topic, name, settings, start } => {
+                self.create_group_asked(&topic, &name, settings, start, out)
+            }
+            AdminCommand::DeleteGroup { topic, name } => self.group_named(&topic, &name).map(|group| {
+                self.delete_group(group, out);
+                Reply::Done
+            }),
+            AdminCommand::ChangeGroup { topic, name, settings } => {
+                self.change_group(&topic, &name, settings, out)
+            }
+            AdminCommand::Browse { topic, from, messages_max } => match self.topic_named(&topic) {
+                Ok(topic) => {
+                    self.browse(topic, from, Browse { session, request: id, messages_max }, out);
+                    return;
+                }
+                Err(refusal) => Err(refusal),
+            },
+        };
+        out.effect(session, Content::Reply(id, answer));
+    }
+
+    fn topic_named(&self, name: &str) -> Result<TopicId, Refusal> {
+        if let Some(id) = self.topic_names.get(name) {
+            return Ok(*id);
+        }
+        // What is no name is not repeated in the answer, however long it is.
+        Name::new(name).map_err(|error| refusals::invalid(&error))?;
+        Err(refusals::unknown_topic(name))
+    }
+
+    fn group_named(&self, topic: &str, name: &str) -> Result<GroupId, Refusal> {
+        let id = self.topic_named(topic)?;
+        Name::new(name).map_err(|error| refusals::invalid(&error))?;
+        let group = self.topics.get(&id).and_then(|topic| topic.groups.get(name));
+        group.copied().ok_or_else(|| refusals::unknown_group(topic, name))
+    }
+
+    fn list_topics(&self, after: Option<&str>) -> Reply {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut names = self.topic_names.range::<str, _>((from, Bound::Unbounded));
+        let topics = names.by_ref().take(LISTED_MAX).filter_map(|(_, id)| self.topic_info(*id)).collect();
+        Reply::Topics { topics, more: names.next().is_some() }
+    }
+
+    fn topic_info(&self, id: TopicId) -> Option<TopicInfo> {
+        let topic = self.topics.get(&id)?;
+        Some(TopicInfo {
+            topic: id,
+            name: topic.state.name.to_string(),
+            settings: topic.state.settings.clone(),
+            start: topic.state.start,
+            end: topic.state.end,
+            groups: topic.groups.len() as u32,
+        })
+    }
+
+    fn list_groups(
+        &mut self,
+        topic: Option<&str>,
+        after: Option<GroupId>,
+        out: &mut Output,
+    ) -> Result<Reply, Refusal> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut ids: Vec<GroupId> = match topic {
+            Some(name) => {
+                let id = self.topic_named(name)?;
+                let groups =
+                    self.topics.get(&id).into_iter().flat_map(|topic| topic.groups.values().copied());
+                let mut ids: Vec<GroupId> =
+                    groups.filter(|id| after.is_none_or(|after| *id > after)).collect();
+                ids.sort_unstable();
+                ids
+            }
+            None => {
+                self.groups.range((from, Bound::Unbounded)).map(|(id, _)| *id).take(LISTED_MAX + 1).collect()
+            }
+        };
+        let more = ids.len() > LISTED_MAX;
+        ids.truncate(LISTED_MAX);
+        let mut groups = Vec::with_capacity(ids.len());
+        for id in ids {
+            // What was settled in this very cycle counts.
+            self.make_settled_known(id, out);
+            groups.extend(self.groups.get(&id).and_then(|group| self.group_info(group)));
+        }
+        Ok(Reply::Groups { groups, more })
+    }
+
+    fn group_info(&self, group: &Group) -> Option<GroupInfo> {
+        let topic = self.topics.get(&group.state.topic)?;
+        let waiting = topic.state.end.0 - group.state.floor.0 - group.state.settled.offset_count();
+        Some(GroupInfo {
+            group: group.id,
+            name: group.state.name.to_string(),
+            topic: topic.state.name.to_string(),
+            settings: group.state.settings.clone(),
+            floor: group.state.floor,
+            waiting,
+            in_flight: group.in_flight,
+            retries: group.redelivery.count(),
+            consumers: group.consumer_count() as u32,
+        })
+    }
+
+    fn create_topic_asked(
+        &mut self,
+        name: &str,
+        settings: TopicSettings,
+        out: &mut Output,
+    ) -> Result<Reply, Refusal> {
+        let name = Name::new(name).map_err(|error| refusals::invalid(&error))?;
+        match self.topic_names.get(&name).and_then(|id| self.topics.get(id)) {
+            Some(topic) if topic.state.settings == settings => Ok(Reply::Done),
+            Some(_) => {
+                let text = format!("topic {name} exists with other settings");
+                Err(Refusal::new(ErrorCode::AlreadyExists, text))
+            }
+            None => self.create_topic(name, settings, out).map(|_| Reply::Done),
+        }
+    }
+
+    fn create_group_asked(
+        &mut self,
+        topic: &str,
+        name: &str,
+        settings: GroupSettings,
+        start: Start,
+        out: &mut Output,
+    ) -> Result<Reply, Refusal> {
+        check_settings(&settings)?;
+        let name = Name::new(name).map_err(|error| refusals::invalid(&error))?;
+        let id = self.topic_named(topic)?;
+        let known = self.topics.get(&id).and_then(|topic| topic.groups.get(&name));
+        match known.and_then(|id| self.groups.get(id)) {
+            Some(group) if group.state.settings == settings => Ok(Reply::Done),
+            Some(_) => {
+                let text =
+                    format!("group {name} of topic {topic} exists with other settings; change it instead");
+                Err(Refusal::new(ErrorCode::AlreadyExists, text))
+            }
+            None => self.create_group(id, name, settings, start, out).map(|_| Reply::Done),
+        }
+    }
+
+    fn change_group(
+        &mut self,
+        topic: &str,
+        name: &str,
+        settings: GroupSettings,
+        out: &mut Output,
+    ) -> Result<Reply, Refusal> {
+        check_settings(&settings)?;
+        let id = self.group_named(topic, name)?;
+        let Some(group) = self.groups.get_mut(&id) else { return Ok(Reply::Done) };
+        if group.state.settings == settings {
+            return Ok(Reply::Done);
+        }
+        out.records.push(Record::GroupChanged { group: id, settings: settings.clone() });
+        group.state.settings = settings;
+        group.refresh_all();
+        let named = self.topics.get(&group.state.topic).map(|topic| &topic.state.name);
+        let mortal = named.is_some_and(|topic| dead_letter::target(topic, &group.state.settings).is_some());
+        group.sort_retries(mortal);
+        if !group.redelivery.dying.is_empty() {
+            self.dying_groups.insert(id);
+        }
+        self.cycle.mark(group);
+        Ok(Reply::Done)
+    }
+}

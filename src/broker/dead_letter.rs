@@ -1,0 +1,259 @@
+//! Dead letters: where a message goes after its last attempt or when it is rejected.
+//!
+//! The copy in the dead-letter topic and the settlement in the group are one commit, so a message is in one of both
+//! places, never in none and never in both. The copy keeps key, headers and body and has the headers of [`HEADERS`],
+//! texts all of them; from a message that dies again the older values become a line of `baton.dead.history`, the
+//! last [`HISTORY_LINES`] of which are kept. The limits on headers do not apply to these.
+//!
+//! The topic is the one that the group's settings name, or the topic's own name with `.dead-letter` behind it. It is
+//! created when it is needed, even where topics are not created by using them. Where it cannot be, the messages wait.
+//! There are no dead letters of dead letters: in a topic whose name ends in `.dead-letter`, and in a group that names
+//! its own topic, nothing dies unless the settings name another topic. What fails there is tried again with the
+//! back-off, whatever `max_attempts` says, and so is what is rejected there.
+
+use super::Output;
+use super::machine::Broker;
+use super::reading::{READ_BYTES, READ_ONE_BYTES, RETRY_READS_MAX, Want};
+use crate::model::id::{GroupId, Offset, OffsetRange, TopicId};
+use crate::model::limits::NAME_BYTES_MAX;
+use crate::model::message::{Message, MessageBlock};
+use crate::model::name::Name;
+use crate::model::record::ReturnReason;
+use crate::model::settings::{GroupSettings, TopicSettings};
+use crate::model::time::Timestamp;
+
+/// What the name of a dead-letter topic ends with.
+pub const DEAD_LETTER_SUFFIX: &str = ".dead-letter";
+/// The headers that a dead message gets, in this order: topic, offset and group that it comes from, failed attempts,
+/// what ended the last of them, when it was published, when it died.
+pub const HEADERS: [&str; 7] = [
+    "baton.dead.topic",
+    "baton.dead.offset",
+    "baton.dead.group",
+    "baton.dead.attempts",
+    "baton.dead.reason",
+    "baton.dead.published-at",
+    "baton.dead.at",
+];
+/// The header with what the others said before: a line for each earlier death, the oldest first.
+pub const HISTORY: &str = "baton.dead.history";
+/// Lines of history that are kept.
+pub const HISTORY_LINES: usize = 16;
+
+/// Messages and bytes that a group moves in one cycle.
+const MOVED_PER_CYCLE: usize = 256;
+const MOVED_BYTES_PER_CYCLE: usize = 1 << 20;
+/// Milliseconds until a topic that could not be created is tried again.
+const TRY_AGAIN_MS: u64 = 1_000;
+
+/// Where dead messages of a group go; `None` where nothing dies.
+pub(super) fn target(topic: &Name, settings: &GroupSettings) -> Option<Name> {
+    if let Some(name) = &settings.dead_letter {
+        return (name != topic).then(|| name.clone());
+    }
+    if topic.as_str().ends_with(DEAD_LETTER_SUFFIX) {
+        return None;
+    }
+    // A name is ASCII; one that is too long loses its end, and the headers tell where the messages come from.
+    let kept = topic.as_str().len().min(NAME_BYTES_MAX - DEAD_LETTER_SUFFIX.len());
+    Name::new(&format!("{}{DEAD_LETTER_SUFFIX}", &topic.as_str()[..kept])).ok()
+}
+
+/// The values of [`HEADERS`].
+type Death = [String; 7];
+
+/// The word for a reason.
+fn word(reason: ReturnReason) -> &'static str {
+    match reason {
+        ReturnReason::Nacked => "nacked",
+        ReturnReason::LeaseExpired => "lease-expired",
+        ReturnReason::ConsumerLost => "consumer-lost",
+        ReturnReason::Rejected => "rejected",
+    }
+}
+
+/// The message as it stands in the dead-letter topic.
+fn dead_message(mut message: Message, death: Death) -> Message {
+    let mut history: Vec<String> = message
+        .header(HISTORY)
+        .map(|lines| String::from_utf8_lossy(lines).lines().map(str::to_owned).collect())
+        .unwrap_or_default();
+    if message.header(HEADERS[0]).is_some() {
+        let older = HEADERS.map(|name| {
+            message.header(name).map_or("?".into(), |value| String::from_utf8_lossy(value).into_owned())
+        });
+        let [topic, offset, group, attempts, reason, published_at, at] = older;
+        history.push(format!(
+            "{at} topic={topic} offset={offset} group={group} attempts={attempts} reason={reason} \
+             published-at={published_at}"
+        ));
+    }
+    let kept = history.len().saturating_sub(HISTORY_LINES);
+    message.headers.retain(|(name, _)| name != HISTORY && !HEADERS.contains(&name.as_str()));
+    let values = death.map(bytes::Bytes::from);
+    message.headers.extend(HEADERS.map(str::to_owned).into_iter().zip(values));
+    if !history.is_empty() {
+        message.headers.push((HISTORY.to_owned(), history[kept..].join("\n").into()));
+    }
+    message
+}
+
+impl Broker {
+    /// Moves what is dying to the dead letters, as far as it is in memory; the rest is read.
+    pub(super) fn move_dead(&mut self, out: &mut Output) {
+        let groups: Vec<GroupId> = self.dying_groups.iter().copied().collect();
+        for id in groups {
+            self.move_dead_of(id, out);
+            if self.groups.get(&id).is_none_or(|group| group.redelivery.dying.is_empty()) {
+                self.dying_groups.remove(&id);
+            }
+        }
+    }
+
+    fn move_dead_of(&mut self, id: GroupId, out: &mut Output) {
+        let now = self.now;
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        if group.dying_not_before.is_some_and(|at| at > now) {
+            return;
+        }
+        group.dying_not_before = None;
+        self.cycle.mark(group);
+        let Some(topic) = self.topics.get(&group.state.topic) else { return };
+        let Some(target) = target(&topic.state.name, &group.state.settings) else {
+            return;
+        };
+        let Some(to) = self.dead_letter_topic(target, out) else {
+            if let Some(group) = self.groups.get_mut(&id) {
+                group.dying_not_before = Some(Timestamp(now.0.saturating_add(TRY_AGAIN_MS)));
+            }
+            return;
+        };
+        let (messages, offsets) = self.take_dead(id, out);
+        if messages.is_empty() {
+            return;
+        }
+        self.append(to, MessageBlock::encode(&messages), None, out);
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        for offset in offsets {
+            group.redelivery.dying.remove(&offset);
+            group.settle(OffsetRange::one(offset));
+        }
+    }
+
+    fn dead_letter_topic(&mut self, name: Name, out: &mut Output) -> Option<TopicId> {
+        match self.topic_names.get(&name) {
+            Some(id) => Some(*id),
+            None => self.create_topic(name, TopicSettings::default(), out).ok(),
+        }
+    }
+
+    /// The dead messages of a group that are in memory, a cycle's worth, with their offsets.
+    fn take_dead(&mut self, id: GroupId, out: &mut Output) -> (Vec<Message>, Vec<Offset>) {
+        let (mut messages, mut offsets) = (Vec::new(), Vec::new());
+        let Some(group) = self.groups.get_mut(&id) else { return (messages, offsets) };
+        let Some(topic) = self.topics.get(&group.state.topic) else { return (messages, offsets) };
+        let cached = self.cache.topic(group.state.topic);
+        let (mut bytes, mut missing) = (0, Vec::new());
+        for &offset in &group.redelivery.dying {
+            if messages.len() >= MOVED_PER_CYCLE || bytes >= MOVED_BYTES_PER_CYCLE {
+                self.work_left = true;
+                break;
+            }
+            let Some(chunk) = cached.and_then(|cached| cached.at(offset)) else {
+                missing.push(offset);
+                if missing.len() >= RETRY_READS_MAX {
+                    break;
+                }
+                continue;
+            };
+            let index = (offset.0 - chunk.first.0) as usize;
+            let encoded = chunk.block.slice(index, index + 1);
+            bytes += encoded.len();
+            // What cannot be read goes as it is: a store may hold what a later version wrote.
+            let message = Message::decode(&encoded).unwrap_or_else(|_| Message::new(encoded));
+            let retry = group.state.retries.get(&offset);
+            let death = [
+                topic.state.name.to_string(),
+                offset.to_string(),
+                group.state.name.to_string(),
+                retry.map_or(0, |retry| retry.attempts).to_string(),
+                word(retry.map_or(ReturnReason::Rejected, |retry| retry.reason)).to_owned(),
+                chunk.source(index).published_at.to_string(),
+                self.now.to_string(),
+            ];
+            messages.push(dead_message(message, death));
+            offsets.push(offset);
+        }
+        for offset in missing {
+            if group.wants.not_before.is_none()
+                && group.wants.retries.len() < RETRY_READS_MAX
+                && group.wants.retries.insert(offset)
+            {
+                let neighbour = group.redelivery.dying.contains(&offset.next());
+                let bytes = if neighbour { READ_BYTES } else { READ_ONE_BYTES };
+                let want = Want { topic: group.state.topic, from: offset, bytes, group: id };
+                self.reads.want(want, &mut out.reads);
+            }
+        }
+        (messages, offsets)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn death(topic: &str) -> Death {
+        [topic, "7", "g", "3", "nacked", "then", "now"].map(str::to_owned)
+    }
+
+    #[test]
+    fn a_dead_message_keeps_what_it_had_and_says_where_it_comes_from() {
+        let message = Message {
+            key: Some("k".into()),
+            headers: vec![("mine".into(), "1".into()), ("mine".into(), "2".into())],
+            body: "body".into(),
+            ..Message::default()
+        };
+        let dead = dead_message(message.clone(), death("orders"));
+        assert_eq!((&dead.key, &dead.body), (&message.key, &message.body));
+        assert_eq!(dead.headers[..2], message.headers[..]);
+        assert_eq!(dead.header("baton.dead.topic").unwrap(), "orders");
+        assert_eq!(dead.header("baton.dead.at").unwrap(), "now");
+        assert_eq!(dead.header(HISTORY), None);
+        assert_eq!(dead.headers.len(), 9);
+    }
+
+    #[test]
+    fn a_message_that_dies_again_has_its_earlier_deaths_in_order() {
+        let mut message = Message::new("body");
+        for round in 0..20 {
+            message = dead_message(message, death(&format!("t{round}")));
+        }
+        assert_eq!(message.header("baton.dead.topic").unwrap(), "t19");
+        let history = String::from_utf8(message.header(HISTORY).unwrap().to_vec()).unwrap();
+        let lines: Vec<&str> = history.lines().collect();
+        assert_eq!(lines.len(), HISTORY_LINES);
+        let line = "now topic=t18 offset=7 group=g attempts=3 reason=nacked published-at=then";
+        assert_eq!(lines.last(), Some(&line));
+        assert!(lines[0].contains("topic=t3 "));
+        assert_eq!(message.headers.len(), 8);
+    }
+
+    #[test]
+    fn dead_letters_go_to_a_valid_name_and_never_to_where_they_come_from() {
+        let name = |text: &str| Name::new(text).unwrap();
+        let settings = |dead_letter: Option<&str>| GroupSettings {
+            dead_letter: dead_letter.map(name),
+            ..GroupSettings::default()
+        };
+        assert_eq!(target(&name("orders"), &settings(None)), Some(name("orders.dead-letter")));
+        assert_eq!(target(&name("orders"), &settings(Some("lost"))), Some(name("lost")));
+        assert_eq!(target(&name("lost"), &settings(Some("lost"))), None);
+        assert_eq!(target(&name("orders.dead-letter"), &settings(None)), None);
+        assert_eq!(target(&name("orders.dead-letter"), &settings(Some("lost"))), Some(name("lost")));
+        let long = target(&name(&"x".repeat(NAME_BYTES_MAX)), &settings(None)).unwrap();
+        assert_eq!(long.as_str().len(), NAME_BYTES_MAX);
+        assert!(long.as_str().ends_with(DEAD_LETTER_SUFFIX));
+    }
+}

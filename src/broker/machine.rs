@@ -1,0 +1,343 @@
+//! The broker itself: its state, what the engine calls, and the order of things within a cycle.
+//!
+//! A cycle is any number of [`Broker::handle`] and [`Broker::loaded`] and one [`Broker::finish`]. Everything that
+//! a cycle puts out is one commit. Handing out, confirming, moving to dead letters and dropping old messages happen
+//! once per cycle, in `finish`, and only for what the cycle has touched.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::cache::Cache;
+use super::group::Group;
+use super::producer::Producers;
+use super::reading::{READ_BYTES, Reads};
+use super::session::Session;
+use super::topic::Topic;
+use super::turns::Slot;
+use super::{Command, Output, Read, dead_letter};
+use crate::model::chunk::Chunk;
+use crate::model::id::{GroupId, ProducerId, SessionId, TopicId};
+use crate::model::limits::Limits;
+use crate::model::name::Name;
+use crate::model::snapshot::{NextIds, Snapshot};
+use crate::model::time::Timestamp;
+
+/// Whether topics and groups come into being when they are first used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AutoCreate {
+    /// They do.
+    #[default]
+    Allowed,
+    /// Only an administrator makes them.
+    Refused,
+}
+
+/// Totals for the status, as of the last cycle.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Topics.
+    pub topics: u64,
+    /// Groups.
+    pub groups: u64,
+    /// Producers that are remembered, open or not.
+    pub producers: u64,
+    /// Consumers.
+    pub consumers: u64,
+    /// Messages in the topics.
+    pub messages: u64,
+    /// Deliveries handed out and not settled, over all groups.
+    pub in_flight: u64,
+    /// Messages that wait for another attempt or for their place in the dead letters, over all groups.
+    pub retries: u64,
+    /// Bytes of messages held in memory for delivery.
+    pub cache_bytes: u64,
+}
+
+/// What the current cycle has touched.
+#[derive(Debug, Default)]
+pub(super) struct Cycle {
+    /// Topics that got messages.
+    pub fresh_topics: Vec<TopicId>,
+    /// Topics whose lowest floor may have changed.
+    pub floor_moved: Vec<TopicId>,
+    /// Groups that may have something to hand out, or whose settled messages are to be made known.
+    dirty_groups: Vec<GroupId>,
+    /// Producers to be confirmed.
+    pub unconfirmed: Vec<ProducerId>,
+}
+
+impl Cycle {
+    /// Has a group looked at when the cycle ends.
+    pub fn mark(&mut self, group: &mut Group) {
+        if !group.dirty {
+            group.dirty = true;
+            self.dirty_groups.push(group.id);
+        }
+    }
+}
+
+/// Topics, groups, consumers and producers: the state machine that everything turns around.
+#[derive(Debug)]
+pub struct Broker {
+    pub(super) limits: Limits,
+    pub(super) creation: AutoCreate,
+    /// The time of the current call. Never runs backwards.
+    pub(super) now: Timestamp,
+    /// The highest time in any record.
+    pub(super) time: Timestamp,
+    pub(super) next: NextIds,
+    pub(super) topics: BTreeMap<TopicId, Topic>,
+    pub(super) topic_names: BTreeMap<Name, TopicId>,
+    pub(super) groups: BTreeMap<GroupId, Group>,
+    pub(super) producers: Producers,
+    pub(super) sessions: BTreeMap<SessionId, Session>,
+    pub(super) cache: Cache,
+    pub(super) reads: Reads,
+    pub(super) cycle: Cycle,
+    /// When groups are to be looked at by themselves.
+    timers: BTreeSet<(Timestamp, GroupId)>,
+    /// When waiting pulls are to be answered in vain, by the number of the pull.
+    pub(super) pull_timers: BTreeMap<(Timestamp, u64), (GroupId, Slot)>,
+    /// Number of the next pull.
+    pub(super) next_pull: u64,
+    /// Groups with messages on their way to the dead letters.
+    pub(super) dying_groups: BTreeSet<GroupId>,
+    /// A bounded step of this cycle left something to do.
+    pub(super) work_left: bool,
+    pub(super) totals: Counts,
+}
+
+impl Broker {
+    /// A broker that goes on where `snapshot` ends. Nothing is in flight, nobody is connected.
+    #[must_use]
+    pub fn new(snapshot: Snapshot, limits: Limits, creation: AutoCreate) -> Self {
+        let mut broker = Self {
+            creation,
+            now: snapshot.time,
+            time: snapshot.time,
+            next: snapshot.next,
+            topics: BTreeMap::new(),
+            topic_names: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            producers: Producers::recover(snapshot.producers),
+            sessions: BTreeMap::new(),
+            cache: Cache::new(limits.cache_bytes_max),
+            reads: Reads::new((limits.cache_bytes_max / 2 / READ_BYTES as u64).clamp(2, 64) as usize),
+            cycle: Cycle::default(),
+            timers: BTreeSet::new(),
+            pull_timers: BTreeMap::new(),
+            next_pull: 1,
+            dying_groups: BTreeSet::new(),
+            work_left: false,
+            totals: Counts::default(),
+            limits,
+        };
+        for (id, state) in snapshot.topics {
+            broker.totals.messages += state.end.0.saturating_sub(state.start.0);
+            broker.topic_names.insert(state.name.clone(), id);
+            broker.topics.insert(id, Topic::new(state));
+        }
+        for (id, state) in snapshot.groups {
+            let Some(topic) = broker.topics.get_mut(&state.topic) else { continue };
+            topic.groups.insert(state.name.clone(), id);
+            let mortal = dead_letter::target(&topic.state.name, &state.settings).is_some();
+            let mut group = Group::recover(id, state, topic.state.end);
+            group.resume_retries(mortal);
+            if !group.redelivery.dying.is_empty() {
+                broker.dying_groups.insert(id);
+            }
+            broker.cycle.mark(&mut group);
+            broker.groups.insert(id, group);
+        }
+        let topics: Vec<TopicId> = broker.topics.keys().copied().collect();
+        for topic in topics {
+            broker.check_floor(topic);
+        }
+        broker.work_left = true;
+        broker
+    }
+
+    /// Takes one command of a session.
+    pub fn handle(&mut self, now: Timestamp, session: SessionId, command: Command, out: &mut Output) {
+        self.set_time(now);
+        match command {
+            Command::Begin => self.begin_session(session),
+            Command::End(ending) => self.end_session(session, ending, out),
+            Command::OutputFull => self.pause_session(session, true),
+            Command::OutputReady => self.pause_session(session, false),
+            Command::OpenProducer(request) => self.open_producer(session, &request, out),
+            Command::Publish(publish, block) => self.publish(session, &publish, block, out),
+            Command::PublishUnfit(publish, refusal) => self.refuse_publish(session, &publish, refusal, out),
+            Command::CloseProducer(request) => self.close_producer(session, &request, out),
+            Command::Subscribe(request) => self.subscribe(session, request, out),
+            Command::Flow(request) => self.change_window(session, &request),
+            Command::Settle(request) => self.settle(session, &request, out),
+            Command::Unsubscribe(request) => self.unsubscribe(session, &request, out),
+            Command::Pull(request) => self.pull(session, &request, out),
+            Command::FindTopic(request) => self.find_topic(session, &request, out),
+            Command::Admin(request) => self.administer(session, request, out),
+        }
+    }
+
+    /// Takes the answer to one [`Read`]: messages from its first offset on, or `None` where they are not there.
+    pub fn loaded(&mut self, now: Timestamp, read: Read, chunk: Option<Chunk>, out: &mut Output) {
+        self.set_time(now);
+        self.take_chunk(read, chunk, out);
+    }
+
+    /// Ends a cycle: what is due by time, what can be handed out, what is to be confirmed. Called once behind all
+    /// [`handle`](Self::handle) and [`loaded`](Self::loaded) of the cycle; what all of them put out is one commit.
+    pub fn finish(&mut self, now: Timestamp, out: &mut Output) {
+        self.set_time(now);
+        self.work_left = false;
+        self.fire_timers(out);
+        self.move_dead(out);
+        self.mark_groups_of_fresh_topics();
+        let groups = std::mem::take(&mut self.cycle.dirty_groups);
+        for &group in &groups {
+            self.make_settled_known(group, out);
+        }
+        for &group in &groups {
+            self.dispatch(group, out);
+        }
+        self.work_left |= !self.cycle.dirty_groups.is_empty();
+        let marked = std::mem::replace(&mut self.cycle.dirty_groups, recycled(groups));
+        self.cycle.dirty_groups.extend(marked);
+        let topics = std::mem::take(&mut self.cycle.floor_moved);
+        for &topic in &topics {
+            self.trim(topic, out);
+        }
+        self.cycle.floor_moved = recycled(topics);
+        let producers = std::mem::take(&mut self.cycle.unconfirmed);
+        for &producer in &producers {
+            self.producers.confirm(producer, out);
+        }
+        self.cycle.unconfirmed = recycled(producers);
+        self.cache.evict();
+    }
+
+    /// When [`finish`](Self::finish) must be called at the latest, though nothing came in.
+    #[must_use]
+    pub fn next_timeout(&self) -> Option<Timestamp> {
+        if self.work_left {
+            return Some(self.now);
+        }
+        let group = self.timers.first().map(|(at, _)| *at);
+        let pull = self.pull_timers.first_key_value().map(|((at, _), _)| *at);
+        let producer = self.producers.next_expiry(self.producer_idle());
+        [group, pull, producer].into_iter().flatten().min()
+    }
+
+    /// The durable state: the fold of all records put out. To be asked for between cycles.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let producers = self.producers.by_id.iter();
+        Snapshot {
+            topics: self.topics.iter().map(|(id, topic)| (*id, topic.state.clone())).collect(),
+            groups: self.groups.iter().map(|(id, group)| (*id, group.state.clone())).collect(),
+            producers: producers.map(|(id, producer)| (*id, producer.state.clone())).collect(),
+            next: self.next,
+            time: self.time,
+        }
+    }
+
+    /// Totals for the status.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        Counts {
+            topics: self.topics.len() as u64,
+            groups: self.groups.len() as u64,
+            producers: self.producers.by_id.len() as u64,
+            cache_bytes: self.cache.bytes(),
+            ..self.totals
+        }
+    }
+
+    fn set_time(&mut self, now: Timestamp) {
+        self.now = self.now.max(now);
+        self.producers.start(self.now);
+    }
+
+    fn producer_idle(&self) -> Duration {
+        Duration::from_secs(self.limits.producer_idle_seconds)
+    }
+
+    /// Does what is due by time.
+    fn fire_timers(&mut self, out: &mut Output) {
+        while let Some(&(at, id)) = self.timers.first() {
+            if at > self.now {
+                break;
+            }
+            self.timers.pop_first();
+            if let Some(group) = self.groups.get_mut(&id) {
+                group.timer = None;
+                self.cycle.mark(group);
+                self.wake(id, out);
+            }
+        }
+        while let Some(entry) = self.pull_timers.first_entry() {
+            let (until, pull) = *entry.key();
+            if until > self.now {
+                break;
+            }
+            let (id, slot) = entry.remove();
+            if let Some(group) = self.groups.get_mut(&id) {
+                group.overdue.insert(pull, slot);
+                self.cycle.mark(group);
+            }
+        }
+        self.producers.expire_idle(self.now, Duration::from_secs(self.limits.producer_idle_seconds), out);
+    }
+
+    fn mark_groups_of_fresh_topics(&mut self) {
+        let topics = std::mem::take(&mut self.cycle.fresh_topics);
+        for id in &topics {
+            let Some(topic) = self.topics.get_mut(id) else { continue };
+            topic.fresh = false;
+            for group in topic.groups.values() {
+                if let Some(group) = self.groups.get_mut(group) {
+                    self.cycle.mark(group);
+                }
+            }
+        }
+        self.cycle.fresh_topics = recycled(topics);
+    }
+
+    /// Sets the timer of a group to when it must be looked at. One that is earlier stays: it costs one look.
+    pub(super) fn arm(timers: &mut BTreeSet<(Timestamp, GroupId)>, group: &mut Group) {
+        let Some(wake) = group.next_wake() else { return };
+        if group.timer.is_some_and(|timer| timer <= wake) {
+            return;
+        }
+        if let Some(timer) = group.timer {
+            timers.remove(&(timer, group.id));
+        }
+        timers.insert((wake, group.id));
+        group.timer = Some(wake);
+    }
+
+    /// Notes what has become of a group in this cycle: its timer, its share of the totals.
+    pub(super) fn note(&mut self, id: GroupId) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        Self::arm(&mut self.timers, group);
+        let counted = (group.in_flight, group.redelivery.count());
+        self.totals.in_flight = self.totals.in_flight + counted.0 - group.counted.0;
+        self.totals.retries = self.totals.retries + counted.1 - group.counted.1;
+        group.counted = counted;
+    }
+
+    /// Forgets the timer and the totals of a group that is gone.
+    pub(super) fn unnote(&mut self, group: &Group) {
+        if let Some(timer) = group.timer {
+            self.timers.remove(&(timer, group.id));
+        }
+        self.totals.in_flight -= group.counted.0;
+        self.totals.retries -= group.counted.1;
+    }
+}
+
+/// An empty list that keeps the memory of a used one.
+fn recycled<T>(mut list: Vec<T>) -> Vec<T> {
+    list.clear();
+    list
+}

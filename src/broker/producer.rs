@@ -1,0 +1,325 @@
+//! Producers: who owns a name, which sequence is next, and when one is forgotten.
+//!
+//! A message is stored once because a producer's last sequence is part of the state: what is not above it is there
+//! already and only confirmed again. A name belongs to the connection that opened it last. Confirms of a producer
+//! are one per cycle, and a refusal never overtakes a confirm of what came before it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::machine::Broker;
+use super::refusals;
+use super::{Content, Effect, Output};
+use crate::model::chunk::Origin;
+use crate::model::id::{ProducerId, Sequence, SessionId};
+use crate::model::message::MessageBlock;
+use crate::model::name::Name;
+use crate::model::record::Record;
+use crate::model::snapshot::ProducerState;
+use crate::model::time::Timestamp;
+use crate::protocol::error::{ErrorCode, Refusal};
+use crate::protocol::request::{CloseProducer, Handle, OpenProducer, Publish};
+use crate::protocol::response::{Confirm, PublishRefused, Reply};
+
+/// Producers that are forgotten in one cycle at most.
+const EXPIRED_PER_CYCLE: usize = 256;
+/// After a start nobody is forgotten for so long: producers that were open before it must be able to come back.
+const GRACE: Duration = Duration::from_secs(600);
+
+/// A producer that is remembered.
+#[derive(Debug)]
+pub(super) struct Producer {
+    /// What is durable.
+    pub state: ProducerState,
+    /// The connection that has it open, and under which number.
+    pub owner: Option<(SessionId, Handle)>,
+    /// Since when it is not open.
+    idle_since: Timestamp,
+    /// Whether its owner is to get a confirm when the cycle ends.
+    unconfirmed: bool,
+}
+
+/// All producers that are remembered.
+#[derive(Debug, Default)]
+pub(super) struct Producers {
+    pub by_id: BTreeMap<ProducerId, Producer>,
+    names: BTreeMap<Name, ProducerId>,
+    /// Those that are not open, the one that is idle longest first.
+    idle: BTreeSet<(Timestamp, ProducerId)>,
+    /// When the first command came.
+    started_at: Option<Timestamp>,
+}
+
+impl Producers {
+    /// The producers as a broker before this one left them; none is open.
+    pub fn recover(states: BTreeMap<ProducerId, ProducerState>) -> Self {
+        let mut producers = Self::default();
+        for (id, state) in states {
+            producers.names.insert(state.name.clone(), id);
+            producers.idle.insert((state.seen_at, id));
+            let idle_since = state.seen_at;
+            producers.by_id.insert(id, Producer { state, owner: None, idle_since, unconfirmed: false });
+        }
+        producers
+    }
+
+    /// Notes that the broker has begun to work.
+    pub fn start(&mut self, now: Timestamp) {
+        self.started_at.get_or_insert(now);
+    }
+
+    /// When the first one is to be forgotten.
+    pub fn next_expiry(&self, idle_max: Duration) -> Option<Timestamp> {
+        let (idle_since, _) = self.idle.first()?;
+        let earliest = self.started_at?.after(GRACE.min(idle_max));
+        Some(idle_since.after(idle_max).max(earliest))
+    }
+
+    fn expire(&mut self, id: ProducerId, out: &mut Output) {
+        if let Some(producer) = self.by_id.remove(&id) {
+            self.names.remove(&producer.state.name);
+            self.idle.remove(&(producer.idle_since, id));
+            out.records.push(Record::ProducerExpired { producer: id });
+        }
+    }
+
+    /// Forgets those that were idle for too long, some at a time.
+    pub fn expire_idle(&mut self, now: Timestamp, idle_max: Duration, out: &mut Output) {
+        for _ in 0..EXPIRED_PER_CYCLE {
+            match (self.next_expiry(idle_max), self.idle.first()) {
+                (Some(at), Some(&(_, id))) if at <= now => self.expire(id, out),
+                _ => break,
+            }
+        }
+    }
+
+    /// Takes a producer from whoever has it open. What was not confirmed yet is confirmed before that.
+    fn disown(&mut self, id: ProducerId, now: Timestamp, out: &mut Output) {
+        self.confirm(id, out);
+        if let Some(producer) = self.by_id.get_mut(&id)
+            && producer.owner.take().is_some()
+        {
+            producer.idle_since = now.max(producer.state.seen_at);
+            self.idle.insert((producer.idle_since, id));
+        }
+    }
+
+    /// Closes a producer if it is still the one that this connection opened.
+    pub fn close(&mut self, id: ProducerId, owner: (SessionId, Handle), now: Timestamp, out: &mut Output) {
+        if self.by_id.get(&id).is_some_and(|producer| producer.owner == Some(owner)) {
+            self.disown(id, now, out);
+        }
+    }
+
+    /// Sends the confirm that a producer waits for, if it does.
+    pub fn confirm(&mut self, id: ProducerId, out: &mut Output) {
+        let Some(producer) = self.by_id.get_mut(&id) else { return };
+        if std::mem::take(&mut producer.unconfirmed)
+            && let Some((session, handle)) = producer.owner
+        {
+            let confirm = Confirm { producer: handle, sequence: producer.state.last };
+            out.effects.push(Effect { session, content: Content::Confirm(confirm) });
+        }
+    }
+}
+
+impl Broker {
+    pub(super) fn open_producer(&mut self, session: SessionId, request: &OpenProducer, out: &mut Output) {
+        let opened = self.try_open_producer(session, request, out);
+        out.effect(session, Content::Reply(request.request, opened));
+    }
+
+    fn try_open_producer(
+        &mut self,
+        session: SessionId,
+        request: &OpenProducer,
+        out: &mut Output,
+    ) -> Result<Reply, Refusal> {
+        let name = Name::new(&request.name).map_err(|error| refusals::invalid(&error))?;
+        let handles = &self.sessions.get(&session).ok_or_else(refusals::no_session)?.producers;
+        if handles.contains_key(&request.producer) {
+            return Err(refusals::handle_in_use("producer", request.producer));
+        }
+        let max = self.limits.producers_per_connection_max;
+        if handles.len() as u64 >= max {
+            return Err(refusals::limit("producers_per_connection_max", max, "producers on this connection"));
+        }
+        let known = self.producers.names.get(&name).copied();
+        if let Some(resume) = request.resume
+            && known != Some(resume)
+        {
+            let text = format!(
+                "producer {name} is not known any more as number {resume}: whether what it published and was not \
+                 confirmed is stored cannot be told"
+            );
+            return Err(Refusal::new(ErrorCode::ProducerExpired, text));
+        }
+        let id = match known {
+            Some(id) => id,
+            None => self.remember_producer(name, out)?,
+        };
+        self.producers.disown(id, self.now, out);
+        let producer = self.producers.by_id.get_mut(&id).ok_or_else(refusals::no_session)?;
+        self.producers.idle.remove(&(producer.idle_since, id));
+        producer.owner = Some((session, request.producer));
+        let last = producer.state.last;
+        if let Some(session) = self.sessions.get_mut(&session) {
+            session.producers.insert(request.producer, id);
+        }
+        Ok(Reply::Producer { id, last })
+    }
+
+    /// A new producer, not open yet. Where there are too many, the one that was idle longest goes.
+    fn remember_producer(&mut self, name: Name, out: &mut Output) -> Result<ProducerId, Refusal> {
+        let max = self.limits.producers_max;
+        if self.producers.by_id.len() as u64 >= max {
+            let Some(&(_, longest)) = self.producers.idle.first() else {
+                return Err(refusals::limit("producers_max", max, "producers, all of them open"));
+            };
+            self.producers.expire(longest, out);
+        }
+        let (id, at) = (self.next.producer, self.now);
+        self.next.producer = id.next();
+        self.time = self.time.max(at);
+        out.records.push(Record::ProducerOpened { producer: id, name: name.clone(), at });
+        let state = ProducerState { name: name.clone(), last: Sequence(0), seen_at: at };
+        self.producers.names.insert(name, id);
+        self.producers.idle.insert((at, id));
+        self.producers.by_id.insert(id, Producer { state, owner: None, idle_since: at, unconfirmed: false });
+        Ok(id)
+    }
+
+    pub(super) fn close_producer(&mut self, session: SessionId, request: &CloseProducer, out: &mut Output) {
+        let handle = request.producer;
+        let Some(state) = self.sessions.get_mut(&session) else { return };
+        if let Some(id) = state.producers.remove(&handle) {
+            self.producers.close(id, (session, handle), self.now, out);
+        }
+    }
+
+    pub(super) fn publish(
+        &mut self,
+        session: SessionId,
+        publish: &Publish,
+        block: MessageBlock,
+        out: &mut Output,
+    ) {
+        if let Err(refusal) = self.try_publish(session, publish, block, out) {
+            self.refuse_publish(session, publish, refusal, out);
+        }
+    }
+
+    /// Refuses a publish, behind the confirm of what came before it.
+    pub(super) fn refuse_publish(
+        &mut self,
+        session: SessionId,
+        publish: &Publish,
+        refusal: Refusal,
+        out: &mut Output,
+    ) {
+        let owner = (session, publish.producer);
+        let id =
+            self.sessions.get(&session).and_then(|state| state.producers.get(&publish.producer)).copied();
+        let mut expected = publish.sequence;
+        if let Some(id) = id
+            && let Some(producer) = self.producers.by_id.get(&id)
+            && producer.owner == Some(owner)
+        {
+            expected = producer.state.last.next();
+            self.producers.confirm(id, out);
+        }
+        let refused =
+            PublishRefused { producer: publish.producer, sequence: publish.sequence, expected, refusal };
+        out.effect(session, Content::PublishRefused(refused));
+    }
+
+    fn try_publish(
+        &mut self,
+        session: SessionId,
+        publish: &Publish,
+        block: MessageBlock,
+        out: &mut Output,
+    ) -> Result<(), Refusal> {
+        let state = self.sessions.get(&session).ok_or_else(refusals::no_session)?;
+        let id = *state
+            .producers
+            .get(&publish.producer)
+            .ok_or_else(|| refusals::unknown_handle("producer", publish.producer))?;
+        let producer = self.producers.by_id.get_mut(&id).ok_or_else(|| {
+            Refusal::new(ErrorCode::ProducerExpired, format!("producer {id} was idle for too long"))
+        })?;
+        if producer.owner != Some((session, publish.producer)) {
+            let text = format!("producer {} was opened by another connection", producer.state.name);
+            return Err(Refusal::new(ErrorCode::ProducerReplaced, text));
+        }
+        let end = check_publish(publish, &block)?;
+        let last = producer.state.last;
+        let wait_for_confirm = |producer: &mut Producer, list: &mut Vec<ProducerId>| {
+            if !producer.unconfirmed {
+                producer.unconfirmed = true;
+                list.push(id);
+            }
+        };
+        if end <= last {
+            wait_for_confirm(producer, &mut self.cycle.unconfirmed);
+            return Ok(());
+        }
+        if publish.sequence > last.next() {
+            let text = format!(
+                "messages from {} on, but {} comes next: go on with that one",
+                publish.sequence,
+                last.next()
+            );
+            return Err(Refusal::new(ErrorCode::OutOfSequence, text));
+        }
+        // What is there already is passed over; only what is new must have a topic.
+        let known = (last.0 + 1 - publish.sequence.0) as usize;
+        let mut index = 0;
+        for &(topic, count) in &publish.parts {
+            index += count as usize;
+            if index > known && !self.topics.contains_key(&topic) {
+                return Err(self.missing_topic(topic));
+            }
+        }
+        producer.state.last = end;
+        producer.state.seen_at = self.now;
+        wait_for_confirm(producer, &mut self.cycle.unconfirmed);
+        let mut start = 0;
+        for &(topic, count) in &publish.parts {
+            let end = start + count as usize;
+            let from = start.max(known);
+            if from < end {
+                let sequence = Sequence(publish.sequence.0 + from as u64);
+                self.append(topic, block.part(from, end), Some(Origin { producer: id, sequence }), out);
+            }
+            start = end;
+        }
+        Ok(())
+    }
+}
+
+/// Checks what does not depend on any state. Answers the sequence of the last message.
+fn check_publish(publish: &Publish, block: &MessageBlock) -> Result<Sequence, Refusal> {
+    let invalid = |text: &str| Err(Refusal::new(ErrorCode::Invalid, text));
+    if block.is_empty() {
+        return invalid("a publish without a message");
+    }
+    if publish.parts.iter().any(|(_, count)| *count == 0) {
+        return invalid("a part of a publish without a message");
+    }
+    let count: u64 = publish.parts.iter().map(|(_, count)| u64::from(*count)).sum();
+    if count != block.count() as u64 {
+        let text = format!("the parts have {count} messages, the frame has {}", block.count());
+        return invalid(&text);
+    }
+    if publish.sequence == Sequence(0) {
+        return invalid("sequences begin with 1");
+    }
+    let Some(end) = publish.sequence.0.checked_add(count - 1).filter(|end| *end < u64::MAX) else {
+        return invalid("the sequence is too high");
+    };
+    if block.is_scheduled() {
+        return invalid("deliver_at, expires_at and priority are not supported by this version of the node");
+    }
+    Ok(Sequence(end))
+}

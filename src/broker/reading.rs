@@ -1,0 +1,159 @@
+//! Reads from the store: which are under way, who waits for them, and what becomes of the answer.
+//!
+//! Groups at the same place share a read. Only so many are under way that what they bring fits into the cache;
+//! further ones wait in line. A read is only wanted for somebody who has credit, or a little ahead of that.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::browse::Browse;
+use super::machine::Broker;
+use super::{Output, Read};
+use crate::model::chunk::Chunk;
+use crate::model::id::{GroupId, Offset, TopicId};
+use crate::model::time::Timestamp;
+
+/// Bytes of a read that goes on at a group's cursor.
+pub(super) const READ_BYTES: usize = 256 << 10;
+/// Bytes of a read for one message: it comes whatever its size.
+pub(super) const READ_ONE_BYTES: usize = 1;
+/// Reads for retries and dead letters that a group has under way at a time.
+pub(super) const RETRY_READS_MAX: usize = 16;
+/// Messages before a wanted one from which a read under way will probably reach it.
+const NEAR: u64 = 512;
+/// After a read in vain, milliseconds until the next one.
+const READ_AGAIN_MS: u64 = 100;
+
+/// What identifies a read.
+type Key = (TopicId, Offset, usize);
+
+/// Who waits for a read.
+#[derive(Debug, Default)]
+struct Waiters {
+    groups: Vec<(GroupId, Offset)>,
+    browses: Vec<Browse>,
+}
+
+/// A read that a group wants.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Want {
+    pub topic: TopicId,
+    pub from: Offset,
+    pub bytes: usize,
+    pub group: GroupId,
+}
+
+/// Reads under way and in line.
+#[derive(Debug)]
+pub(super) struct Reads {
+    under_way: BTreeMap<Key, Waiters>,
+    line: VecDeque<Want>,
+    under_way_max: usize,
+    browse_count: usize,
+}
+
+impl Reads {
+    pub fn new(under_way_max: usize) -> Self {
+        Self { under_way: BTreeMap::new(), line: VecDeque::new(), under_way_max, browse_count: 0 }
+    }
+
+    /// Browses under way.
+    pub fn browse_count(&self) -> usize {
+        self.browse_count
+    }
+
+    /// Has something read for a group. The group notes what it wants itself, and wants nothing twice.
+    pub fn want(&mut self, want: Want, reads: &mut Vec<Read>) {
+        let near = Offset(want.from.0.saturating_sub(NEAR));
+        let shared = if want.bytes == READ_ONE_BYTES {
+            self.under_way.get_mut(&(want.topic, want.from, want.bytes))
+        } else {
+            let to = (want.topic, want.from, usize::MAX);
+            let near = self.under_way.range_mut((want.topic, near, 0)..=to);
+            near.rev().find(|((_, _, bytes), _)| *bytes >= want.bytes).map(|(_, waiters)| waiters)
+        };
+        if let Some(waiters) = shared {
+            waiters.groups.push((want.group, want.from));
+        } else if self.under_way.len() < self.under_way_max {
+            self.start(want, reads);
+        } else {
+            self.line.push_back(want);
+        }
+    }
+
+    fn start(&mut self, want: Want, reads: &mut Vec<Read>) {
+        let key = (want.topic, want.from, want.bytes);
+        self.under_way.entry(key).or_default().groups.push((want.group, want.from));
+        reads.push(Read { topic: want.topic, from: want.from, bytes_max: want.bytes });
+    }
+
+    /// Has something read for a browse, at once.
+    pub fn browse(&mut self, read: Read, browse: Browse, reads: &mut Vec<Read>) {
+        let waiters = self.under_way.entry((read.topic, read.from, read.bytes_max)).or_insert_with(|| {
+            reads.push(read);
+            Waiters::default()
+        });
+        waiters.browses.push(browse);
+        self.browse_count += 1;
+    }
+}
+
+impl Broker {
+    /// Takes what was read: into the cache, and on to those who waited for it.
+    pub(super) fn take_chunk(&mut self, read: Read, chunk: Option<Chunk>, out: &mut Output) {
+        let key = (read.topic, read.from, read.bytes_max);
+        let Some(waiters) = self.reads.under_way.remove(&key) else { return };
+        self.reads.browse_count -= waiters.browses.len();
+        for browse in waiters.browses {
+            self.browsed(read, browse, chunk.as_ref(), out);
+        }
+        let in_vain = chunk.is_none();
+        debug_assert!(chunk.iter().all(|chunk| {
+            chunk.stamps.iter().map(|stamp| stamp.count as usize).sum::<usize>() == chunk.block.count()
+        }));
+        if let Some(chunk) = chunk
+            && self.topics.contains_key(&read.topic)
+            && !chunk.stamps.is_empty()
+            && !chunk.block.is_empty()
+            && chunk.first == read.from
+        {
+            self.cache.insert(read.topic, chunk.first, chunk.block, &chunk.stamps);
+        }
+        for (id, from) in waiters.groups {
+            let Some(group) = self.groups.get_mut(&id) else { continue };
+            if group.wants.cursor == Some(from) {
+                group.wants.cursor = None;
+            }
+            group.wants.retries.remove(&from);
+            if in_vain {
+                self.read_in_vain(id, from);
+            }
+            if let Some(group) = self.groups.get_mut(&id) {
+                self.cycle.mark(group);
+            }
+        }
+        self.start_next_reads(out);
+    }
+
+    /// Where messages were dropped meanwhile, the group is done with them; otherwise it asks again a little later.
+    fn read_in_vain(&mut self, id: GroupId, from: Offset) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let Some(topic) = self.topics.get(&group.state.topic) else { return };
+        if from < topic.state.start {
+            group.pass_dropped(topic.state.start);
+        } else {
+            group.wants.not_before = Some(Timestamp(self.now.0.saturating_add(READ_AGAIN_MS)));
+        }
+    }
+
+    /// Starts reads that waited in line, as far as somebody still wants them.
+    fn start_next_reads(&mut self, out: &mut Output) {
+        while self.reads.under_way.len() < self.reads.under_way_max
+            && let Some(want) = self.reads.line.pop_front()
+        {
+            let Some(group) = self.groups.get(&want.group) else { continue };
+            if group.wants.cursor == Some(want.from) || group.wants.retries.contains(&want.from) {
+                self.reads.want(want, &mut out.reads);
+            }
+        }
+    }
+}

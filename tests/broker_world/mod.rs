@@ -1,0 +1,767 @@
+//! A broker between a store and clients that live in memory, watched by a naive model.
+//!
+//! The model knows every message of every group by itself: who has it, how often it failed, when it is due. Whatever
+//! the broker puts out is checked against it, record by record and message by message, and the fold of the records
+//! against the broker's own snapshot after each cycle.
+
+#![allow(dead_code, reason = "each test uses a part of it")]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use batonmq::broker::{AutoCreate, Broker, Command, Content, Ending, Output, Read};
+use batonmq::model::chunk::{Chunk, Origin, Stamp};
+use batonmq::model::id::{GroupId, Offset, OffsetRange, ProducerId, Sequence, SessionId, TopicId};
+use batonmq::model::limits::Limits;
+use batonmq::model::message::{Message, MessageBlock};
+use batonmq::model::record::{Published, Record, Retry, ReturnReason};
+use batonmq::model::settings::GroupSettings;
+use batonmq::model::snapshot::Snapshot;
+use batonmq::model::time::Timestamp;
+use batonmq::protocol::error::{ErrorCode, Refusal};
+use batonmq::protocol::request::*;
+use batonmq::protocol::response::{Confirm, Reply};
+
+/// A message as the store has it.
+#[derive(Clone)]
+pub struct Stored {
+    pub message: Message,
+    pub published_at: Timestamp,
+    pub origin: Option<Origin>,
+}
+
+/// A message as a group knows it.
+#[derive(Clone, Default)]
+pub struct Known {
+    pub attempts: u32,
+    pub due_at: Timestamp,
+    pub holder: Option<(SessionId, Handle)>,
+    pub deadline: Timestamp,
+    /// Handed out by any broker so far.
+    pub handed: bool,
+    pub rejected: bool,
+}
+
+#[derive(Default)]
+pub struct Client {
+    pub producers: BTreeMap<Handle, ProducerId>,
+    pub consumers: BTreeMap<Handle, GroupId>,
+    pub windows: BTreeMap<Handle, Window>,
+    /// Pulls that were not answered yet, with what each has got.
+    pub pulls: BTreeMap<RequestId, (Handle, Window, u32, u64)>,
+    pub full: bool,
+}
+
+pub struct World {
+    pub broker: Broker,
+    pub limits: Limits,
+    pub creation: AutoCreate,
+    pub now: Timestamp,
+    pub fold: Snapshot,
+    pub store: BTreeMap<TopicId, BTreeMap<u64, Stored>>,
+    pub groups: BTreeMap<GroupId, BTreeMap<u64, Known>>,
+    /// Up to where each group may have handed out before the broker was started anew.
+    pub fresh_from: BTreeMap<GroupId, u64>,
+    pub clients: BTreeMap<SessionId, Client>,
+    pub owners: BTreeMap<ProducerId, (SessionId, Handle)>,
+    pub reads: Vec<Read>,
+    pub out: Output,
+    /// Acked in this cycle: must become known in it.
+    acked: BTreeSet<(GroupId, u64)>,
+    /// Returned in this cycle: must be recorded in it.
+    returned: BTreeMap<(GroupId, u64), (u32, ReturnReason, Option<u64>)>,
+    /// To be confirmed in this cycle.
+    confirms: BTreeMap<(SessionId, Handle), Sequence>,
+    /// Dead letters so far.
+    pub dead: BTreeSet<(GroupId, u64)>,
+    next_request: RequestId,
+    pub replies: Vec<(SessionId, RequestId, Result<Reply, Refusal>)>,
+    pub refused: Vec<(SessionId, Handle, ErrorCode, Sequence)>,
+    /// Deliveries of the last cycle: who, group, offset, whether it was new to the group.
+    pub delivered: Vec<(SessionId, Handle, GroupId, u64, bool)>,
+    pub checks_bytes: bool,
+}
+
+impl World {
+    pub fn new(limits: Limits, creation: AutoCreate) -> Self {
+        Self {
+            broker: Broker::new(Snapshot::default(), limits.clone(), creation),
+            limits,
+            creation,
+            now: Timestamp(1_000_000),
+            fold: Snapshot::default(),
+            store: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            fresh_from: BTreeMap::new(),
+            clients: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            reads: Vec::new(),
+            out: Output::default(),
+            acked: BTreeSet::new(),
+            returned: BTreeMap::new(),
+            confirms: BTreeMap::new(),
+            dead: BTreeSet::new(),
+            next_request: 1,
+            replies: Vec::new(),
+            refused: Vec::new(),
+            delivered: Vec::new(),
+            checks_bytes: true,
+        }
+    }
+
+    pub fn request(&mut self) -> RequestId {
+        self.next_request += 1;
+        self.next_request
+    }
+
+    pub fn handle(&mut self, session: SessionId, command: Command) {
+        self.broker.handle(self.now, session, command, &mut self.out);
+    }
+
+    pub fn begin(&mut self, session: u64) {
+        let session = SessionId(session);
+        self.clients.entry(session).or_default();
+        self.handle(session, Command::Begin);
+    }
+
+    pub fn end(&mut self, session: u64, ending: Ending) {
+        let session = SessionId(session);
+        self.handle(session, Command::End(ending));
+        self.collect_replies();
+        self.owners.retain(|_, owner| owner.0 != session);
+        self.confirms.retain(|owner, _| owner.0 != session);
+        if let Some(client) = self.clients.remove(&session) {
+            for (handle, group) in client.consumers {
+                self.give_back(session, handle, group, ending);
+            }
+        }
+    }
+
+    fn give_back(&mut self, session: SessionId, handle: Handle, group: GroupId, ending: Ending) {
+        let Some(messages) = self.groups.get_mut(&group) else { return };
+        for (offset, known) in
+            messages.iter_mut().filter(|(_, known)| known.holder == Some((session, handle)))
+        {
+            known.holder = None;
+            if ending == Ending::Lost {
+                known.attempts += 1;
+                known.due_at = self.now;
+                let expected = (known.attempts, ReturnReason::ConsumerLost, Some(0));
+                self.returned.insert((group, *offset), expected);
+            }
+        }
+    }
+
+    pub fn open(&mut self, session: u64, handle: Handle, name: &str) -> RequestId {
+        let request = self.request();
+        let open = OpenProducer { request, producer: handle, name: name.into(), resume: None };
+        self.handle(SessionId(session), Command::OpenProducer(open));
+        self.collect_replies();
+        let answer = self.replies.iter().rev().find(|reply| reply.1 == request).map(|reply| reply.2.clone());
+        if let Some(Ok(Reply::Producer { id, .. })) = answer {
+            // Whoever had it before was confirmed what it had, or never will be.
+            if let Some(owner) = self.owners.insert(id, (SessionId(session), handle)) {
+                self.confirms.remove(&owner);
+            }
+            self.clients.get_mut(&SessionId(session)).unwrap().producers.insert(handle, id);
+        }
+        request
+    }
+
+    pub fn close_producer(&mut self, session: u64, handle: Handle) {
+        let session = SessionId(session);
+        self.handle(session, Command::CloseProducer(CloseProducer { producer: handle }));
+        self.collect_replies();
+        self.confirms.remove(&(session, handle));
+        if let Some(id) = self.clients.get_mut(&session).and_then(|client| client.producers.remove(&handle))
+            && self.owners.get(&id) == Some(&(session, handle))
+        {
+            self.owners.remove(&id);
+        }
+    }
+
+    /// The last sequence of a producer, with what this cycle has published so far.
+    pub fn last_of(&self, id: ProducerId) -> Option<Sequence> {
+        let mut last = self.fold.producers.get(&id).map(|producer| producer.last);
+        for record in &self.out.records {
+            match record {
+                Record::ProducerOpened { producer, .. } if *producer == id => last = Some(Sequence(0)),
+                Record::Published(Published { origin: Some(origin), block, .. }) if origin.producer == id => {
+                    last = Some(Sequence(origin.sequence.0 + block.count() as u64 - 1));
+                }
+                Record::ProducerExpired { producer } if *producer == id => last = None,
+                _ => {}
+            }
+        }
+        last
+    }
+
+    /// Publishes, and foretells what comes of it.
+    pub fn publish(&mut self, session: u64, handle: Handle, sequence: u64, parts: Vec<(TopicId, u32)>) {
+        let session = SessionId(session);
+        let count: u32 = parts.iter().map(|part| part.1).sum();
+        let messages: Vec<Message> = (0..count)
+            .map(|index| {
+                Message::new(format!("{:>8}:{handle:>4}:{:>6}", session.0, sequence + u64::from(index)))
+            })
+            .collect();
+        let producer = self.clients.get(&session).and_then(|client| client.producers.get(&handle)).copied();
+        let owned = producer.filter(|id| self.owners.get(id) == Some(&(session, handle)));
+        let last = owned.and_then(|id| self.last_of(id));
+        let topics: BTreeSet<TopicId> = self.topics_now();
+        let block = MessageBlock::encode(&messages);
+        let publish = Publish { producer: handle, sequence: Sequence(sequence), parts: parts.clone() };
+        self.collect_replies();
+        let refused_before = self.refused.len();
+        self.handle(session, Command::Publish(publish, block));
+        self.collect_replies();
+        let refusals: Vec<_> = self.refused[refused_before..].to_vec();
+        let end = sequence + u64::from(count) - 1;
+        let expected = match last {
+            None => Some(None),
+            Some(last) if end <= last.0 => None,
+            Some(last) if sequence > last.0 + 1 => Some(Some(ErrorCode::OutOfSequence)),
+            Some(last) => {
+                let mut index = 0;
+                let known = last.0 + 1 - sequence;
+                let missing = parts.iter().any(|(topic, count)| {
+                    index += u64::from(*count);
+                    index > known && !topics.contains(topic)
+                });
+                missing.then_some(None)
+            }
+        };
+        match expected {
+            Some(code) => {
+                assert_eq!(refusals.len(), 1, "one refusal");
+                assert_eq!(refusals[0].1, handle);
+                if let Some(code) = code {
+                    assert_eq!(refusals[0].2, code);
+                }
+                if let Some(last) = last {
+                    assert_eq!(refusals[0].3, last.next(), "the sequence that is expected");
+                }
+            }
+            None => {
+                assert_eq!(refusals, vec![]);
+                self.confirms.insert((session, handle), Sequence(end));
+            }
+        }
+    }
+
+    /// The topics there are, with what this cycle has changed so far.
+    pub fn topics_now(&self) -> BTreeSet<TopicId> {
+        let mut topics: BTreeSet<TopicId> = self.fold.topics.keys().copied().collect();
+        for record in &self.out.records {
+            match record {
+                Record::TopicCreated { topic, .. } => topics.insert(*topic),
+                Record::TopicDeleted { topic } => topics.remove(topic),
+                _ => false,
+            };
+        }
+        topics
+    }
+
+    pub fn find_topic(&mut self, session: u64, name: &str) -> Option<TopicId> {
+        let request = self.request();
+        self.handle(SessionId(session), Command::FindTopic(FindTopic { request, name: name.into() }));
+        self.collect_replies();
+        match self.replies.iter().rev().find(|reply| reply.1 == request) {
+            Some((_, _, Ok(Reply::Topic { id }))) => Some(*id),
+            _ => None,
+        }
+    }
+
+    pub fn subscribe(
+        &mut self,
+        session: u64,
+        handle: Handle,
+        topic: &str,
+        group: &str,
+        window: Window,
+        settings: Option<GroupSettings>,
+    ) -> Option<GroupId> {
+        let request = self.request();
+        let subscribe = Subscribe {
+            request,
+            consumer: handle,
+            topic: topic.into(),
+            group: group.into(),
+            start: batonmq::model::settings::Start::Earliest,
+            settings,
+            window,
+        };
+        self.handle(SessionId(session), Command::Subscribe(subscribe));
+        self.collect_replies();
+        match self.replies.iter().rev().find(|reply| reply.1 == request).map(|reply| reply.2.clone()) {
+            Some(Ok(Reply::Subscribed { group, .. })) => {
+                let client = self.clients.get_mut(&SessionId(session)).unwrap();
+                client.consumers.insert(handle, group);
+                client.windows.insert(handle, window);
+                self.groups.entry(group).or_default();
+                Some(group)
+            }
+            _ => None,
+        }
+    }
+
+    pub fn unsubscribe(&mut self, session: u64, handle: Handle) {
+        let request = self.request();
+        let session = SessionId(session);
+        self.handle(session, Command::Unsubscribe(Unsubscribe { request, consumer: handle }));
+        let Some(client) = self.clients.get_mut(&session) else { return };
+        client.windows.remove(&handle);
+        if let Some(group) = client.consumers.remove(&handle) {
+            self.give_back(session, handle, group, Ending::Closed);
+        }
+    }
+
+    pub fn flow(&mut self, session: u64, handle: Handle, window: Window) {
+        let session = SessionId(session);
+        self.handle(session, Command::Flow(Flow { consumer: handle, window }));
+        if let Some(client) = self.clients.get_mut(&session)
+            && let Some(known) = client.windows.get_mut(&handle)
+        {
+            *known = window;
+        }
+    }
+
+    pub fn pull(&mut self, session: u64, handle: Handle, window: Window, wait_ms: u64) {
+        let request = self.request();
+        let id = SessionId(session);
+        if let Some(client) = self.clients.get_mut(&id)
+            && client.consumers.contains_key(&handle)
+        {
+            client.pulls.insert(request, (handle, window, 0, 0));
+        }
+        self.handle(id, Command::Pull(Pull { request, consumer: handle, window, wait_ms }));
+    }
+
+    pub fn full(&mut self, session: u64, full: bool) {
+        let id = SessionId(session);
+        if let Some(client) = self.clients.get_mut(&id) {
+            client.full = full;
+        }
+        self.handle(id, if full { Command::OutputFull } else { Command::OutputReady });
+    }
+
+    /// Settles, and foretells what comes of it.
+    pub fn settle(
+        &mut self,
+        session: u64,
+        handle: Handle,
+        settlement: Settlement,
+        ranges: Vec<OffsetRange>,
+    ) -> u64 {
+        let (request, session) = (self.request(), SessionId(session));
+        let settle = Settle { request, consumer: handle, settlement, ranges: ranges.clone() };
+        self.handle(session, Command::Settle(settle));
+        self.collect_replies();
+        let answer = self.replies.iter().rev().find(|reply| reply.1 == request).map(|reply| reply.2.clone());
+        let group = self.clients.get(&session).and_then(|client| client.consumers.get(&handle)).copied();
+        let Some(group) = group else {
+            assert!(matches!(answer, Some(Err(_))), "settling without being a consumer is refused");
+            return 0;
+        };
+        let lease = self.settings(group).lease();
+        let mut count = 0;
+        let messages = self.groups.get_mut(&group).unwrap();
+        for (offset, known) in messages.iter_mut() {
+            let within = ranges.iter().any(|range| range.contains(Offset(*offset)));
+            if known.holder != Some((session, handle)) || !within {
+                continue;
+            }
+            count += 1;
+            if settlement == Settlement::Extend {
+                known.deadline = self.now.after(lease);
+                continue;
+            }
+            known.holder = None;
+            match settlement {
+                Settlement::Ack => {
+                    self.acked.insert((group, *offset));
+                }
+                Settlement::Nack { delay_ms } => {
+                    known.attempts += 1;
+                    self.returned.insert((group, *offset), (known.attempts, ReturnReason::Nacked, delay_ms));
+                }
+                Settlement::Reject => {
+                    known.attempts += 1;
+                    known.rejected = true;
+                    self.returned.insert((group, *offset), (known.attempts, ReturnReason::Rejected, None));
+                }
+                Settlement::Release | Settlement::Extend => {}
+            }
+        }
+        match answer {
+            Some(Ok(Reply::Settled { count: answered })) => assert_eq!(answered, count, "settled"),
+            other => panic!("answer to a settlement: {other:?}"),
+        }
+        count
+    }
+
+    /// The settings of a group, with what this cycle has changed so far.
+    pub fn settings(&self, group: GroupId) -> GroupSettings {
+        let mut settings = self.fold.groups.get(&group).map(|group| group.settings.clone());
+        for record in &self.out.records {
+            match record {
+                Record::GroupCreated { group: id, settings: new, .. }
+                | Record::GroupChanged { group: id, settings: new }
+                    if *id == group =>
+                {
+                    settings = Some(new.clone());
+                }
+                _ => {}
+            }
+        }
+        settings.expect("the group is there")
+    }
+
+    pub fn admin(&mut self, session: u64, command: AdminCommand) -> RequestId {
+        let request = self.request();
+        self.handle(SessionId(session), Command::Admin(Admin { request, command }));
+        self.collect_replies();
+        request
+    }
+
+    /// Takes everything but deliveries out of the effects; those stay for the end of the cycle.
+    fn collect_replies(&mut self) {
+        let mut rest = Vec::new();
+        for effect in std::mem::take(&mut self.out.effects) {
+            match effect.content {
+                Content::Reply(request, result) => {
+                    if let Some(client) = self.clients.get_mut(&effect.session)
+                        && let Some((handle, window, got, _)) = client.pulls.remove(&request)
+                    {
+                        if let Ok(Reply::Pulled { count }) = &result {
+                            assert_eq!(*count, got, "a pull is answered with what it got");
+                        }
+                        let _ = (handle, window);
+                    }
+                    self.replies.push((effect.session, request, result));
+                }
+                Content::PublishRefused(refused) => {
+                    let waits = self.confirms.contains_key(&(effect.session, refused.producer));
+                    assert!(!waits, "a refusal does not overtake the confirm of what came before");
+                    let (code, expected) = (refused.refusal.code, refused.expected);
+                    self.refused.push((effect.session, refused.producer, code, expected));
+                }
+                Content::ConsumerClosed(closed) => {
+                    if let Some(client) = self.clients.get_mut(&effect.session) {
+                        client.consumers.remove(&closed.consumer);
+                        client.windows.remove(&closed.consumer);
+                    }
+                }
+                Content::Confirm(confirm) => self.check_confirm(effect.session, confirm),
+                content => rest.push(batonmq::broker::Effect { session: effect.session, content }),
+            }
+        }
+        self.out.effects = rest;
+    }
+
+    fn check_confirm(&mut self, session: SessionId, confirm: Confirm) {
+        let Some(client) = self.clients.get(&session) else { return };
+        let last = client.producers.get(&confirm.producer).and_then(|id| self.last_of(*id));
+        assert!(last.is_some_and(|last| confirm.sequence <= last), "what is confirmed is stored");
+        if let Some(end) = self.confirms.get(&(session, confirm.producer))
+            && *end <= confirm.sequence
+        {
+            self.confirms.remove(&(session, confirm.producer));
+        }
+    }
+
+    /// Ends the cycle and checks all of it.
+    pub fn finish(&mut self) {
+        self.collect_replies();
+        self.broker.finish(self.now, &mut self.out);
+        self.delivered.clear();
+        let mut dead_now = BTreeSet::new();
+        for record in std::mem::take(&mut self.out.records) {
+            self.check_record(&record, &mut dead_now);
+            self.fold.apply(&record).expect("every record fits");
+            if let Record::GroupDeleted { group } = record {
+                self.groups.remove(&group);
+                self.acked.retain(|(id, _)| *id != group);
+                self.returned.retain(|(id, _), _| *id != group);
+            }
+        }
+        assert!(self.acked.is_empty(), "acked, but not recorded: {:?}", self.acked);
+        assert!(self.returned.is_empty(), "returned, but not recorded: {:?}", self.returned);
+        assert!(dead_now.is_empty(), "dead letters of messages that are not settled: {dead_now:?}");
+        assert_eq!(self.broker.snapshot(), self.fold, "the snapshot is the fold of the records");
+        for effect in std::mem::take(&mut self.out.effects) {
+            self.check_effect(effect.session, effect.content);
+        }
+        let unanswered: Vec<_> = self.confirms.keys().collect();
+        assert!(unanswered.is_empty(), "published, but neither confirmed nor refused: {unanswered:?}");
+        self.reads.append(&mut self.out.reads);
+        self.check_bounds();
+    }
+
+    fn check_record(&mut self, record: &Record, dead_now: &mut BTreeSet<(GroupId, u64)>) {
+        match record {
+            Record::TopicDeleted { topic } => {
+                self.store.remove(topic);
+            }
+            Record::GroupCreated { group, .. } => {
+                self.groups.entry(*group).or_default();
+            }
+            Record::ProducerExpired { producer } => {
+                assert!(!self.owners.contains_key(producer), "an open producer does not expire");
+            }
+            Record::Published(published) => self.check_published(published, dead_now),
+            Record::Settled { group, ranges } => {
+                assert!(!ranges.is_empty());
+                for offset in ranges.iter().flat_map(|range| range.start.0..range.end.0) {
+                    assert!(!self.is_settled(*group, offset), "settled twice: {group} {offset}");
+                    let acked = self.acked.remove(&(*group, offset));
+                    let died = dead_now.remove(&(*group, offset));
+                    assert!(acked != died, "settled for one reason: {group} {offset} {acked} {died}");
+                }
+            }
+            Record::Returned { group, range, retry } => {
+                for offset in range.start.0..range.end.0 {
+                    self.check_returned(*group, offset, retry);
+                }
+            }
+            Record::Trimmed { topic, start } => {
+                let floors: Vec<Offset> = self
+                    .fold
+                    .groups
+                    .values()
+                    .filter(|group| group.topic == *topic)
+                    .map(|g| g.floor)
+                    .collect();
+                assert!(!floors.is_empty() && floors.iter().all(|floor| floor >= start), "trimmed too early");
+                if let Some(messages) = self.store.get_mut(topic) {
+                    messages.retain(|offset, _| *offset >= start.0);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn check_published(&mut self, published: &Published, dead_now: &mut BTreeSet<(GroupId, u64)>) {
+        assert!(!published.targets.is_empty() && published.block.count() > 0);
+        assert_eq!(published.at, self.now);
+        for index in 0..published.block.count() {
+            let message = published.block.message(index).unwrap();
+            let origin = published
+                .origin
+                .map(|origin| Origin { sequence: Sequence(origin.sequence.0 + index as u64), ..origin });
+            if origin.is_none() {
+                self.check_dead(&message, dead_now);
+            }
+            for (topic, first) in &published.targets {
+                let stored = Stored { message: message.clone(), published_at: published.at, origin };
+                self.store.entry(*topic).or_default().insert(first.0 + index as u64, stored);
+            }
+        }
+    }
+
+    fn check_dead(&mut self, message: &Message, dead_now: &mut BTreeSet<(GroupId, u64)>) {
+        let text = |name: &str| String::from_utf8(message.header(name).unwrap().to_vec()).unwrap();
+        let topic = text("baton.dead.topic");
+        let (topic, _) = self.fold.topics.iter().find(|(_, state)| state.name.as_str() == topic).unwrap();
+        let name = text("baton.dead.group");
+        let (group, state) = self
+            .fold
+            .groups
+            .iter()
+            .find(|(_, state)| state.name.as_str() == name && state.topic == *topic)
+            .unwrap();
+        let offset: u64 = text("baton.dead.offset").parse().unwrap();
+        let known = &self.groups[group][&offset];
+        assert_eq!(known.holder, None, "what is in flight does not die");
+        assert_eq!(text("baton.dead.attempts"), known.attempts.to_string());
+        let max = state.settings.max_attempts;
+        assert!(
+            known.rejected || (max > 0 && known.attempts >= max),
+            "dead before its time: {} of {max}",
+            known.attempts
+        );
+        let original = &self.store[topic][&offset];
+        assert_eq!(message.body, original.message.body);
+        assert_eq!(text("baton.dead.published-at"), original.published_at.to_string());
+        assert!(self.dead.insert((*group, offset)), "dead twice: {group} {offset}");
+        dead_now.insert((*group, offset));
+    }
+
+    fn check_returned(&mut self, group: GroupId, offset: u64, retry: &Retry) {
+        let settings = self.fold.groups[&group].settings.clone();
+        let now = self.now;
+        let known = self.groups.get_mut(&group).unwrap().get_mut(&offset).unwrap();
+        if retry.reason == ReturnReason::LeaseExpired {
+            assert!(known.holder.take().is_some(), "a lease ends of what is in flight");
+            assert!(known.deadline <= now, "a lease ends in time");
+            known.attempts += 1;
+            assert_eq!(retry.due_at, now);
+        } else {
+            let (attempts, reason, wait) = self.returned.remove(&(group, offset)).expect("a return");
+            assert_eq!((retry.attempts, retry.reason), (attempts, reason));
+            let waited = retry.due_at.0 - now.0;
+            match wait {
+                Some(wait) => assert_eq!(waited, wait),
+                None => {
+                    let wait = settings.backoff.wait_ms(attempts);
+                    let span = wait * u64::from(settings.backoff.jitter_percent) / 100;
+                    assert!((wait - span..=wait + span).contains(&waited), "back-off {waited} of {wait}");
+                }
+            }
+        }
+        assert_eq!(retry.attempts, known.attempts);
+        known.due_at = retry.due_at;
+    }
+
+    pub fn is_settled(&self, group: GroupId, offset: u64) -> bool {
+        self.fold
+            .groups
+            .get(&group)
+            .is_some_and(|state| offset < state.floor.0 || state.settled.contains(Offset(offset)))
+    }
+
+    fn check_effect(&mut self, session: SessionId, content: Content) {
+        match content {
+            Content::Deliver(delivery) => self.check_delivery(session, delivery),
+            content => {
+                self.out.effects.push(batonmq::broker::Effect { session, content });
+                self.collect_replies();
+            }
+        }
+    }
+
+    fn check_delivery(&mut self, session: SessionId, delivery: batonmq::broker::Delivery) {
+        let client = self.clients.get_mut(&session).expect("deliveries go to living sessions");
+        assert!(!client.full, "nothing is handed out to a session that cannot take it");
+        let group = *client.consumers.get(&delivery.consumer).expect("deliveries go to consumers");
+        let holder = Some((session, delivery.consumer));
+        let lease = self.fold.groups[&group].settings.lease();
+        let topic = self.fold.groups[&group].topic;
+        let bytes: Vec<u8> = delivery.messages.iter().flat_map(|piece| piece.to_vec()).collect();
+        let block = MessageBlock::parse(bytes.into(), &Limits::default()).unwrap();
+        assert_eq!(block.count() as u32, delivery.runs.iter().map(|run| run.count).sum::<u32>());
+        let mut index = 0;
+        for run in &delivery.runs {
+            for position in 0..u64::from(run.count) {
+                let offset = run.offset.0 + position;
+                assert!(!self.is_settled(group, offset), "settled and delivered: {group} {offset}");
+                let stored = &self.store[&topic][&offset];
+                assert_eq!(block.message(index).unwrap(), stored.message);
+                index += 1;
+                assert_eq!(run.published_at, stored.published_at);
+                let origin = run
+                    .origin
+                    .map(|origin| Origin { sequence: Sequence(origin.sequence.0 + position), ..origin });
+                assert_eq!(origin, stored.origin);
+                let fresh_from = self.fresh_from.get(&group).copied().unwrap_or(0);
+                let known = self.groups.get_mut(&group).unwrap().entry(offset).or_default();
+                assert_eq!(known.holder, None, "in flight twice: {group} {offset}");
+                assert!(!self.dead.contains(&(group, offset)), "dead and delivered: {group} {offset}");
+                assert!(known.due_at <= self.now, "handed out before it is due");
+                assert_eq!(run.attempt, known.attempts + 1, "number of the attempt");
+                assert_eq!(run.redelivered, known.handed || offset < fresh_from, "redelivered: {offset}");
+                let new = !known.handed;
+                known.holder = holder;
+                known.handed = true;
+                known.deadline = self.now.after(lease);
+                self.delivered.push((session, delivery.consumer, group, offset, new));
+            }
+        }
+        let (count, bytes) = (block.count() as u32, block.bytes().len() as u64);
+        let client = self.clients.get_mut(&session).unwrap();
+        if delivery.request != 0 {
+            let pull = client.pulls.get_mut(&delivery.request).expect("a pull is answered once");
+            assert_eq!(pull.0, delivery.consumer);
+            pull.2 += count;
+            pull.3 += bytes;
+            assert!(pull.2 <= pull.1.messages, "a pull gets no more messages than it asked for");
+            assert!(pull.3 <= pull.1.bytes || pull.2 == 1, "a pull gets no more bytes than it asked for");
+            return;
+        }
+        let window = client.windows[&delivery.consumer];
+        let held: Vec<u64> = self.groups[&group]
+            .iter()
+            .filter(|(_, known)| known.holder == holder)
+            .map(|(offset, _)| *offset)
+            .collect();
+        assert!(held.len() as u32 <= window.messages, "more messages than the window allows");
+        if self.checks_bytes {
+            let bytes: u64 =
+                held.iter().map(|offset| self.store[&topic][offset].message.encoded_len() as u64).sum();
+            assert!(bytes <= window.bytes || held.len() == 1, "more bytes than the window allows");
+        }
+    }
+
+    fn check_bounds(&self) {
+        for (id, messages) in &self.groups {
+            let Some(state) = self.fold.groups.get(id) else { continue };
+            let held: Vec<&Known> = messages.values().filter(|known| known.holder.is_some()).collect();
+            assert!(held.len() as u64 <= self.limits.in_flight_max);
+            let late = state.settings.lease_ms / 32;
+            for known in held {
+                assert!(known.deadline.0 + late >= self.now.0, "a lease that has ended is noticed");
+            }
+        }
+        let in_flight: usize =
+            self.groups.values().flat_map(BTreeMap::values).filter(|known| known.holder.is_some()).count();
+        let counts = self.broker.counts();
+        assert_eq!(counts.in_flight, in_flight as u64);
+        assert!(counts.cache_bytes <= self.limits.cache_bytes_max);
+        assert_eq!(counts.topics, self.fold.topics.len() as u64);
+        assert_eq!(counts.groups, self.fold.groups.len() as u64);
+        let messages: u64 = self.fold.topics.values().map(|topic| topic.end.0 - topic.start.0).sum();
+        assert_eq!(counts.messages, messages);
+        let consumers: usize = self.clients.values().map(|client| client.consumers.len()).sum();
+        assert_eq!(counts.consumers, consumers as u64);
+    }
+
+    /// Answers a read.
+    pub fn answer(&mut self, index: usize) {
+        let read = self.reads.remove(index);
+        let mut messages = Vec::new();
+        let mut bytes = 0;
+        let stored = self.store.get(&read.topic);
+        while let Some(stored) = stored.and_then(|stored| stored.get(&(read.from.0 + messages.len() as u64)))
+        {
+            bytes += stored.message.encoded_len();
+            if bytes > read.bytes_max && !messages.is_empty() {
+                break;
+            }
+            messages.push(stored.clone());
+        }
+        let chunk = (!messages.is_empty()).then(|| Chunk {
+            first: read.from,
+            block: MessageBlock::encode(messages.iter().map(|stored| &stored.message)),
+            stamps: messages
+                .iter()
+                .map(|stored| Stamp { count: 1, published_at: stored.published_at, origin: stored.origin })
+                .collect(),
+        });
+        self.broker.loaded(self.now, read, chunk, &mut self.out);
+    }
+
+    pub fn answer_all(&mut self) {
+        while !self.reads.is_empty() {
+            self.answer(0);
+        }
+    }
+
+    /// The process ends between two cycles, and another broker goes on from what is durable.
+    pub fn restart(&mut self) {
+        self.out = Output::default();
+        self.reads.clear();
+        self.clients.clear();
+        self.owners.clear();
+        self.confirms.clear();
+        for (id, messages) in &mut self.groups {
+            let state = &self.fold.groups[id];
+            let end = self.fold.topics[&state.topic].end;
+            let fresh_from = state.handed_out.min(end).0;
+            self.fresh_from.insert(*id, fresh_from);
+            for (offset, known) in messages {
+                assert!(!known.handed || *offset < fresh_from, "handed out, but not marked as such");
+                known.holder = None;
+            }
+        }
+        self.broker = Broker::new(self.fold.clone(), self.limits.clone(), self.creation);
+    }
+}
