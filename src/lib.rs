@@ -3,11 +3,15 @@
 //! The layers, each using only those below it; `docs/architecture.md` says what each deliberately does not know.
 //!
 //! * [`broker`]: topics, groups, consumers and producers, as a pure state machine.
+//! * [`store`]: durable records, in a file journal or a database.
+//! * [`disk`]: fresh reads of files that another host may just have written.
 //! * [`protocol`]: the wire protocol.
 //! * [`model`]: messages, names, offsets, settings, records, limits.
 
 #![warn(clippy::unwrap_used)]
 
 pub mod broker;
+pub mod disk;
 pub mod model;
 pub mod protocol;
+pub mod store;

@@ -1,0 +1,131 @@
+-- Baton's store in database mode, format 1.
+--
+-- To read it: `baton store query` on a live store, the `sqlite3` shell on a backup. Never the shell on the file
+-- itself: it would recover and checkpoint without holding an epoch. Start with the views at the end.
+--
+-- Times are milliseconds since 1970-01-01 UTC. Ranges are half-open: the end is the first offset after them.
+
+PRAGMA application_id = 0x4241544E; -- "BATN"
+
+-- Numbers of the whole store: next_topic, next_group, next_producer (ids are never used twice) and time (the
+-- highest store time of what is not in topic.stored_at).
+CREATE TABLE meta (
+    name  TEXT PRIMARY KEY,
+    value INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+INSERT INTO meta (name, value) VALUES ('next_topic', 0), ('next_group', 0), ('next_producer', 0), ('time', 0);
+
+CREATE TABLE topic (
+    id             INTEGER PRIMARY KEY,
+    name           TEXT NOT NULL,
+    settings       TEXT NOT NULL,    -- JSON
+    start_offset   INTEGER NOT NULL, -- first message that is still there
+    cleared_offset INTEGER NOT NULL, -- rows below are deleted; start_offset runs ahead of it
+    end_offset     INTEGER NOT NULL, -- what the next message gets; stays when all messages are gone
+    stored_at      INTEGER NOT NULL  -- store time when the topic last got a message
+) STRICT;
+
+-- One row for each 2^32 offsets of a topic: message.id is stretch.id * 2^32 + the low 32 bits of the offset. So the
+-- hot table has one integer key and no index beside it, the messages of a topic lie together in order, and neither
+-- the number of topics nor the length of one is limited by how 63 bits are shared out. A stretch whose topic is gone
+-- is being cleared.
+CREATE TABLE stretch (
+    id     INTEGER PRIMARY KEY,
+    topic  INTEGER NOT NULL,
+    number INTEGER NOT NULL, -- offset / 2^32
+    UNIQUE (topic, number)
+) STRICT;
+
+-- One row for each message. The columns that are NULL for most come before the body, which is read last.
+CREATE TABLE message (
+    id           INTEGER PRIMARY KEY,
+    published_at INTEGER NOT NULL,
+    producer     INTEGER,          -- NULL: published by the broker itself
+    sequence     INTEGER,          -- number that the producer gave it
+    key          BLOB,
+    headers      BLOB,             -- encoded as in a message: u16 count, then names and values with their lengths
+    deliver_at   INTEGER,
+    expires_at   INTEGER,
+    priority     INTEGER,          -- NULL: 0
+    body         BLOB NOT NULL
+) STRICT;
+
+CREATE TABLE consumer_group (
+    id           INTEGER PRIMARY KEY,
+    topic        INTEGER NOT NULL,
+    name         TEXT NOT NULL,
+    settings     TEXT NOT NULL,    -- JSON
+    floor_offset INTEGER NOT NULL, -- everything below is settled
+    handed_out   INTEGER NOT NULL  -- nothing from here on was handed out
+) STRICT;
+
+-- What a group has settled above its floor. Ranges of a group neither overlap nor touch.
+CREATE TABLE settled_range (
+    group_id     INTEGER NOT NULL,
+    start_offset INTEGER NOT NULL,
+    end_offset   INTEGER NOT NULL,
+    PRIMARY KEY (group_id, start_offset)
+) STRICT, WITHOUT ROWID;
+
+-- What a group has handed out in vain and not settled.
+CREATE TABLE retry (
+    group_id       INTEGER NOT NULL,
+    message_offset INTEGER NOT NULL,
+    attempts       INTEGER NOT NULL,
+    due_at         INTEGER NOT NULL,
+    reason         TEXT NOT NULL, -- nacked, lease-expired, consumer-lost, rejected
+    PRIMARY KEY (group_id, message_offset)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE producer (
+    id            INTEGER PRIMARY KEY,
+    name          TEXT NOT NULL,
+    last_sequence INTEGER NOT NULL, -- 0: none yet
+    seen_at       INTEGER NOT NULL
+) STRICT;
+
+-- Every message that is still there, with names and times.
+CREATE VIEW messages AS
+SELECT topic.name AS topic,
+       (stretch.number << 32) + (message.id & 0xFFFFFFFF) AS message_offset,
+       strftime('%Y-%m-%dT%H:%M:%fZ', message.published_at / 1000.0, 'unixepoch') AS published_at,
+       producer.name AS producer,
+       message.sequence,
+       message.key,
+       coalesce(message.priority, 0) AS priority,
+       length(message.body) AS body_bytes,
+       message.body
+FROM topic
+JOIN stretch ON stretch.topic = topic.id
+JOIN message ON message.id >= stretch.id << 32 AND message.id < (stretch.id + 1) << 32
+LEFT JOIN producer ON producer.id = message.producer
+WHERE (stretch.number << 32) + (message.id & 0xFFFFFFFF) >= topic.start_offset;
+
+-- How many messages wait, for which group, and since when the oldest of them.
+CREATE VIEW backlog AS
+SELECT topic,
+       consumer_group,
+       waiting,
+       retrying,
+       CASE WHEN waiting > 0 THEN (
+           SELECT strftime('%Y-%m-%dT%H:%M:%fZ', message.published_at / 1000.0, 'unixepoch')
+           FROM stretch
+           JOIN message ON message.id = (stretch.id << 32) + (oldest & 0xFFFFFFFF)
+           WHERE stretch.topic = topic_id AND stretch.number = oldest >> 32
+       ) END AS oldest_since,
+       oldest AS oldest_offset
+FROM (
+    SELECT topic.id AS topic_id,
+           topic.name AS topic,
+           consumer_group.name AS consumer_group,
+           max(consumer_group.floor_offset, topic.start_offset) AS oldest,
+           topic.end_offset - max(consumer_group.floor_offset, topic.start_offset) - coalesce((
+               SELECT sum(end_offset - max(start_offset, topic.start_offset))
+               FROM settled_range
+               WHERE group_id = consumer_group.id AND end_offset > topic.start_offset
+           ), 0) AS waiting,
+           (SELECT count(*) FROM retry WHERE group_id = consumer_group.id) AS retrying
+    FROM consumer_group
+    JOIN topic ON topic.id = consumer_group.topic
+);

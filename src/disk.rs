@@ -1,0 +1,174 @@
+//! Fresh reads of files that another host may just have written.
+//!
+//! A mount of a shared disk may keep what it knows for a while, a second where nothing else is said. What that hides,
+//! measured with two FUSE mounts of one folder, and what uncovers it:
+//!
+//! | kept | hides, even from a file that is opened anew | uncovered by |
+//! | --- | --- | --- |
+//! | the attributes of a file | what was appended: every read ends at the old length | asking for the length with `AT_STATX_FORCE_SYNC` |
+//! | the names in a folder | new names in a listing | asking for the attributes of the folder in that way |
+//! | that there is no such name | a file or folder that is there by now | only time, or the exclusive creation of the name |
+//! | the pages of a file | what was overwritten | opening it anew; a descriptor from before reads old bytes |
+//!
+//! So everything here opens anew, asks the file system itself, and takes a name for missing only if the folder, listed
+//! afresh, does not have it. Nothing here writes to, renames or removes a file of the store; what has not been read
+//! from elsewhere before needs nothing of this.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{AtFlags, FileType, StatxFlags};
+
+/// How long a name may be listed and yet not be found: longer than mounts usually keep it.
+const STALE_MAX: Duration = Duration::from_secs(10);
+/// Time between two attempts to open such a name.
+const STALE_STEP: Duration = Duration::from_millis(10);
+
+/// The length of an open file as the file system itself has it; reads through `file` then go up to there.
+///
+/// # Errors
+/// Where the file system cannot be asked.
+pub fn length(file: impl AsFd) -> io::Result<u64> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+    Ok(rustix::fs::statx(file, c"", flags, StatxFlags::SIZE)?.stx_size)
+}
+
+/// Opens a file or folder to read what is there now.
+///
+/// # Errors
+/// Where it cannot be opened. [`ErrorKind::NotFound`] means that it is not there.
+pub fn open(path: &Path) -> io::Result<File> {
+    open_within(path, STALE_MAX)
+}
+
+fn open_within(path: &Path, patience: Duration) -> io::Result<File> {
+    let started = Instant::now();
+    loop {
+        let error = match open_once(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => error,
+            opened => return opened,
+        };
+        if !is_listed(path)? {
+            return Err(error);
+        }
+        if started.elapsed() > patience {
+            let text = "the folder has this name, but it cannot be opened";
+            return Err(io::Error::new(ErrorKind::StaleNetworkFileHandle, text));
+        }
+        std::thread::sleep(STALE_STEP);
+    }
+}
+
+/// Opens it, and makes the mount fetch its attributes. A file that was deleted, and whose name the mount still keeps,
+/// is not found.
+fn open_once(path: &Path) -> io::Result<File> {
+    let file = File::open(path)?;
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+    let mask = StatxFlags::SIZE | StatxFlags::NLINK | StatxFlags::TYPE;
+    let found = match rustix::fs::statx(&file, c"", flags, mask) {
+        Err(rustix::io::Errno::STALE) => return Err(ErrorKind::NotFound.into()),
+        found => found?,
+    };
+    let is_file = FileType::from_raw_mode(found.stx_mode.into()) == FileType::RegularFile;
+    if is_file && found.stx_nlink == 0 { Err(ErrorKind::NotFound.into()) } else { Ok(file) }
+}
+
+fn is_listed(path: &Path) -> io::Result<bool> {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return Ok(false) };
+    match names(folder) {
+        Ok(names) => Ok(names.iter().any(|listed| listed == name)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The names in a folder.
+///
+/// # Errors
+/// Where it cannot be listed. [`ErrorKind::NotFound`] means that it is not there.
+pub fn names(folder: &Path) -> io::Result<Vec<OsString>> {
+    // The attributes tell the mount whether the listing that it keeps is still right.
+    open(folder)?;
+    fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name())).collect()
+}
+
+/// The length of the file at `path`. The file may then be opened by other means, as a database does: the mount knows
+/// its name and its length.
+///
+/// # Errors
+/// As for [`open`].
+pub fn length_at(path: &Path) -> io::Result<u64> {
+    length(open(path)?)
+}
+
+/// All bytes of a file.
+///
+/// # Errors
+/// As for [`open`], or where it cannot be read.
+pub fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open(path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Copies a file to `to`, which is made or overwritten. Not synced.
+///
+/// # Errors
+/// As for [`open`], or where it cannot be read, or the copy cannot be written.
+pub fn copy(from: &Path, to: &Path) -> io::Result<u64> {
+    let mut source = open(from)?;
+    let mut copy = File::create(to)?;
+    copy.set_permissions(source.metadata()?.permissions())?;
+    io::copy(&mut source, &mut copy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_name_is_not_found_at_once_at_any_depth() {
+        let dir = tempfile::tempdir().unwrap();
+        let started = Instant::now();
+        for name in ["a", "a/b", "a/b/c"] {
+            let path = dir.path().join(name);
+            assert_eq!(open(&path).unwrap_err().kind(), ErrorKind::NotFound);
+            assert_eq!(names(&path).unwrap_err().kind(), ErrorKind::NotFound);
+            assert_eq!(length_at(&path).unwrap_err().kind(), ErrorKind::NotFound);
+            assert_eq!(read(&path).unwrap_err().kind(), ErrorKind::NotFound);
+            assert_eq!(copy(&path, &dir.path().join("copy")).unwrap_err().kind(), ErrorKind::NotFound);
+        }
+        assert!(started.elapsed() < STALE_MAX);
+        assert_eq!(names(dir.path()).unwrap().len(), 0, "a copy of nothing makes nothing");
+    }
+
+    #[test]
+    fn what_is_there_is_read_and_copied() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("a"), dir.path().join("b"));
+        for bytes in [b"first".as_slice(), b"and a longer one", b""] {
+            fs::write(&path, bytes).unwrap();
+            assert_eq!(read(&path).unwrap(), bytes);
+            assert_eq!(length_at(&path).unwrap(), bytes.len() as u64);
+            assert_eq!(copy(&path, &other).unwrap(), bytes.len() as u64);
+            assert_eq!(fs::read(&other).unwrap(), bytes);
+        }
+        let mut found = names(dir.path()).unwrap();
+        found.sort();
+        assert_eq!(found, ["a", "b"]);
+    }
+
+    /// A mount that keeps names may go on opening a file that another host has deleted.
+    #[test]
+    fn a_name_that_is_listed_and_never_found_is_trouble_and_not_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("link");
+        std::os::unix::fs::symlink("nowhere", &path).unwrap();
+        let error = open_within(&path, STALE_STEP).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::StaleNetworkFileHandle);
+    }
+}

@@ -1,0 +1,23 @@
+//! What refuses a store before an epoch is claimed: files of a format from the future, and files that are missing.
+//!
+//! Only looks, at a few small places: the newest manifest, the head of the newest segment and checkpoint, the head of
+//! the database. A damaged store is found by its recovery, which reads all that counts.
+
+use std::path::Path;
+
+use super::manifest::Manifest;
+use super::{Mode, StoreError, database, file};
+use crate::model::id::Epoch;
+
+/// Checks that this version can read the store in a shared directory, if there is one. Changes nothing. The caller
+/// holds the lock, and no store of this process is open.
+///
+/// # Errors
+/// Where a file is of a newer format, is missing, or cannot be read.
+pub fn check(dir: &Path) -> Result<(), StoreError> {
+    let Some(manifest) = Manifest::newest(dir, Epoch(u64::MAX))? else { return Ok(()) };
+    match manifest.mode {
+        Mode::Database => database::check(dir, &manifest),
+        Mode::File => file::check(dir),
+    }
+}

@@ -1,0 +1,336 @@
+//! The binary form of records: what the journal writes for a commit, without the messages.
+//!
+//! The only place of the store that knows `bincode`. Messages are not in here: a publish has the length, count and
+//! checksum of its block, and the block itself stands raw behind the heads.
+//!
+//! # Format, version 1
+//!
+//! The heads of a commit stand one behind the other. Each is a tag byte (see [`tag`]) and the fields of the record
+//! in the order of its definition, in `bincode` 2 `standard()`: little-endian variable-length numbers. The fields of
+//! a publish are: targets, origin, at, count of messages, bytes of the block, CRC32C of the block. Tags are never
+//! reordered and never reused. Heads are valid if and only if every byte is used.
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::model::chunk::Origin;
+use crate::model::id::{Offset, TopicId};
+use crate::model::record::{Published, Record};
+use crate::model::time::Timestamp;
+
+/// Largest piece that is encoded or decoded, in bytes.
+pub const ENCODED_BYTES_MAX: usize = 1 << 30;
+
+const CONFIG: bincode::config::Configuration<
+    bincode::config::LittleEndian,
+    bincode::config::Varint,
+    bincode::config::Limit<ENCODED_BYTES_MAX>,
+> = bincode::config::standard().with_limit::<ENCODED_BYTES_MAX>();
+
+/// The tags of records.
+pub mod tag {
+    #![allow(missing_docs, reason = "each is named after its record")]
+    pub const TOPIC_CREATED: u8 = 1;
+    pub const TOPIC_DELETED: u8 = 2;
+    pub const GROUP_CREATED: u8 = 3;
+    pub const GROUP_CHANGED: u8 = 4;
+    pub const GROUP_DELETED: u8 = 5;
+    pub const PRODUCER_OPENED: u8 = 6;
+    pub const PRODUCER_EXPIRED: u8 = 7;
+    pub const PUBLISHED: u8 = 8;
+    pub const SETTLED: u8 = 9;
+    pub const RETURNED: u8 = 10;
+    pub const HANDED_OUT: u8 = 11;
+    pub const TRIMMED: u8 = 12;
+}
+
+/// Why something cannot be encoded or decoded.
+#[derive(Debug, thiserror::Error)]
+pub enum CodecError {
+    /// A tag that this version does not know.
+    #[error("unknown record tag {0}")]
+    Tag(u8),
+    /// The encoded form is not what it should be.
+    #[error("cannot decode: {0}")]
+    Decode(#[from] bincode::error::DecodeError),
+    /// A value has no encoded form.
+    #[error("cannot encode: {0}")]
+    Encode(#[from] bincode::error::EncodeError),
+    /// Bytes are left over.
+    #[error("{0} bytes too many")]
+    Trailing(usize),
+    /// The encoded form is larger than [`ENCODED_BYTES_MAX`].
+    #[error("{0} encoded bytes are too many")]
+    TooLarge(usize),
+}
+
+/// A record as the journal has it: its messages are elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Head {
+    /// A record without messages.
+    Change(Record),
+    /// A publish.
+    Published(PublishedHead),
+}
+
+/// A [`Published`] whose messages are elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublishedHead {
+    /// See [`Published::targets`].
+    pub targets: Vec<(TopicId, Offset)>,
+    /// See [`Published::origin`].
+    pub origin: Option<Origin>,
+    /// See [`Published::at`].
+    pub at: Timestamp,
+    /// Number of messages.
+    pub count: u32,
+    /// Bytes of the messages.
+    pub bytes: u32,
+    /// CRC32C of these bytes.
+    pub checksum: u32,
+}
+
+/// Appends the heads of `records` to `out`. Answers the blocks that belong behind them, in their order.
+///
+/// # Errors
+/// Where the heads are larger than [`ENCODED_BYTES_MAX`].
+pub fn encode_records<'a>(records: &'a [Record], out: &mut Vec<u8>) -> Result<Vec<&'a Bytes>, CodecError> {
+    let start = out.len();
+    let mut blocks = Vec::new();
+    for record in records {
+        encode_record(record, out)?;
+        if let Record::Published(published) = record {
+            blocks.push(published.block.bytes());
+        }
+    }
+    let len = out.len() - start;
+    if len > ENCODED_BYTES_MAX { Err(CodecError::TooLarge(len)) } else { Ok(blocks) }
+}
+
+fn encode_record(record: &Record, out: &mut Vec<u8>) -> Result<(), CodecError> {
+    match record {
+        Record::TopicCreated { topic, name, settings } => {
+            put(out, tag::TOPIC_CREATED, (topic, name, settings))
+        }
+        Record::TopicDeleted { topic } => put(out, tag::TOPIC_DELETED, topic),
+        Record::GroupCreated { group, topic, name, settings, floor } => {
+            put(out, tag::GROUP_CREATED, (group, topic, name, settings, floor))
+        }
+        Record::GroupChanged { group, settings } => put(out, tag::GROUP_CHANGED, (group, settings)),
+        Record::GroupDeleted { group } => put(out, tag::GROUP_DELETED, group),
+        Record::ProducerOpened { producer, name, at } => put(out, tag::PRODUCER_OPENED, (producer, name, at)),
+        Record::ProducerExpired { producer } => put(out, tag::PRODUCER_EXPIRED, producer),
+        Record::Published(Published { targets, origin, at, block }) => {
+            let bytes = block.bytes();
+            let len = u32::try_from(bytes.len()).map_err(|_| CodecError::TooLarge(bytes.len()))?;
+            let (count, checksum) = (block.count() as u32, crc32c::crc32c(bytes));
+            put(out, tag::PUBLISHED, (targets, origin, at, count, len, checksum))
+        }
+        Record::Settled { group, ranges } => put(out, tag::SETTLED, (group, ranges)),
+        Record::Returned { group, range, retry } => put(out, tag::RETURNED, (group, range, retry)),
+        Record::HandedOut { group, end } => put(out, tag::HANDED_OUT, (group, end)),
+        Record::Trimmed { topic, start } => put(out, tag::TRIMMED, (topic, start)),
+    }
+}
+
+/// Reads the heads of one commit.
+///
+/// # Errors
+/// Where they are not valid.
+pub fn decode_heads(mut bytes: &[u8]) -> Result<Vec<Head>, CodecError> {
+    let mut heads = Vec::new();
+    while let Some((&tag, rest)) = bytes.split_first() {
+        let mut input = Input { rest };
+        heads.push(decode_head(tag, &mut input)?);
+        bytes = input.rest;
+    }
+    Ok(heads)
+}
+
+fn decode_head(tag: u8, input: &mut Input<'_>) -> Result<Head, CodecError> {
+    let record = match tag {
+        tag::TOPIC_CREATED => {
+            let (topic, name, settings) = input.take()?;
+            Record::TopicCreated { topic, name, settings }
+        }
+        tag::TOPIC_DELETED => Record::TopicDeleted { topic: input.take()? },
+        tag::GROUP_CREATED => {
+            let (group, topic, name, settings, floor) = input.take()?;
+            Record::GroupCreated { group, topic, name, settings, floor }
+        }
+        tag::GROUP_CHANGED => {
+            let (group, settings) = input.take()?;
+            Record::GroupChanged { group, settings }
+        }
+        tag::GROUP_DELETED => Record::GroupDeleted { group: input.take()? },
+        tag::PRODUCER_OPENED => {
+            let (producer, name, at) = input.take()?;
+            Record::ProducerOpened { producer, name, at }
+        }
+        tag::PRODUCER_EXPIRED => Record::ProducerExpired { producer: input.take()? },
+        tag::PUBLISHED => {
+            let (targets, origin, at, count, bytes, checksum) = input.take()?;
+            return Ok(Head::Published(PublishedHead { targets, origin, at, count, bytes, checksum }));
+        }
+        tag::SETTLED => {
+            let (group, ranges) = input.take()?;
+            Record::Settled { group, ranges }
+        }
+        tag::RETURNED => {
+            let (group, range, retry) = input.take()?;
+            Record::Returned { group, range, retry }
+        }
+        tag::HANDED_OUT => {
+            let (group, end) = input.take()?;
+            Record::HandedOut { group, end }
+        }
+        tag::TRIMMED => {
+            let (topic, start) = input.take()?;
+            Record::Trimmed { topic, start }
+        }
+        unknown => return Err(CodecError::Tag(unknown)),
+    };
+    Ok(Head::Change(record))
+}
+
+/// Appends the encoded form of anything else that the store keeps, such as an index or a snapshot.
+///
+/// # Errors
+/// Where it is larger than [`ENCODED_BYTES_MAX`].
+pub fn encode(value: &impl Serialize, out: &mut Vec<u8>) -> Result<(), CodecError> {
+    let len = bincode::serde::encode_into_std_write(value, out, CONFIG)?;
+    if len > ENCODED_BYTES_MAX { Err(CodecError::TooLarge(len)) } else { Ok(()) }
+}
+
+/// Reads what [`encode`] wrote.
+///
+/// # Errors
+/// Where it is not valid, or bytes are left over.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
+    let mut input = Input { rest: bytes };
+    let value = input.take()?;
+    if input.rest.is_empty() { Ok(value) } else { Err(CodecError::Trailing(input.rest.len())) }
+}
+
+fn put(out: &mut Vec<u8>, tag: u8, fields: impl Serialize) -> Result<(), CodecError> {
+    out.push(tag);
+    bincode::serde::encode_into_std_write(fields, out, CONFIG)?;
+    Ok(())
+}
+
+struct Input<'a> {
+    rest: &'a [u8],
+}
+
+impl Input<'_> {
+    fn take<T: DeserializeOwned>(&mut self) -> Result<T, CodecError> {
+        let (value, used) = bincode::serde::decode_from_slice(self.rest, CONFIG)?;
+        self.rest = &self.rest[used..];
+        Ok(value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::id::{GroupId, OffsetRange, ProducerId, Sequence};
+    use crate::model::message::{Message, MessageBlock};
+    use crate::model::name::Name;
+    use crate::model::record::{Retry, ReturnReason};
+    use crate::model::settings::{GroupSettings, TopicSettings};
+
+    /// One of each, with the bytes that it has in every version.
+    fn golden() -> Vec<(Record, &'static [u8])> {
+        let (topic, group, producer) = (TopicId(1), GroupId(2), ProducerId(3));
+        let name = Name::new("ab").unwrap();
+        let block = MessageBlock::encode([&Message::new("x"), &Message::new("yz")]);
+        let origin = Some(Origin { producer, sequence: Sequence(9) });
+        let targets = vec![(topic, Offset(300)), (TopicId(4), Offset(0))];
+        let settings = GroupSettings::default();
+        let retry = Retry { attempts: 1, due_at: Timestamp(5), reason: ReturnReason::ConsumerLost };
+        vec![
+            (
+                Record::TopicCreated { topic, name: name.clone(), settings: TopicSettings::default() },
+                b"\x01\x01\x02ab\0",
+            ),
+            (Record::TopicDeleted { topic }, b"\x02\x01"),
+            (
+                Record::GroupCreated {
+                    group,
+                    topic,
+                    name: name.clone(),
+                    settings: settings.clone(),
+                    floor: Offset(7),
+                },
+                b"\x03\x02\x01\x02ab\0\xfb\x30\x75\x10\xfb\xe8\x03\xc8\xfb\x60\xea\x14\0\x07",
+            ),
+            (
+                Record::GroupChanged { group, settings },
+                b"\x04\x02\0\xfb\x30\x75\x10\xfb\xe8\x03\xc8\xfb\x60\xea\x14\0",
+            ),
+            (Record::GroupDeleted { group }, b"\x05\x02"),
+            (Record::ProducerOpened { producer, name, at: Timestamp(8) }, b"\x06\x03\x02ab\x08"),
+            (Record::ProducerExpired { producer }, b"\x07\x03"),
+            (
+                Record::Published(Published { targets, origin, at: Timestamp(6), block }),
+                b"\x08\x02\x01\xfb\x2c\x01\x04\0\x01\x03\x09\x06\x02\x0d\xfc\xce\xf0\x22\x9f",
+            ),
+            (Record::Settled { group, ranges: vec![OffsetRange::new(1, 4)] }, b"\x09\x02\x01\x01\x04"),
+            (
+                Record::Returned { group, range: OffsetRange::new(1, 2), retry },
+                b"\x0a\x02\x01\x02\x01\x05\x02",
+            ),
+            (Record::HandedOut { group, end: Offset(9) }, b"\x0b\x02\x09"),
+            (Record::Trimmed { topic, start: Offset(9) }, b"\x0c\x01\x09"),
+        ]
+    }
+
+    #[test]
+    fn records_have_these_bytes() {
+        for (record, expected) in golden() {
+            let mut bytes = Vec::new();
+            encode_records(std::slice::from_ref(&record), &mut bytes).unwrap();
+            assert_eq!(bytes.escape_ascii().to_string(), expected.escape_ascii().to_string(), "{record:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_encoded_is_decoded_and_the_blocks_are_those_of_the_records() {
+        let records: Vec<Record> = golden().into_iter().map(|(record, _)| record).collect();
+        let mut bytes = Vec::new();
+        let blocks = encode_records(&records, &mut bytes).unwrap();
+        let heads = decode_heads(&bytes).unwrap();
+        assert_eq!((heads.len(), blocks.len()), (records.len(), 1));
+        for (head, record) in heads.iter().zip(&records) {
+            match (head, record) {
+                (Head::Change(change), record) => assert_eq!(change, record),
+                (Head::Published(head), Record::Published(published)) => {
+                    assert_eq!(
+                        (&head.targets, head.origin, head.at),
+                        (&published.targets, published.origin, published.at)
+                    );
+                    assert_eq!((head.count, head.bytes as usize), (2, blocks[0].len()));
+                    assert_eq!(head.checksum, crc32c::crc32c(blocks[0]));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn truncated_and_unknown_heads_are_refused() {
+        for (record, _) in golden() {
+            let mut bytes = Vec::new();
+            encode_records(&[record], &mut bytes).unwrap();
+            for cut in 1..bytes.len() {
+                assert!(decode_heads(&bytes[..cut]).is_err());
+            }
+        }
+        assert!(matches!(decode_heads(&[0]), Err(CodecError::Tag(0))));
+        assert!(matches!(decode_heads(&[13]), Err(CodecError::Tag(13))));
+        assert!(matches!(decode::<u8>(&[1, 2]), Err(CodecError::Trailing(1))));
+        // A length that no memory has.
+        assert!(decode_heads(b"\x09\x02\xfd\xff\xff\xff\xff\xff\xff\xff\x7f").is_err());
+    }
+}

@@ -1,0 +1,124 @@
+//! Connections to the database file: how every one of them is opened, and what the database's errors mean.
+//!
+//! Every connection uses the `unix-excl` file layer: the first one locks all other processes out for as long as any
+//! is open, and the index of the write-ahead log lies on the heap, shared by the connections of this process. No
+//! connection writes anything when it is closed: a master that has lost must be able to end without a checkpoint.
+//!
+//! Nothing else in the process may open the database file while a connection lives. Closing any descriptor of it
+//! would drop the locks, because POSIX locks belong to the process and not to the descriptor.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+
+use super::super::StoreError;
+
+/// Bytes of a page. 4096, 8192 and 16384 store 128-byte messages equally fast in batches; a commit of one message
+/// writes whole pages, so the smallest has the shortest confirm.
+pub(super) const PAGE_BYTES: u32 = 4096;
+/// KiB of pages that the writer keeps: the right edges of the trees it appends to, and a commit before it spills.
+const WRITER_CACHE_KIB: u32 = 2048;
+/// KiB of pages that a reader keeps. It reads forwards, so it needs few.
+const READER_CACHE_KIB: u32 = 512;
+/// Statements that stay prepared, per connection; more than there are.
+const STATEMENTS: usize = 64;
+/// How long a connection waits for another one of this process: a checkpoint for the readers to finish.
+const WAIT: Duration = Duration::from_millis(200);
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    /// Make a new file.
+    Create,
+    /// The one writer of a file that exists.
+    Write,
+    /// A reader beside the writer.
+    Read,
+}
+
+/// Opens a connection. Changes nothing in a file that exists.
+///
+/// # Errors
+/// [`StoreError::Missing`] where a file that is not to be created does not exist, else the database's own.
+pub(super) fn open(path: &Path, access: Access) -> Result<Connection, StoreError> {
+    let exists = path.try_exists().map_err(|source| StoreError::Io {
+        action: "look for",
+        path: path.to_owned(),
+        source,
+    })?;
+    let flags = OpenFlags::SQLITE_OPEN_NO_MUTEX
+        | match access {
+            Access::Create => OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE,
+            Access::Write => OpenFlags::SQLITE_OPEN_READ_WRITE,
+            Access::Read => OpenFlags::SQLITE_OPEN_READ_ONLY,
+        };
+    match (access, exists) {
+        (Access::Create, true) => {
+            let source = std::io::ErrorKind::AlreadyExists.into();
+            return Err(StoreError::Io { action: "create", path: path.to_owned(), source });
+        }
+        (Access::Write | Access::Read, false) => return Err(StoreError::Missing { path: path.to_owned() }),
+        (Access::Create, false) | (Access::Write | Access::Read, true) => {}
+    }
+    let connection =
+        Connection::open_with_flags_and_vfs(path, flags, c"unix-excl").map_err(failed("open"))?;
+    connection
+        .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
+        .map_err(failed("switch off the checkpoint at close"))?;
+    connection.busy_timeout(Duration::ZERO).map_err(failed("set the waiting time"))?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    if access == Access::Create {
+        let batch = format!("PRAGMA page_size = {PAGE_BYTES}; PRAGMA auto_vacuum = incremental;");
+        connection.execute_batch(&batch).map_err(failed("lay out the file"))?;
+    }
+    configure(&connection, access)?;
+    connection.busy_timeout(WAIT).map_err(failed("set the waiting time"))?;
+    Ok(connection)
+}
+
+fn configure(connection: &Connection, access: Access) -> Result<(), StoreError> {
+    let question = if access == Access::Create { "PRAGMA journal_mode = wal" } else { "PRAGMA journal_mode" };
+    let mode: String =
+        connection.query_row(question, [], |row| row.get(0)).map_err(failed("lock, or read the mode"))?;
+    if mode != "wal" {
+        let message = format!("the journal mode is {mode}, it must be wal");
+        return Err(StoreError::Database { action: "open", message });
+    }
+    let cache = if access == Access::Read { READER_CACHE_KIB } else { WRITER_CACHE_KIB };
+    let batch = format!(
+        "PRAGMA wal_autocheckpoint = 0; PRAGMA synchronous = FULL; PRAGMA temp_store = memory; \
+         PRAGMA cache_size = -{cache};"
+    );
+    connection.execute_batch(&batch).map_err(failed("set the pragmas"))?;
+    let synchronous: i64 = connection
+        .pragma_query_value(None, "synchronous", |row| row.get(0))
+        .map_err(failed("read the pragmas"))?;
+    if synchronous != 2 {
+        let message = format!("synchronous is {synchronous}, it must be 2 (full)");
+        return Err(StoreError::Database { action: "open", message });
+    }
+    Ok(())
+}
+
+/// Makes the database's error one of the store.
+pub(super) fn failed(action: &'static str) -> impl Fn(rusqlite::Error) -> StoreError {
+    move |error| {
+        let hint = match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+                " (another process has the database open: end it first)"
+            }
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+                " (the file is damaged: restore a backup)"
+            }
+            _ => "",
+        };
+        StoreError::Database { action, message: format!("{error}{hint}") }
+    }
+}
+
+/// Whether there was no space left.
+pub(super) fn is_full(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(ErrorCode::DiskFull)
+}

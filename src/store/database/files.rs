@@ -1,0 +1,103 @@
+//! Names of the files of the database mode, and which of them are there.
+//!
+//! `baton-<epoch, 20 digits>.db` is made by that epoch; beside it lie its log and, while it is being copied, an
+//! earlier reading of that log. Knows nothing of what is in them.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use super::super::StoreError;
+use crate::disk;
+use crate::model::id::Epoch;
+
+/// What is behind the digits in the names of a database's files.
+const SUFFIXES: [&str; 4] = [".db", ".db-wal", ".db-wal-earlier", ".db-journal"];
+
+/// The name of the database that `epoch` makes.
+pub(super) fn name(epoch: Epoch) -> String {
+    format!("baton-{epoch:020}.db")
+}
+
+/// The epoch that made a database file, by its name. A name that does not say counts as the first: nothing older
+/// may write.
+pub(super) fn maker(name: &str) -> Epoch {
+    epoch_of(name).unwrap_or_default()
+}
+
+/// The write-ahead log of a database.
+pub(super) fn log(database: &Path) -> PathBuf {
+    beside(database, "-wal")
+}
+
+/// Where a log is kept that was read before its database.
+pub(super) fn earlier_log(database: &Path) -> PathBuf {
+    beside(database, "-wal-earlier")
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// The length of a file, read afresh; `None` where it is not there. Not for a database that is open in this process.
+///
+/// # Errors
+/// Where the file cannot be looked at.
+pub(super) fn length(path: &Path) -> Result<Option<u64>, StoreError> {
+    match disk::length_at(path) {
+        Ok(length) => Ok(Some(length)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(StoreError::Io { action: "look at", path: path.to_owned(), source }),
+    }
+}
+
+/// Refuses to begin anew beside a database that holds something. A database without a manifest was never served and
+/// is as small as `own`, which was made just now; a larger one has lost its manifest.
+///
+/// # Errors
+/// [`StoreError::Missing`] with the manifest that is not there.
+pub(super) fn check_none_lost(own: &Path, epoch: Epoch) -> Result<(), StoreError> {
+    let Some(dir) = own.parent() else { return Ok(()) };
+    let bytes =
+        |path: &Path| Ok::<_, StoreError>(length(path)?.unwrap_or(0) + length(&log(path))?.unwrap_or(0));
+    let empty = bytes(own)?;
+    for (maker, path) in older(dir, epoch)? {
+        if path.extension().is_some_and(|extension| extension == "db") && bytes(&path)? > empty {
+            return Err(StoreError::Missing { path: dir.join("manifest").join(format!("{maker:020}")) });
+        }
+    }
+    Ok(())
+}
+
+/// Removes the files of lower epochs but those of the database in use. The manifest that names it is durable, and
+/// the fence was checked after it: nobody who claims an epoch from now on reads an older manifest.
+///
+/// # Errors
+/// Where the directory cannot be listed, or a file not be removed.
+pub(super) fn remove_old(database: &Path, epoch: Epoch) -> Result<(), StoreError> {
+    let Some(dir) = database.parent() else { return Ok(()) };
+    let in_use = database.file_name().and_then(|name| name.to_str()).and_then(epoch_of);
+    for (maker, path) in older(dir, epoch)? {
+        if in_use != Some(maker) {
+            tracing::info!(file = %path.display(), "removing the file of an older epoch");
+            fs::remove_file(&path).map_err(|source| StoreError::Io { action: "remove", path, source })?;
+        }
+    }
+    Ok(())
+}
+
+/// The files of databases that epochs below `epoch` have made.
+fn older(dir: &Path, epoch: Epoch) -> Result<Vec<(Epoch, PathBuf)>, StoreError> {
+    let names =
+        disk::names(dir).map_err(|source| StoreError::Io { action: "list", path: dir.to_owned(), source })?;
+    let made = |name: &std::ffi::OsString| name.to_str().and_then(epoch_of).filter(|&maker| maker < epoch);
+    Ok(names.iter().filter_map(|name| Some((made(name)?, dir.join(name)))).collect())
+}
+
+/// The epoch in the name of a database file or of one that belongs to it.
+fn epoch_of(name: &str) -> Option<Epoch> {
+    let (digits, rest) = name.strip_prefix("baton-")?.split_at_checked(20)?;
+    if SUFFIXES.contains(&rest) { digits.parse().ok().map(Epoch) } else { None }
+}

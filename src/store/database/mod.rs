@@ -1,0 +1,385 @@
+//! The database mode: records as rows of an SQLite database, readable by a person.
+//!
+//! One file, `baton-<epoch, 20 digits>.db`, named by the epoch that made it and in the newest manifest; no other one
+//! counts. The schema is in `sql/`. One connection writes and checkpoints, on the thread that owns the store; each
+//! reader has its own. The name of the database stays below this module.
+//!
+//! Invariants: a file is named in a durable manifest before anything is committed to it; a file that a manifest
+//! names is never created; nothing is written once the fence is known to be broken, nor when the store is dropped
+//! without [`close`](Store::close).
+
+mod catalog;
+mod commit;
+mod connection;
+mod files;
+mod message;
+mod reader;
+mod schema;
+mod takeover;
+mod upkeep;
+
+use std::path::{Path, PathBuf};
+
+use rusqlite::Connection;
+use rusqlite::wal::CheckpointMode;
+
+use super::manifest::{Manifest, sync_dir};
+use super::{FenceCheck, Fenced, Mode, OpenOptions, Predecessor, Reader, Store, StoreError};
+use crate::model::id::Epoch;
+use crate::model::record::Record;
+use crate::model::snapshot::Snapshot;
+use catalog::Catalog;
+use commit::CommitError;
+use connection::{Access, failed, is_full};
+use message::Inserts;
+use reader::DatabaseReader;
+pub use schema::FORMAT;
+use upkeep::{StepError, Upkeep};
+
+/// Bytes of messages after which the free space is looked at again.
+const SPACE_INTERVAL_BYTES: u64 = 1 << 20;
+
+/// Opens the store for the epoch, as its new master: takes the database of the newest manifest over, or makes a new
+/// one where there is no manifest.
+///
+/// # Errors
+/// Where the database is missing, damaged or of a newer format, belongs to another process, or cannot be written.
+pub fn open(options: &OpenOptions) -> Result<(Box<dyn Store>, Snapshot), StoreError> {
+    let (store, snapshot) = DatabaseStore::open(options)?;
+    Ok((Box::new(store), snapshot))
+}
+
+/// Checks that this version can read the database that a manifest names. Changes nothing; no connection is open.
+///
+/// # Errors
+/// Where it is missing, of a newer format, or cannot be read.
+pub(super) fn check(dir: &Path, manifest: &Manifest) -> Result<(), StoreError> {
+    schema::check_head(&dir.join(database_of(manifest, dir)?))
+}
+
+/// A store whose records are rows.
+struct DatabaseStore {
+    path: PathBuf,
+    dir: PathBuf,
+    epoch: Epoch,
+    connection: Connection,
+    catalog: Catalog,
+    inserts: Inserts,
+    upkeep: Upkeep,
+    /// Bytes that may still be published before the free space is looked at.
+    space: u64,
+    /// The error after which nothing is done any more.
+    failed: Option<String>,
+}
+
+impl DatabaseStore {
+    fn open(options: &OpenOptions) -> Result<(Self, Snapshot), StoreError> {
+        let OpenOptions { dir, epoch, .. } = options;
+        let own = files::name(*epoch);
+        let newest = Manifest::newest(dir, *epoch)?;
+        if newest.as_ref().is_some_and(|manifest| manifest.epoch == *epoch) {
+            return Err(Fenced::Superseded(*epoch).into());
+        }
+        let name = match &newest {
+            None => {
+                let connection = connection::open(&dir.join(&own), Access::Create)?;
+                schema::migrate(&connection)?;
+                drop(connection);
+                files::check_none_lost(&dir.join(&own), *epoch)?;
+                sync_dir(dir)?;
+                own
+            }
+            Some(manifest) => {
+                let old = database_of(manifest, dir)?;
+                if options.predecessors.since(files::maker(&old)) == Predecessor::Gone {
+                    takeover::recover(&dir.join(&old))?;
+                    old
+                } else {
+                    takeover::copy(&dir.join(&old), &dir.join(&own))?;
+                    own
+                }
+            }
+        };
+        let path = dir.join(&name);
+        let mut connection = connection::open(&path, Access::Write)?;
+        schema::check(&connection, &path)?;
+        schema::migrate(&connection)?;
+        let catalog = Catalog::load(&connection, &path)?;
+        let snapshot = catalog.snapshot.clone();
+        let manifest =
+            Manifest { epoch: *epoch, mode: Mode::Database, sealed: Vec::new(), database: Some(name) };
+        manifest.write(dir)?;
+        let upkeep = Upkeep::new(&mut connection, options.segment_bytes).map_err(failed("watch the log"))?;
+        let store = Self {
+            path,
+            dir: dir.clone(),
+            epoch: *epoch,
+            connection,
+            catalog,
+            inserts: Inserts::new(),
+            upkeep,
+            space: 0,
+            failed: None,
+        };
+        Ok((store, snapshot))
+    }
+
+    /// Runs `work`; any error but a full disk is the last thing that happens to the store.
+    fn guarded<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        if let Some(message) = &self.failed {
+            let message = format!("the store has failed before: {message}");
+            return Err(StoreError::Database { action: "go on", message });
+        }
+        let done = work(self);
+        if let Err(error) = &done
+            && !matches!(error, StoreError::Full(_))
+        {
+            self.failed = Some(error.to_string());
+        }
+        done
+    }
+
+    fn commit_records(&mut self, records: &[Record]) -> Result<(), StoreError> {
+        let bytes = published_bytes(records);
+        if bytes > 0 {
+            self.look_for_space(bytes)?;
+        }
+        self.run("BEGIN IMMEDIATE").map_err(failed("begin a commit"))?;
+        let written = commit::write(&self.connection, &mut self.catalog, &self.inserts, records);
+        let written = written.and_then(|()| self.run("COMMIT").map_err(CommitError::Database));
+        written.or_else(|error| match error {
+            CommitError::Database(error) if is_full(&error) => {
+                self.roll_back()?;
+                Err(StoreError::Full(bytes))
+            }
+            CommitError::Database(error) => Err(failed("commit")(error)),
+            CommitError::Record(source) => Err(StoreError::Inconsistent { path: self.path.clone(), source }),
+            CommitError::Message(error) => {
+                Err(StoreError::Database { action: "insert messages", message: error.to_string() })
+            }
+            CommitError::Settings(error) => {
+                Err(StoreError::Database { action: "write settings", message: error.to_string() })
+            }
+        })
+    }
+
+    /// Takes everything back that the transaction did, in the file and in memory.
+    fn roll_back(&mut self) -> Result<(), StoreError> {
+        if !self.connection.is_autocommit() {
+            self.run("ROLLBACK").map_err(failed("roll back"))?;
+        }
+        self.catalog = Catalog::load(&self.connection, &self.path)?;
+        Ok(())
+    }
+
+    /// Refuses messages while the space left is what settling and checkpoints may need: a full disk can be drained.
+    fn look_for_space(&mut self, bytes: u64) -> Result<(), StoreError> {
+        if bytes <= self.space {
+            self.space -= bytes;
+            return Ok(());
+        }
+        let stat = rustix::fs::statvfs(&self.dir).map_err(|error| StoreError::Io {
+            action: "look for space in",
+            path: self.dir.clone(),
+            source: error.into(),
+        })?;
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        // Every byte is written twice: into the log and into the database.
+        if free < self.upkeep.reserve_bytes() + 2 * bytes + 2 * SPACE_INTERVAL_BYTES {
+            return Err(StoreError::Full(bytes));
+        }
+        self.space = SPACE_INTERVAL_BYTES;
+        Ok(())
+    }
+
+    fn run(&self, sql: &str) -> rusqlite::Result<()> {
+        self.connection.prepare_cached(sql)?.raw_execute().map(|_| ())
+    }
+
+    fn step(&mut self) -> Result<(), StoreError> {
+        let Self { connection, catalog, upkeep, path, epoch, .. } = self;
+        match upkeep.step(connection, catalog, path, *epoch) {
+            Ok(()) => Ok(()),
+            Err(StepError::Store(error)) => Err(error),
+            Err(StepError::Database(error)) if is_full(&error) => {
+                tracing::warn!("no space left for the upkeep of the database: free some on the shared disk");
+                upkeep.rest();
+                Ok(())
+            }
+            Err(StepError::Database(error)) => Err(failed("upkeep")(error)),
+        }
+    }
+}
+
+impl Store for DatabaseStore {
+    fn commit(&mut self, records: &[Record]) -> Result<(), StoreError> {
+        if records.is_empty() {
+            return Ok(());
+        }
+        self.guarded(|store| store.commit_records(records))
+    }
+
+    fn reader(&self) -> Result<Box<dyn Reader>, StoreError> {
+        Ok(Box::new(DatabaseReader::open(&self.path)?))
+    }
+
+    fn maintenance_due(&self) -> bool {
+        self.failed.is_none() && self.upkeep.due(&self.catalog)
+    }
+
+    fn maintain(
+        &mut self,
+        _snapshot: &mut dyn FnMut() -> Snapshot,
+        fence: FenceCheck<'_>,
+    ) -> Result<(), StoreError> {
+        self.guarded(|store| {
+            if store.upkeep.due(&store.catalog) {
+                fence()?;
+                store.step()?;
+            }
+            Ok(())
+        })
+    }
+
+    fn close(
+        mut self: Box<Self>,
+        _snapshot: &mut dyn FnMut() -> Snapshot,
+        fence: FenceCheck<'_>,
+    ) -> Result<(), StoreError> {
+        self.guarded(|_| Ok(fence()?))?;
+        match self.connection.wal_checkpoint_v2(Some(c"main"), CheckpointMode::TRUNCATE) {
+            Ok(_) => {}
+            Err(error)
+                if is_full(&error)
+                    || error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy) =>
+            {
+                tracing::warn!(%error, "the log stays: the next master writes it back");
+            }
+            Err(error) => return Err(failed("checkpoint at the end")(error)),
+        }
+        self.connection.close().map_err(|(_, error)| failed("close")(error))
+    }
+}
+
+/// The database that counts.
+fn database_of(manifest: &Manifest, dir: &Path) -> Result<String, StoreError> {
+    match (manifest.mode, &manifest.database) {
+        (Mode::Database, Some(name)) if !name.contains('/') => Ok(name.clone()),
+        _ => Err(StoreError::Damaged {
+            path: dir.join("manifest").join(format!("{:020}", manifest.epoch.0)),
+            position: 0,
+            what: format!("it is of a store in {} mode and names no database", manifest.mode),
+        }),
+    }
+}
+
+/// Bytes of the messages in the records, once for each topic they go to.
+fn published_bytes(records: &[Record]) -> u64 {
+    let bytes = |record: &Record| match record {
+        Record::Published(published) => published.block.bytes().len() as u64 * published.targets.len() as u64,
+        _ => 0,
+    };
+    records.iter().map(bytes).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::id::{GroupId, Offset, OffsetRange, TopicId};
+    use crate::model::message::{Message, MessageBlock};
+    use crate::model::name::Name;
+    use crate::model::record::Published;
+    use crate::model::settings::{GroupSettings, TopicSettings};
+    use crate::model::time::Timestamp;
+    use crate::store::Predecessors;
+
+    fn published(first: u64, count: usize) -> Record {
+        Record::Published(Published {
+            targets: vec![(TopicId(0), Offset(first))],
+            origin: None,
+            at: Timestamp(7),
+            block: MessageBlock::encode(&vec![Message::new(vec![7; 1_000]); count]),
+        })
+    }
+
+    fn settled(start: u64, end: u64) -> Record {
+        Record::Settled { group: GroupId(0), ranges: vec![OffsetRange::new(start, end)] }
+    }
+
+    fn opened(dir: &Path) -> DatabaseStore {
+        let options = OpenOptions {
+            dir: dir.to_owned(),
+            mode: Mode::Database,
+            epoch: Epoch(1),
+            predecessors: Predecessors::default(),
+            segment_bytes: 1 << 20,
+        };
+        let (mut store, _) = DatabaseStore::open(&options).unwrap();
+        let name = |text| Name::new(text).unwrap();
+        let records = [
+            Record::TopicCreated { topic: TopicId(0), name: name("t"), settings: TopicSettings::default() },
+            Record::GroupCreated {
+                group: GroupId(0),
+                topic: TopicId(0),
+                name: name("g"),
+                settings: GroupSettings::default(),
+                floor: Offset(0),
+            },
+        ];
+        store.commit(&records).unwrap();
+        store
+    }
+
+    #[test]
+    fn a_full_disk_refuses_a_commit_whole_and_the_store_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = opened(dir.path());
+        store.commit(&[published(0, 10)]).unwrap();
+        let set_pages_max =
+            |store: &DatabaseStore, pages: u32| store.connection.pragma_update(None, "max_page_count", pages);
+        set_pages_max(&store, 1).unwrap();
+        let before = store.catalog.clone();
+        for _ in 0..3 {
+            let refused = store.commit(&[settled(0, 3), published(10, 500)]);
+            assert!(matches!(refused, Err(StoreError::Full(502_500))), "{refused:?}");
+            assert_eq!(store.catalog, before, "nothing of it is remembered");
+        }
+        store.commit(&[settled(0, 2)]).unwrap();
+        let chunk = store.reader().unwrap().read(TopicId(0), Offset(0), 1 << 20).unwrap().unwrap();
+        assert_eq!(chunk.block.count(), 10, "nothing of it is stored");
+        set_pages_max(&store, 1 << 20).unwrap();
+        store.commit(&[settled(2, 3), published(10, 500)]).unwrap();
+        assert_eq!(Catalog::load(&store.connection, &store.path).unwrap(), store.catalog);
+    }
+
+    #[test]
+    fn messages_are_refused_while_the_rest_of_the_disk_is_needed_for_draining() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = opened(dir.path());
+        store.commit(&[published(0, 10)]).unwrap();
+        let missing = StoreError::Full(u64::MAX / 4).to_string();
+        assert_eq!(store.look_for_space(u64::MAX / 4).unwrap_err().to_string(), missing);
+        store.commit(&[published(10, 10)]).unwrap();
+    }
+
+    #[test]
+    fn records_that_do_not_fit_end_the_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = opened(dir.path());
+        assert!(matches!(store.commit(&[published(5, 1)]), Err(StoreError::Inconsistent { .. })));
+        assert!(matches!(store.commit(&[published(0, 1)]), Err(StoreError::Database { .. })));
+        assert!(!store.maintenance_due());
+    }
+
+    /// The readers' statement must walk the messages in order: a sort would read all of them for each read.
+    #[test]
+    fn reading_sorts_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = opened(dir.path());
+        let sql = format!("EXPLAIN QUERY PLAN {}", reader::MESSAGES);
+        let mut statement = store.connection.prepare(&sql).unwrap();
+        let plan: Vec<String> =
+            statement.query_map((0, 0, 0, 0), |row| row.get(3)).unwrap().map(Result::unwrap).collect();
+        assert!(plan.iter().all(|step| step.starts_with("SEARCH")), "{plan:?}");
+    }
+}

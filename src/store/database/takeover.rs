@@ -1,0 +1,387 @@
+//! How a new master gets at the database of the one before it.
+//!
+//! Where nothing of the old master can still be written, the database is used in place: its write-ahead log is
+//! checkpointed and a new one begun. Where the old master may still write, its files are only read, and copied to
+//! files named by the new epoch, so that whatever it still writes lands where nobody looks.
+//!
+//! # The copy
+//!
+//! The old master may append to its log, checkpoint the log into the database, and start the log over, all while it
+//! is being copied. The copy counts if and only if the log was not started over between a first reading of it, the
+//! copying of the database, and the end of a second reading: then every page that a checkpoint changed under the
+//! copy is in the second reading, which is the one that is kept, and replaying it makes the copy whole. A log that
+//! was started over has a new header, because its salts are changed before its first frame is written. A log that
+//! is gone or empty cannot become full and empty again in between, because only [`close`](super::super::Store::close)
+//! empties one, and it has checked the fence, which this epoch's claim has broken.
+//!
+//! Each reading is [fresh](crate::disk): a descriptor or an attribute from before may hide the newest bytes.
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::path::Path;
+use std::time::Instant;
+
+use rusqlite::wal::CheckpointMode;
+
+use super::super::StoreError;
+use super::super::manifest::sync_dir;
+use super::connection::{self, Access, failed};
+use super::{files, schema};
+use crate::disk;
+
+/// Bytes of a log's header: magic, version, page size, sequence, two salts, checksum.
+const WAL_HEADER: usize = 32;
+/// Bytes of the header before each page in a log: page number, size at commit, two salts, checksum.
+const FRAME_HEADER: usize = 24;
+/// Bytes compared at a time.
+const COMPARED: usize = 256 * 1024;
+
+/// Makes an old database that nobody else can write ready for a new epoch: everything that was committed is in the
+/// database file, and its write-ahead log is a new file.
+///
+/// # Errors
+/// Where it is missing, damaged, of a newer format, or cannot be written.
+pub(super) fn recover(path: &Path) -> Result<(), StoreError> {
+    let started = Instant::now();
+    let log = files::log(path);
+    // The database asks for lengths in its own way, and reads no further than what it is told.
+    files::length(path)?.ok_or_else(|| StoreError::Missing { path: path.to_owned() })?;
+    files::length(&log)?;
+    let connection = connection::open(path, Access::Write)?;
+    schema::check(&connection, path)?;
+    let (frames, done) = connection
+        .wal_checkpoint_v2(Some(c"main"), CheckpointMode::TRUNCATE)
+        .map_err(failed("checkpoint the old log"))?;
+    if frames != done {
+        let message = format!("{done} of {frames} frames of the old log could be written back");
+        return Err(StoreError::Database { action: "checkpoint the old log", message });
+    }
+    connection.close().map_err(|(_, error)| failed("close after the checkpoint")(error))?;
+    // An empty log holds nothing. A new file in its place takes no bytes that were sent to the old one.
+    match fs::remove_file(&log) {
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(source) => return Err(StoreError::Io { action: "remove", path: log, source }),
+    }
+    if let Some(dir) = path.parent() {
+        sync_dir(dir)?;
+    }
+    tracing::info!(database = %path.display(), took = ?started.elapsed(), "database recovered in place");
+    Ok(())
+}
+
+/// Copies the database `old` that somebody may still write to `new`; when it returns the copy is durable.
+///
+/// # Errors
+/// Where the old one is missing or cannot be read, or the new one is there already or cannot be written.
+pub(super) fn copy(old: &Path, new: &Path) -> Result<(), StoreError> {
+    copy_watched(old, new, &mut |_| {})
+}
+
+/// The steps of a copy after which the old master may do anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    FirstLog,
+    Database,
+    SecondLog,
+}
+
+fn copy_watched(old: &Path, new: &Path, after: &mut dyn FnMut(Step)) -> Result<(), StoreError> {
+    let started = Instant::now();
+    if new.try_exists().map_err(io("look for", new))? {
+        return Err(io("copy to", new)(ErrorKind::AlreadyExists.into()));
+    }
+    let (old_log, new_log) = (files::log(old), files::log(new));
+    let earlier_log = files::earlier_log(new);
+    let bytes = files::length(old)?.ok_or_else(|| StoreError::Missing { path: old.to_owned() })?;
+    let log_bytes = files::length(&old_log)?.unwrap_or(0);
+    tracing::info!(
+        from = %old.display(),
+        to = %new.display(),
+        bytes = bytes + log_bytes,
+        "the old master may still write: copying its database"
+    );
+    copy_log(&old_log, &new_log)?;
+    after(Step::FirstLog);
+    loop {
+        fs::rename(&new_log, &earlier_log).map_err(io("rename", &new_log))?;
+        disk::copy(old, new).map_err(io("copy", old))?;
+        after(Step::Database);
+        copy_log(&old_log, &new_log)?;
+        after(Step::SecondLog);
+        if continues(&earlier_log, &new_log, &old_log)? {
+            break;
+        }
+        tracing::warn!(from = %old.display(), "the old master has started its log over: copying again");
+    }
+    fs::remove_file(&earlier_log).map_err(io("remove", &earlier_log))?;
+    for path in [new, &new_log] {
+        File::open(path).and_then(|file| file.sync_all()).map_err(io("sync", path))?;
+    }
+    if let Some(dir) = new.parent() {
+        sync_dir(dir)?;
+    }
+    tracing::info!(to = %new.display(), took = ?started.elapsed(), "database copied");
+    Ok(())
+}
+
+/// Copies a log; one that is not there is like an empty one.
+fn copy_log(from: &Path, to: &Path) -> Result<(), StoreError> {
+    match disk::copy(from, to) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            File::create(to).map(|_| ()).map_err(io("create", to))
+        }
+        Err(source) => Err(io("copy", from)(source)),
+    }
+}
+
+/// Whether the log was not started over, nor begun, from the reading `earlier` until now, which is after the reading
+/// `later`.
+fn continues(earlier: &Path, later: &Path, log: &Path) -> Result<bool, StoreError> {
+    let start = header(earlier)?;
+    if header(later)? != start || header(log)? != start {
+        return Ok(false);
+    }
+    same_start(earlier, later, frames_end(earlier)?)
+}
+
+/// The header of a log; fewer bytes where it has none yet.
+fn header(log: &Path) -> Result<Vec<u8>, StoreError> {
+    let file = match disk::open(log) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => return Err(io("open", log)(source)),
+    };
+    let mut header = Vec::with_capacity(WAL_HEADER);
+    file.take(WAL_HEADER as u64).read_to_end(&mut header).map_err(io("read", log))?;
+    Ok(header)
+}
+
+/// Where the frames end that were written since the log was last started over: behind them are old ones, with other
+/// salts, or zeros.
+fn frames_end(log: &Path) -> Result<u64, StoreError> {
+    let header = header(log)?;
+    let Some(header) = header.first_chunk::<WAL_HEADER>() else { return Ok(header.len() as u64) };
+    let page = u32::from_be_bytes([header[8], header[9], header[10], header[11]]);
+    let frame = u64::from(page) + FRAME_HEADER as u64;
+    let mut file = File::open(log).map_err(io("open", log))?;
+    let len = files::length(log)?.unwrap_or(0);
+    let mut end = WAL_HEADER as u64;
+    while end + frame <= len {
+        let mut head = [0; FRAME_HEADER];
+        file.seek(SeekFrom::Start(end)).and_then(|_| file.read_exact(&mut head)).map_err(io("read", log))?;
+        if head[8..16] != header[16..24] {
+            break;
+        }
+        end += frame;
+    }
+    Ok(end)
+}
+
+/// Whether the first `len` bytes of both files are the same.
+fn same_start(one: &Path, other: &Path, len: u64) -> Result<bool, StoreError> {
+    let open = |path: &Path| File::open(path).map_err(io("open", path));
+    let (mut one_file, mut other_file) = (open(one)?.take(len), open(other)?.take(len));
+    let (mut one_bytes, mut other_bytes) = (Vec::new(), Vec::new());
+    loop {
+        one_bytes.clear();
+        other_bytes.clear();
+        (&mut one_file).take(COMPARED as u64).read_to_end(&mut one_bytes).map_err(io("read", one))?;
+        (&mut other_file).take(COMPARED as u64).read_to_end(&mut other_bytes).map_err(io("read", other))?;
+        if one_bytes != other_bytes {
+            return Ok(false);
+        }
+        if one_bytes.is_empty() {
+            return Ok(true);
+        }
+    }
+}
+
+fn io<'a>(action: &'static str, path: &'a Path) -> impl Fn(std::io::Error) -> StoreError + 'a {
+    move |source| StoreError::Io { action, path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use proptest::prelude::*;
+    use rusqlite::Connection;
+
+    use super::*;
+
+    /// A master that is slow to notice that it has lost: it counts up, in as many rows as it has counted.
+    struct Zombie {
+        connection: Connection,
+        count: u32,
+    }
+
+    impl Zombie {
+        fn new(path: &Path) -> Self {
+            let connection = connection::open(path, Access::Create).unwrap();
+            connection
+                .execute_batch(
+                    "CREATE TABLE row (id INTEGER PRIMARY KEY, body BLOB NOT NULL);
+                     CREATE TABLE total (count INTEGER NOT NULL);
+                     INSERT INTO total VALUES (0);",
+                )
+                .unwrap();
+            Self { connection, count: 0 }
+        }
+
+        fn commit(&mut self, rows: u32) {
+            let transaction = self.connection.unchecked_transaction().unwrap();
+            for _ in 0..rows {
+                self.count += 1;
+                // Scattered ids change many pages, so that a mixture of states is a broken tree.
+                let id = (u64::from(self.count).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 16) as i64;
+                transaction.execute("INSERT INTO row VALUES (?1, zeroblob(700))", [id]).unwrap();
+            }
+            transaction.execute("UPDATE total SET count = ?1", [self.count]).unwrap();
+            transaction.commit().unwrap();
+        }
+
+        fn checkpoint(&self, mode: CheckpointMode) {
+            self.connection.wal_checkpoint_v2(Some(c"main"), mode).unwrap();
+        }
+
+        fn act(&mut self, action: u8) {
+            match action % 5 {
+                0 => {}
+                1 => self.commit(3),
+                2 => {
+                    self.commit(20);
+                    self.checkpoint(CheckpointMode::PASSIVE);
+                }
+                3 => {
+                    self.commit(10);
+                    self.checkpoint(CheckpointMode::PASSIVE);
+                    self.commit(15);
+                    self.checkpoint(CheckpointMode::PASSIVE);
+                    self.commit(2);
+                }
+                _ => {
+                    self.commit(12);
+                    self.checkpoint(CheckpointMode::TRUNCATE);
+                }
+            }
+        }
+    }
+
+    /// Opens a copy and answers what was counted in it.
+    fn counted(path: &Path) -> u32 {
+        let connection = connection::open(path, Access::Write).unwrap();
+        let verdict: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+        assert_eq!(verdict, "ok");
+        let (rows, total): (u32, u32) = connection
+            .query_row("SELECT (SELECT count(*) FROM row), count FROM total", [], |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })
+            .unwrap();
+        assert_eq!(rows, total, "half a commit");
+        total
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_copy_is_whole_whatever_the_old_master_does_between_its_steps(
+            before in prop::collection::vec(0_u8..5, 0..4),
+            meanwhile in prop::collection::vec(0_u8..5, 0..9),
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            let (old, new) = (dir.path().join("old.db"), dir.path().join("new.db"));
+            let mut zombie = Zombie::new(&old);
+            for action in before {
+                zombie.act(action);
+            }
+            let counted_before = zombie.count;
+            let mut meanwhile = meanwhile.into_iter();
+            copy_watched(&old, &new, &mut |_| meanwhile.next().into_iter().for_each(|action| zombie.act(action)))
+                .unwrap();
+            let copied = counted(&new);
+            prop_assert!(copied >= counted_before, "{copied} of {counted_before}");
+            zombie.commit(5);
+            zombie.checkpoint(CheckpointMode::TRUNCATE);
+            prop_assert_eq!(counted(&new), copied);
+        }
+    }
+
+    #[test]
+    fn a_copy_is_whole_while_the_old_master_writes_and_checkpoints() {
+        for _ in 0..12 {
+            let dir = tempfile::tempdir().unwrap();
+            let (old, new) = (dir.path().join("old.db"), dir.path().join("new.db"));
+            let mut zombie = Zombie::new(&old);
+            zombie.commit(2_000);
+            let (started, counted_before) = (AtomicBool::new(false), zombie.count);
+            std::thread::scope(|scope| {
+                let started = &started;
+                scope.spawn(move || {
+                    for _ in 0..25 {
+                        zombie.commit(20);
+                        zombie.checkpoint(CheckpointMode::PASSIVE);
+                        started.store(true, Ordering::Release);
+                    }
+                });
+                while !started.load(Ordering::Acquire) {
+                    std::hint::spin_loop();
+                }
+                copy(&old, &new).unwrap();
+            });
+            assert!(counted(&new) >= counted_before);
+        }
+    }
+
+    #[test]
+    fn a_log_that_was_started_over_makes_the_copy_begin_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (old, new) = (dir.path().join("old.db"), dir.path().join("new.db"));
+        let mut zombie = Zombie::new(&old);
+        zombie.commit(10);
+        let mut databases = 0;
+        copy_watched(&old, &new, &mut |step| {
+            if step == Step::Database {
+                databases += 1;
+                if databases < 3 {
+                    zombie.act(3);
+                }
+            }
+        })
+        .unwrap();
+        assert_eq!((databases, counted(&new)), (3, zombie.count));
+        assert!(!files::earlier_log(&new).exists());
+    }
+
+    /// Frames that the old master appends while its database is copied must not cost another copy, and must be in
+    /// the copied log: a checkpoint may have brought some of their pages into the copied database.
+    #[test]
+    fn frames_appended_meanwhile_are_taken_along() {
+        let dir = tempfile::tempdir().unwrap();
+        let (old, new) = (dir.path().join("old.db"), dir.path().join("new.db"));
+        let mut zombie = Zombie::new(&old);
+        zombie.commit(10);
+        let mut databases = 0;
+        copy_watched(&old, &new, &mut |step| {
+            if step == Step::FirstLog {
+                zombie.act(2);
+            }
+            databases += usize::from(step == Step::Database);
+        })
+        .unwrap();
+        assert_eq!((databases, counted(&new)), (1, zombie.count));
+    }
+
+    #[test]
+    fn a_copy_never_overwrites_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let (old, new) = (dir.path().join("old.db"), dir.path().join("new.db"));
+        drop(Zombie::new(&old));
+        fs::write(&new, "somebody's").unwrap();
+        assert!(matches!(copy(&old, &new), Err(StoreError::Io { .. })));
+        assert!(matches!(copy(&old, &old), Err(StoreError::Io { .. })));
+        assert_eq!(fs::read(&new).unwrap(), b"somebody's");
+    }
+}

@@ -1,0 +1,343 @@
+//! Upkeep between commits, one bounded step at a time: checkpoints, and the deletion of what is no longer needed.
+//!
+//! Everything here runs on the writer's thread and after a check of the fence. None of it changes what recovery
+//! finds, only how long that takes and how much space it needs, so a step that is lost in a crash is done again.
+
+use std::fs::OpenOptions;
+use std::io::{ErrorKind, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rusqlite::hooks::Wal;
+use rusqlite::wal::CheckpointMode;
+use rusqlite::{Connection, ErrorCode, OptionalExtension};
+
+use super::super::StoreError;
+use super::catalog::Catalog;
+use super::connection::PAGE_BYTES;
+use super::files;
+use super::message::{first_row, split};
+use super::schema::STRETCH_BITS;
+use crate::model::id::{Epoch, Offset, TopicId};
+
+/// Bytes of a page and its frame's header in the log.
+const FRAME_BYTES: u64 = PAGE_BYTES as u64 + 24;
+/// The log is not let grow beyond this, whatever the settings: a takeover has to read it.
+const LOG_BYTES_MAX: u64 = 16 << 20;
+/// From so many times its limit on, a checkpoint waits for the readers, so that the log is started over.
+const LOG_PATIENCE: u64 = 4;
+/// Bytes of zeros that one step writes ahead into the log.
+const AHEAD_BYTES: u64 = 1 << 20;
+/// How long a step that deletes rows should take; the number of rows is adjusted to it.
+const STEP: Duration = Duration::from_millis(3);
+/// Rows that the first step deletes, and bounds for the others.
+const STEP_ROWS: (u64, u64, u64) = (1_000, 16, 20_000);
+/// Gives back to the file system what one step does.
+const VACUUM: &str = "PRAGMA incremental_vacuum(1000)";
+/// Free pages that are kept in the file for what comes next.
+const KEPT_PAGES: u32 = 16_384;
+/// How long nothing is tried after the disk was full.
+const REST: Duration = Duration::from_secs(1);
+
+/// What is to be done between commits.
+#[derive(Debug)]
+pub(super) struct Upkeep {
+    log: Arc<Log>,
+    /// Bytes of log between two checkpoints.
+    log_bytes: u64,
+    ahead: Ahead,
+    step_rows: u64,
+    old_files: OldFiles,
+    vacuum: Vacuum,
+    resting_until: Option<Instant>,
+}
+
+/// What is known of the log. The writer's connection counts after each commit.
+#[derive(Debug, Default)]
+struct Log {
+    /// Frames in it.
+    frames: AtomicU64,
+    /// Of these, how many were there at the last checkpoint.
+    checkpointed: AtomicU64,
+}
+
+impl Log {
+    fn committed(&self, frames: u64) {
+        if frames < self.frames.load(Ordering::Relaxed) {
+            // It was started over.
+            self.checkpointed.store(0, Ordering::Relaxed);
+        }
+        self.frames.store(frames, Ordering::Relaxed);
+    }
+}
+
+/// Whether the log is as long as it may become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ahead {
+    Growing,
+    Done,
+}
+
+/// Whether files of older epochs may be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum OldFiles {
+    NotLookedFor,
+    Gone,
+}
+
+/// Whether there may be free pages to give back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Vacuum {
+    /// Rows were deleted since it was last looked at.
+    Unknown,
+    Done,
+}
+
+impl Upkeep {
+    /// Upkeep of the database that `connection` writes.
+    ///
+    /// # Errors
+    /// The database's own.
+    pub(super) fn new(connection: &mut Connection, segment_bytes: u64) -> rusqlite::Result<Self> {
+        let log = Arc::new(Log::default());
+        let counted = Arc::clone(&log);
+        connection.wal_hook(Some(move |_: &mut Wal, frames: i32| {
+            counted.committed(u64::from(frames.unsigned_abs()));
+            Ok(())
+        }))?;
+        Ok(Self {
+            log,
+            log_bytes: segment_bytes.min(LOG_BYTES_MAX),
+            ahead: Ahead::Growing,
+            step_rows: STEP_ROWS.0,
+            old_files: OldFiles::NotLookedFor,
+            vacuum: Vacuum::Done,
+            resting_until: None,
+        })
+    }
+
+    /// Space that upkeep may need though the disk is full: for the log, and for the checkpoint of it.
+    pub(super) const fn reserve_bytes(&self) -> u64 {
+        2 * self.log_bytes
+    }
+
+    /// Whether there is something to do.
+    pub(super) fn due(&self, catalog: &Catalog) -> bool {
+        let due = self.checkpoint_due()
+            || self.ahead == Ahead::Growing
+            || self.old_files == OldFiles::NotLookedFor
+            || self.vacuum == Vacuum::Unknown
+            || !catalog.trimmed.is_empty()
+            || !catalog.orphans.is_empty();
+        due && self.resting_until.is_none_or(|until| Instant::now() >= until)
+    }
+
+    /// Does nothing more for a while: the disk is full.
+    pub(super) fn rest(&mut self) {
+        self.resting_until = Some(Instant::now() + REST);
+    }
+
+    fn checkpoint_due(&self) -> bool {
+        let frames = self.log.frames.load(Ordering::Relaxed);
+        let since = frames.saturating_sub(self.log.checkpointed.load(Ordering::Relaxed));
+        since * FRAME_BYTES > self.log_bytes
+    }
+
+    /// Does one step. The fence was checked.
+    ///
+    /// # Errors
+    /// See [`StepError`].
+    pub(super) fn step(
+        &mut self,
+        connection: &Connection,
+        catalog: &mut Catalog,
+        database: &Path,
+        epoch: Epoch,
+    ) -> Result<(), StepError> {
+        self.resting_until = None;
+        if self.checkpoint_due() {
+            self.checkpoint(connection)?;
+        } else if let Some(&topic) = catalog.trimmed.first() {
+            self.timed(|rows| clear_topic(connection, catalog, topic, rows))?;
+        } else if let Some(&stretch) = catalog.orphans.last() {
+            if self.timed(|rows| clear_stretch(connection, stretch, rows))? == Left::Nothing {
+                catalog.orphans.pop();
+            }
+        } else if self.vacuum == Vacuum::Unknown {
+            self.vacuum = give_back(connection)?;
+        } else if self.ahead == Ahead::Growing {
+            self.ahead = write_ahead(&files::log(database), self.log_bytes)?;
+        } else if self.old_files == OldFiles::NotLookedFor {
+            files::remove_old(database, epoch)?;
+            self.old_files = OldFiles::Gone;
+        }
+        Ok(())
+    }
+
+    fn checkpoint(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+        let frames = self.log.frames.load(Ordering::Relaxed);
+        let too_long = frames * FRAME_BYTES > LOG_PATIENCE * self.log_bytes;
+        let mode = if too_long { CheckpointMode::RESTART } else { CheckpointMode::PASSIVE };
+        // What a reader still needs stays in the log: the next checkpoint takes it along.
+        self.log.checkpointed.store(frames, Ordering::Relaxed);
+        tracing::debug!(frames, waits = too_long, "checkpoint begins");
+        let written = connection.wal_checkpoint_v2(Some(c"main"), mode);
+        tracing::debug!("checkpoint ends");
+        match written {
+            Err(error) if error.sqlite_error_code() != Some(ErrorCode::DatabaseBusy) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Deletes rows, as many as fit into the time of a step, judged by the last one.
+    fn timed<T>(&mut self, delete: impl FnOnce(u64) -> rusqlite::Result<T>) -> rusqlite::Result<T> {
+        let started = Instant::now();
+        let done = delete(self.step_rows)?;
+        let took = started.elapsed();
+        let rows = if took > STEP {
+            self.step_rows / 2
+        } else if took < STEP / 2 {
+            self.step_rows * 2
+        } else {
+            self.step_rows
+        };
+        self.step_rows = rows.clamp(STEP_ROWS.1, STEP_ROWS.2);
+        self.vacuum = Vacuum::Unknown;
+        Ok(done)
+    }
+}
+
+/// Why a step failed.
+#[derive(Debug)]
+pub(super) enum StepError {
+    /// The database's answer.
+    Database(rusqlite::Error),
+    /// A file beside the database.
+    Store(StoreError),
+}
+
+impl From<rusqlite::Error> for StepError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Database(error)
+    }
+}
+
+impl From<StoreError> for StepError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+/// What is left of a stretch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    Something,
+    Nothing,
+}
+
+/// Deletes up to `rows` messages of a living topic that are below its start.
+fn clear_topic(
+    connection: &Connection,
+    catalog: &mut Catalog,
+    topic: TopicId,
+    rows: u64,
+) -> rusqlite::Result<()> {
+    let (Some(state), Some(place)) = (catalog.snapshot.topics.get(&topic), catalog.places.get_mut(&topic))
+    else {
+        catalog.trimmed.remove(&topic);
+        return Ok(());
+    };
+    let (number, low) = split(place.cleared.0);
+    let stretch_end = Offset((number + 1) << STRETCH_BITS);
+    let to = state.start.min(Offset(place.cleared.0.saturating_add(rows))).min(stretch_end);
+    let stretch = place.stretches.iter().position(|&(of, _)| of == number);
+    let transaction = connection.unchecked_transaction()?;
+    if let Some(at) = stretch {
+        let first = first_row(place.stretches[at].1) + low;
+        delete_rows(&transaction, first, first + (to.0.saturating_sub(place.cleared.0)) as i64)?;
+        if to == stretch_end {
+            let mut delete = transaction.prepare_cached("DELETE FROM stretch WHERE id = ?1")?;
+            delete.execute((place.stretches[at].1,))?;
+        }
+    }
+    transaction
+        .prepare_cached("UPDATE topic SET cleared_offset = ?2 WHERE id = ?1")?
+        .execute((topic.0, to.0 as i64))?;
+    transaction.commit()?;
+    place.cleared = to;
+    if to == stretch_end {
+        place.stretches.retain(|&(of, _)| of != number);
+    }
+    if to >= state.start {
+        catalog.trimmed.remove(&topic);
+    }
+    Ok(())
+}
+
+/// Deletes up to `rows` messages of a stretch whose topic is gone, and the stretch when it is empty.
+fn clear_stretch(connection: &Connection, stretch: i64, rows: u64) -> rusqlite::Result<Left> {
+    let (start, end) = (first_row(stretch), first_row(stretch + 1));
+    let transaction = connection.unchecked_transaction()?;
+    let first: Option<i64> = transaction
+        .prepare_cached("SELECT id FROM message WHERE id >= ?1 AND id < ?2 ORDER BY id LIMIT 1")?
+        .query_row((start, end), |row| row.get(0))
+        .optional()?;
+    let left = match first {
+        Some(first) => {
+            delete_rows(&transaction, first, end.min(first + rows as i64))?;
+            Left::Something
+        }
+        None => {
+            transaction.prepare_cached("DELETE FROM stretch WHERE id = ?1")?.execute((stretch,))?;
+            Left::Nothing
+        }
+    };
+    transaction.commit()?;
+    Ok(left)
+}
+
+fn delete_rows(connection: &Connection, first: i64, end: i64) -> rusqlite::Result<usize> {
+    connection.prepare_cached("DELETE FROM message WHERE id >= ?1 AND id < ?2")?.execute((first, end))
+}
+
+/// Gives free pages back to the file system where more than half of a large file is free.
+fn give_back(connection: &Connection) -> rusqlite::Result<Vacuum> {
+    let count = |name| connection.pragma_query_value(None, name, |row| row.get::<_, u32>(0));
+    let (free, pages) = (count("freelist_count")?, count("page_count")?);
+    if free <= KEPT_PAGES || free <= pages / 2 {
+        return Ok(Vacuum::Done);
+    }
+    // It answers with an empty row for each page, and stops where nobody asks for the next.
+    let mut statement = connection.prepare_cached(VACUUM)?;
+    let mut rows = statement.raw_query();
+    while rows.next()?.is_some() {}
+    Ok(Vacuum::Unknown)
+}
+
+/// Writes zeros into the part of the log that is not in use yet, so that commits overwrite blocks that are there: a
+/// sync of a file that grows costs half as much again. Zeros are no frames, so recovery ends before them. The
+/// writer's connection appends to the log on this very thread, so nobody else writes meanwhile.
+fn write_ahead(log: &Path, log_bytes: u64) -> Result<Ahead, StoreError> {
+    let io = |action| move |source| StoreError::Io { action, path: log.to_owned(), source };
+    let mut file = match OpenOptions::new().write(true).open(log) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Ahead::Done),
+        Err(source) => return Err(io("open")(source)),
+    };
+    let from = file.metadata().map_err(io("look at"))?.len();
+    let to = log_bytes.min(from + AHEAD_BYTES);
+    if to <= from {
+        return Ok(Ahead::Done);
+    }
+    let wrote = file
+        .seek(SeekFrom::Start(from))
+        .and_then(|_| file.write_all(&vec![0; (to - from) as usize]))
+        .and_then(|()| file.sync_data());
+    match wrote {
+        Ok(()) => Ok(Ahead::Growing),
+        Err(error) if error.kind() == ErrorKind::StorageFull => Ok(Ahead::Done),
+        Err(source) => Err(io("write ahead in")(source)),
+    }
+}

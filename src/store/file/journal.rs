@@ -1,0 +1,289 @@
+//! The end of the journal, where commits go.
+//!
+//! One commit is one entry, one vectored write into blocks that are there already, and one sync. An entry never
+//! crosses a segment; one that is larger than a segment gets a segment of its own size. A segment always keeps room
+//! for its index. The first write or sync that fails is final.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::entry::{self, ENTRY_HEAD_BYTES, EntryHead, Kind};
+use super::preallocation::{FREE_BYTES, Preallocation, Prepared};
+use super::segment::{ENTRIES_START, Position, Reach, SegmentHead, SegmentId};
+use super::{Shared, io_error};
+use crate::model::id::OffsetRange;
+use crate::model::record::Record;
+use crate::store::{StoreError, codec};
+
+/// Bytes of the first segment of an epoch, made before the epoch can serve. Each later one is
+/// [`SEGMENT_GROWTH`] times as large, up to what is configured.
+pub const FIRST_SEGMENT_BYTES: u64 = 1 << 20;
+/// See [`FIRST_SEGMENT_BYTES`].
+pub const SEGMENT_GROWTH: u64 = 4;
+/// Bytes of the smallest segment.
+const SMALLEST_BYTES: u64 = 16 * ENTRIES_START;
+
+/// The writing end.
+#[derive(Debug)]
+pub struct Journal {
+    shared: Arc<Shared>,
+    preallocation: Preallocation,
+    segment_bytes: u64,
+    head: SegmentHead,
+    path: PathBuf,
+    file: File,
+    capacity: u64,
+    at: u64,
+    chain: u32,
+    synced: Position,
+    reach: Reach,
+    /// Head and heads of the entry that is being written; kept for its memory.
+    front: Vec<u8>,
+    failed: bool,
+}
+
+impl Journal {
+    /// Makes the first segment of an epoch.
+    ///
+    /// # Errors
+    /// Where it cannot be made.
+    pub fn start(shared: Arc<Shared>, head: SegmentHead, segment_bytes: u64) -> Result<Self, StoreError> {
+        let segment_bytes = segment_bytes.max(SMALLEST_BYTES);
+        let capacity = segment_bytes.min(FIRST_SEGMENT_BYTES);
+        let (file, capacity) = match head.create(&shared.journal, capacity, 0) {
+            // A full disk must not keep a master from taking over and draining it.
+            Err(StoreError::Full(_)) => (head.create(&shared.journal, SMALLEST_BYTES, 0)?, SMALLEST_BYTES),
+            made => (made?, capacity),
+        };
+        let mut preallocation = Preallocation::start(&shared.journal)?;
+        shared.places_mut().open_segment(head.id, ENTRIES_START);
+        let next = SegmentHead { id: head.id.next(), ..head };
+        preallocation.ask(next, planned_bytes(segment_bytes, capacity));
+        Ok(Self {
+            path: head.id.path(&shared.journal),
+            shared,
+            preallocation,
+            segment_bytes,
+            head,
+            file,
+            capacity,
+            at: ENTRIES_START,
+            chain: head.seed,
+            synced: Position::start_of(head.id),
+            reach: Reach::default(),
+            front: Vec::new(),
+            failed: false,
+        })
+    }
+
+    /// The end of what is committed, and the chain that follows.
+    #[must_use]
+    pub const fn end(&self) -> (Position, u32) {
+        (Position { segment: self.head.id, at: self.at }, self.chain)
+    }
+
+    /// The segment that is being written.
+    #[must_use]
+    pub const fn segment(&self) -> SegmentId {
+        self.head.id
+    }
+
+    /// Refuses further use.
+    pub const fn fail(&mut self) {
+        self.failed = true;
+    }
+
+    /// Refuses the call where something failed before.
+    ///
+    /// # Errors
+    /// Where something failed before.
+    pub fn check(&self) -> Result<(), StoreError> {
+        if self.failed {
+            let before = std::io::Error::other("a write or sync failed before; nothing is tried again");
+            return Err(io_error("go on with", &self.path)(before));
+        }
+        Ok(())
+    }
+
+    /// Makes the records durable. Answers the bytes that the journal grew by.
+    ///
+    /// # Errors
+    /// As for [`Store::commit`](crate::store::Store::commit).
+    pub fn commit(&mut self, records: &[Record]) -> Result<u64, StoreError> {
+        self.check()?;
+        let committed = self.try_commit(records);
+        if !matches!(committed, Ok(_) | Err(StoreError::Full(_))) {
+            self.failed = true;
+        }
+        committed
+    }
+
+    fn try_commit(&mut self, records: &[Record]) -> Result<u64, StoreError> {
+        self.front.clear();
+        self.front.resize(ENTRY_HEAD_BYTES, 0);
+        let blocks = codec::encode_records(records, &mut self.front)
+            .map_err(|error| io_error("encode a commit for", &self.path)(std::io::Error::other(error)))?;
+        let blocks_bytes = blocks.iter().map(|block| block.len() as u64).sum::<u64>();
+        let entry_bytes = self.front.len() as u64 + blocks_bytes;
+        if self.preallocation.is_full()? && !blocks.is_empty() {
+            // What is left of this segment is for acks, which are what makes room.
+            self.ask_for_next();
+            return Err(StoreError::Full(entry_bytes));
+        }
+        let target_count: usize = records
+            .iter()
+            .map(|record| if let Record::Published(published) = record { published.targets.len() } else { 0 })
+            .sum();
+        let free_bytes = if blocks.is_empty() { 0 } else { FREE_BYTES };
+        self.make_room(entry_bytes, target_count as u64, free_bytes)?;
+        let at = self.at;
+        self.append(Kind::Commit, &blocks, blocks_bytes)?;
+        self.publish(records, at);
+        Ok(self.at - at)
+    }
+
+    /// Lets readers see what was committed in the entry at `at`.
+    fn publish(&self, records: &[Record], at: u64) {
+        let mut places = self.shared.places_mut();
+        places.extend(self.at);
+        for record in records {
+            match record {
+                Record::Published(published) => {
+                    let (count, bytes) =
+                        (published.block.count() as u64, published.block.bytes().len() as u64);
+                    for &(topic, first) in &published.targets {
+                        places.publish(topic, OffsetRange::new(first.0, first.0 + count), at, bytes);
+                    }
+                }
+                Record::Trimmed { topic, start } => places.trim(*topic, *start),
+                Record::TopicDeleted { topic } => places.delete(*topic),
+                _ => {}
+            }
+        }
+    }
+
+    /// Goes to the next segment where the entry and then the index do not fit into this one.
+    fn make_room(&mut self, entry_bytes: u64, target_count: u64, free_bytes: u64) -> Result<(), StoreError> {
+        let padded = entry_bytes + entry::ENTRY_ALIGNMENT;
+        let index_bytes = self.shared.places().active_index().entry_bytes_max(target_count);
+        if self.at + padded + index_bytes <= self.capacity {
+            return Ok(());
+        }
+        let bytes_min = ENTRIES_START + padded + super::SegmentIndex::default().entry_bytes_max(target_count);
+        let next = SegmentHead { id: self.head.id.next(), ..self.head };
+        let planned = planned_bytes(self.segment_bytes, self.capacity);
+        let prepared = self.preallocation.take(next, planned, bytes_min, free_bytes)?;
+        self.seal()?;
+        self.begin(prepared);
+        self.ask_for_next();
+        Ok(())
+    }
+
+    /// Ends this segment with its index. The entry that made it necessary is in `front` and is kept.
+    fn seal(&mut self) -> Result<(), StoreError> {
+        let mut front = vec![0; ENTRY_HEAD_BYTES];
+        self.shared
+            .places()
+            .active_index()
+            .encode(&mut front)
+            .map_err(|error| io_error("encode the index of", &self.path)(std::io::Error::other(error)))?;
+        std::mem::swap(&mut front, &mut self.front);
+        let at = self.at;
+        self.append(Kind::Index, &[], 0)?;
+        std::mem::swap(&mut front, &mut self.front);
+        let index = self.shared.places_mut().seal(at, self.at);
+        self.shared.keep_index(self.head.id, Arc::new(index));
+        Ok(())
+    }
+
+    fn begin(&mut self, prepared: Prepared) {
+        self.shared.places_mut().open_segment(prepared.head.id, ENTRIES_START);
+        self.path = prepared.head.id.path(&self.shared.journal);
+        (self.head, self.file, self.capacity) = (prepared.head, prepared.file, prepared.bytes);
+        (self.at, self.reach) = (ENTRIES_START, Reach::default());
+    }
+
+    fn ask_for_next(&mut self) {
+        let next = SegmentHead { id: self.head.id.next(), ..self.head };
+        self.preallocation.ask(next, planned_bytes(self.segment_bytes, self.capacity));
+    }
+
+    /// Writes and syncs the entry whose heads are in `front`, behind room for its head.
+    fn append(&mut self, kind: Kind, blocks: &[&Bytes], blocks_bytes: u64) -> Result<(), StoreError> {
+        let heads = &self.front[ENTRY_HEAD_BYTES..];
+        let head = EntryHead {
+            kind,
+            position: Position { segment: self.head.id, at: self.at },
+            chain: self.chain,
+            synced: self.synced,
+            heads_checksum: crc32c::crc32c(heads),
+            heads_bytes: heads.len() as u32,
+            blocks_bytes,
+        };
+        let (bytes, chain) = head.encode(self.head.seed);
+        self.front[..ENTRY_HEAD_BYTES].copy_from_slice(&bytes);
+        let end = head.end();
+        entry::write(&self.file, self.at, &self.front, blocks)
+            .and_then(|()| self.reach.cover(&self.file, self.head.seed, end))
+            .map_err(io_error("write to", &self.path))?;
+        rustix::fs::fdatasync(&self.file).map_err(|error| io_error("sync", &self.path)(error.into()))?;
+        self.at = end;
+        self.chain = chain;
+        self.synced = Position { segment: self.head.id, at: end };
+        Ok(())
+    }
+}
+
+/// Bytes of the segment after one of `capacity` bytes.
+fn planned_bytes(segment_bytes: u64, capacity: u64) -> u64 {
+    segment_bytes.min(capacity.saturating_mul(SEGMENT_GROWTH))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::open_file;
+    use super::*;
+    use crate::model::id::{Epoch, TopicId};
+    use crate::model::name::Name;
+    use crate::model::settings::TopicSettings;
+    use crate::model::snapshot::Snapshot;
+    use crate::store::{Mode, OpenOptions, Predecessors, Store};
+
+    fn created(topic: u32) -> [Record; 1] {
+        let name = Name::new(&format!("topic-{topic}")).unwrap();
+        [Record::TopicCreated { topic: TopicId(topic), name, settings: TopicSettings::default() }]
+    }
+
+    #[test]
+    fn the_first_failed_write_is_final() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = OpenOptions {
+            dir: dir.path().to_owned(),
+            mode: Mode::File,
+            epoch: Epoch(1),
+            predecessors: Predecessors::default(),
+            segment_bytes: 1 << 20,
+        };
+        let (mut store, _) = open_file(&options).unwrap();
+        store.commit(&created(0)).unwrap();
+        let path = store.journal.path.clone();
+        let writable = std::mem::replace(&mut store.journal.file, File::open(&path).unwrap());
+        assert!(matches!(store.commit(&created(1)), Err(StoreError::Io { action: "write to", .. })));
+        store.journal.file = writable;
+        let before = std::fs::read(&path).unwrap();
+        assert!(store.commit(&created(1)).is_err());
+        assert!(store.commit(&[]).is_err());
+        assert!(store.maintain(&mut Snapshot::default, &mut || Ok(())).is_err());
+        assert!(Box::new(store).close(&mut Snapshot::default, &mut || Ok(())).is_err());
+        assert!(std::fs::read(&path).unwrap() == before, "nothing is written after a failed write");
+        let names = std::fs::read_dir(dir.path().join("journal")).unwrap();
+        let checkpoints = names
+            .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with("checkpoint"));
+        assert_eq!(checkpoints.count(), 0);
+        let (_, snapshot) = open_file(&OpenOptions { epoch: Epoch(2), ..options }).unwrap();
+        assert_eq!(snapshot.topics.len(), 1);
+    }
+}

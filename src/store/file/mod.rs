@@ -1,0 +1,249 @@
+//! The file mode of the store: one append-only journal for all topics.
+//!
+//! # Layout
+//!
+//! ```text
+//! journal/<epoch>-<number>.log         segments: entries, one for each commit, then the segment's index
+//! journal/checkpoint-<epoch>-<number>  the state at one position, the two newest are kept
+//! journal/*.new                        files that are being made
+//! manifest/<epoch>                     what that epoch accepts of the epochs before it
+//! ```
+//!
+//! Each file's format stands at the head of the module that owns it. An epoch writes only to files of its own name,
+//! so late bytes of a master that was thought dead land where nobody looks, whatever
+//! [`Predecessor`](super::Predecessor) says. Memory and recovery depend on the number of topics and segments, and
+//! on what was committed since the last checkpoint, not on the backlog.
+//!
+//! Messages that stay in an old segment keep that segment: they are not copied forward.
+
+pub mod checkpoint;
+pub mod entry;
+pub mod folder;
+pub mod index;
+pub mod journal;
+pub mod places;
+pub mod preallocation;
+pub mod reader;
+pub mod recovery;
+pub mod segment;
+pub mod upkeep;
+pub mod walk;
+pub mod window;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use self::checkpoint::CheckpointBody;
+use self::folder::Folder;
+use self::index::SegmentIndex;
+use self::journal::Journal;
+use self::places::Places;
+use self::reader::FileReader;
+use self::segment::{SegmentHead, SegmentId};
+use self::upkeep::Upkeep;
+use super::manifest::{Manifest, sync_dir};
+use super::{FenceCheck, Fenced, OpenOptions, Reader, Store, StoreError};
+use crate::disk;
+use crate::model::record::Record;
+use crate::model::snapshot::Snapshot;
+
+/// Bytes of segment indexes that all readers together keep in memory.
+pub const INDEX_CACHE_BYTES: u64 = 16 << 20;
+
+/// Checks that this version can read the newest files of the journal in a shared directory. Changes nothing.
+///
+/// # Errors
+/// Where one is of a newer format, or cannot be read.
+pub(super) fn check(dir: &Path) -> Result<(), StoreError> {
+    let journal = dir.join("journal");
+    let folder = Folder::list(&journal)?;
+    if let Some(&newest) = folder.segments.last() {
+        let path = newest.path(&journal);
+        let file = disk::open(&path).map_err(io_error("open", &path))?;
+        SegmentHead::read(&file, &path, newest)?;
+    }
+    folder.checkpoints.last().map_or(Ok(()), |newest| CheckpointBody::check_format(&journal, *newest))
+}
+
+/// Recovers the journal in `options.dir`, writes the manifest of the epoch, and makes its first segment.
+///
+/// # Errors
+/// Where the journal is damaged or incomplete, a higher epoch exists, or the files cannot be read and written.
+pub fn open(options: &OpenOptions) -> Result<(Box<dyn Store>, Snapshot), StoreError> {
+    let (store, snapshot) = open_file(options)?;
+    Ok((Box::new(store), snapshot))
+}
+
+fn open_file(options: &OpenOptions) -> Result<(FileStore, Snapshot), StoreError> {
+    let journal = options.dir.join("journal");
+    let recovered = recovery::recover(options)?;
+    recovered.manifest.write(&options.dir)?;
+    match Manifest::newest(&options.dir, options.epoch)? {
+        Some(manifest) if manifest == recovered.manifest => {}
+        _ => return Err(Fenced::Superseded(options.epoch).into()),
+    }
+    fs::create_dir_all(&journal).map_err(io_error("create", &journal))?;
+    sync_dir(&options.dir)?;
+    // A timestamped UUID has its random bits at the end.
+    let seed = uuid::Uuid::now_v7().as_u64_pair().1 as u32;
+    let id = SegmentId { epoch: options.epoch, number: 1 };
+    let head = SegmentHead { id, seed, continues: recovered.end };
+    let shared = Arc::new(Shared {
+        journal,
+        places: RwLock::new(recovered.places),
+        indexes: Mutex::new(IndexCache::default()),
+    });
+    let journal = Journal::start(Arc::clone(&shared), head, options.segment_bytes)?;
+    let upkeep = Upkeep::new(
+        &options.dir,
+        options.epoch,
+        options.segment_bytes,
+        recovered.checkpoint,
+        recovered.tail_bytes,
+    );
+    Ok((FileStore { shared, journal, upkeep }, recovered.snapshot))
+}
+
+/// A store in file mode.
+#[derive(Debug)]
+pub struct FileStore {
+    shared: Arc<Shared>,
+    journal: Journal,
+    upkeep: Upkeep,
+}
+
+impl FileStore {
+    /// Runs one step of upkeep; an error is final.
+    fn step(
+        &mut self,
+        step: impl FnOnce(&mut Upkeep, &Shared, &Journal) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        self.journal.check()?;
+        let done = step(&mut self.upkeep, &self.shared, &self.journal);
+        if done.is_err() {
+            self.journal.fail();
+        }
+        done
+    }
+}
+
+impl Store for FileStore {
+    fn commit(&mut self, records: &[Record]) -> Result<(), StoreError> {
+        if records.is_empty() {
+            return self.journal.check();
+        }
+        self.upkeep.committed(self.journal.commit(records)?);
+        Ok(())
+    }
+
+    fn reader(&self) -> Result<Box<dyn Reader>, StoreError> {
+        Ok(Box::new(FileReader::new(Arc::clone(&self.shared))))
+    }
+
+    fn maintenance_due(&self) -> bool {
+        self.upkeep.is_due(&self.shared)
+    }
+
+    fn maintain(
+        &mut self,
+        snapshot: &mut dyn FnMut() -> Snapshot,
+        fence: FenceCheck<'_>,
+    ) -> Result<(), StoreError> {
+        self.step(|upkeep, shared, journal| {
+            if upkeep.is_checkpoint_due(shared) {
+                upkeep.checkpoint(shared, journal, snapshot)?;
+            }
+            upkeep.remove(shared, fence)
+        })
+    }
+
+    fn close(
+        mut self: Box<Self>,
+        snapshot: &mut dyn FnMut() -> Snapshot,
+        fence: FenceCheck<'_>,
+    ) -> Result<(), StoreError> {
+        self.step(|upkeep, shared, journal| {
+            upkeep.checkpoint(shared, journal, snapshot)?;
+            upkeep.remove(shared, fence)
+        })
+    }
+}
+
+/// What the writer and the readers of a store share.
+#[derive(Debug)]
+pub struct Shared {
+    journal: PathBuf,
+    places: RwLock<Places>,
+    indexes: Mutex<IndexCache>,
+}
+
+impl Shared {
+    fn places(&self) -> RwLockReadGuard<'_, Places> {
+        self.places.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn places_mut(&self) -> RwLockWriteGuard<'_, Places> {
+        self.places.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn indexes(&self) -> MutexGuard<'_, IndexCache> {
+        self.indexes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn keep_index(&self, segment: SegmentId, index: Arc<SegmentIndex>) {
+        self.indexes().insert(segment, index);
+    }
+
+    fn forget(&self, segment: SegmentId) {
+        self.places_mut().forget(segment);
+        self.indexes().forget(segment);
+    }
+}
+
+/// Indexes of full segments that were used last.
+#[derive(Debug, Default)]
+struct IndexCache {
+    /// Last used first.
+    indexes: Vec<(SegmentId, Arc<SegmentIndex>)>,
+}
+
+impl IndexCache {
+    fn find(&mut self, segment: SegmentId) -> Option<Arc<SegmentIndex>> {
+        let at = self.indexes.iter().position(|(id, _)| *id == segment)?;
+        self.indexes[..=at].rotate_right(1);
+        Some(Arc::clone(&self.indexes[0].1))
+    }
+
+    fn insert(&mut self, segment: SegmentId, index: Arc<SegmentIndex>) {
+        self.forget(segment);
+        self.indexes.insert(0, (segment, index));
+        let mut bytes = 0;
+        let fitting = self.indexes.iter().take_while(|(_, index)| {
+            bytes += index.memory_bytes();
+            bytes <= INDEX_CACHE_BYTES
+        });
+        let kept = fitting.count().max(1);
+        self.indexes.truncate(kept);
+    }
+
+    fn forget(&mut self, segment: SegmentId) {
+        self.indexes.retain(|(id, _)| *id != segment);
+    }
+}
+
+/// Makes a system error one of the store.
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    let path = path.to_owned();
+    move |source| StoreError::Io { action, path, source }
+}
+
+fn damaged(path: &Path, position: u64, what: impl Into<String>) -> StoreError {
+    StoreError::Damaged { path: path.to_owned(), position, what: what.into() }
+}
+
+/// Whether the error says that there is no space left.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}

@@ -1,0 +1,166 @@
+//! Prepares the next segment in the background, so that a commit finds blocks that are written already.
+//!
+//! At most one segment is prepared ahead, by one thread. Where it is not ready when it is needed, the commit waits
+//! for it or makes it itself. A full disk is not an error here but a state: it lasts until a later attempt succeeds.
+//! A segment is made smaller where that makes it fit, and never of the last [`FREE_BYTES`] of the disk: these are for
+//! checkpoints, for acks, and for the next master.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+
+use super::journal::FIRST_SEGMENT_BYTES;
+use super::segment::{SegmentHead, write_zeros};
+use super::{io_error, is_full};
+use crate::store::StoreError;
+
+/// Bytes of the disk that messages never take.
+pub const FREE_BYTES: u64 = 4 << 20;
+/// A segment that does not fit is tried at so many fractions of its size, each half of the one before.
+const HALVINGS: u32 = 4;
+
+/// A segment that is ready for entries.
+#[derive(Debug)]
+pub struct Prepared {
+    /// Its head.
+    pub head: SegmentHead,
+    /// The file.
+    pub file: File,
+    /// Its bytes.
+    pub bytes: u64,
+}
+
+/// The thread that prepares segments, and what it has prepared.
+#[derive(Debug)]
+pub struct Preallocation {
+    journal: PathBuf,
+    requests: SyncSender<(SegmentHead, u64)>,
+    answers: Receiver<Result<Prepared, StoreError>>,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    Idle,
+    Asked,
+    Ready(Prepared),
+    Full,
+}
+
+impl Preallocation {
+    /// Starts the thread. It ends when this is dropped.
+    ///
+    /// # Errors
+    /// Where there can be no further thread.
+    pub fn start(journal: &Path) -> Result<Self, StoreError> {
+        let (requests, asked) = sync_channel::<(SegmentHead, u64)>(1);
+        let (answer, answers) = sync_channel(1);
+        let folder = journal.to_owned();
+        let work = move || {
+            while let Ok((head, bytes)) = asked.recv() {
+                if answer.send(prepare(head, &folder, bytes)).is_err() {
+                    break;
+                }
+            }
+        };
+        std::thread::Builder::new()
+            .name("preallocation".into())
+            .spawn(work)
+            .map_err(io_error("start a thread for", journal))?;
+        Ok(Self { journal: journal.to_owned(), requests, answers, state: State::Idle })
+    }
+
+    /// Asks for the next segment, unless it is there or was asked for.
+    pub fn ask(&mut self, head: SegmentHead, bytes: u64) {
+        if matches!(self.state, State::Idle | State::Full) && self.requests.try_send((head, bytes)).is_ok() {
+            self.state = State::Asked;
+        }
+    }
+
+    /// Whether the disk was too full for the next segment when it was last tried.
+    ///
+    /// # Errors
+    /// Where preparing it failed in another way.
+    pub fn is_full(&mut self) -> Result<bool, StoreError> {
+        if matches!(self.state, State::Asked) {
+            match self.answers.try_recv() {
+                Ok(answer) => self.note(answer)?,
+                Err(TryRecvError::Empty) => {}
+                Err(TryRecvError::Disconnected) => self.state = State::Idle,
+            }
+        }
+        Ok(matches!(self.state, State::Full))
+    }
+
+    fn note(&mut self, answer: Result<Prepared, StoreError>) -> Result<(), StoreError> {
+        self.state = match answer {
+            Ok(prepared) => State::Ready(prepared),
+            Err(StoreError::Full(_)) => State::Full,
+            Err(error) => return Err(error),
+        };
+        Ok(())
+    }
+
+    /// The next segment: at least `bytes_min` long, `bytes` where it is made only now. `free_bytes` of the disk are
+    /// left alone.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`] where there is no space, and then nothing has changed; other errors are final.
+    pub fn take(
+        &mut self,
+        head: SegmentHead,
+        bytes: u64,
+        bytes_min: u64,
+        free_bytes: u64,
+    ) -> Result<Prepared, StoreError> {
+        if matches!(self.state, State::Asked) {
+            match self.answers.recv() {
+                Ok(answer) => self.note(answer)?,
+                Err(_) => self.state = State::Idle,
+            }
+        }
+        if let State::Ready(prepared) = std::mem::replace(&mut self.state, State::Idle) {
+            return self.grow(prepared, bytes_min);
+        }
+        for bytes in [bytes.max(bytes_min), bytes_min] {
+            match head.create(&self.journal, bytes, free_bytes) {
+                Err(StoreError::Full(_)) => {}
+                made => return made.map(|file| Prepared { head, file, bytes }),
+            }
+        }
+        self.state = State::Full;
+        Err(StoreError::Full(bytes_min))
+    }
+
+    /// Makes a prepared segment longer for a commit that is larger than it. Nobody else uses it yet.
+    fn grow(&mut self, mut prepared: Prepared, bytes_min: u64) -> Result<Prepared, StoreError> {
+        if prepared.bytes >= bytes_min {
+            return Ok(prepared);
+        }
+        let path = prepared.head.id.path(&self.journal);
+        let grown =
+            write_zeros(&prepared.file, prepared.bytes, bytes_min).and_then(|()| prepared.file.sync_all());
+        match grown {
+            Ok(()) => {
+                prepared.bytes = bytes_min;
+                Ok(prepared)
+            }
+            Err(error) if is_full(&error) => {
+                self.state = State::Ready(prepared);
+                Err(StoreError::Full(bytes_min))
+            }
+            Err(error) => Err(io_error("prepare", &path)(error)),
+        }
+    }
+}
+
+fn prepare(head: SegmentHead, journal: &Path, bytes: u64) -> Result<Prepared, StoreError> {
+    for halvings in 0..=HALVINGS {
+        let bytes = (bytes >> halvings).max(bytes.min(FIRST_SEGMENT_BYTES));
+        match head.create(journal, bytes, FREE_BYTES) {
+            Err(StoreError::Full(_)) => {}
+            made => return made.map(|file| Prepared { head, file, bytes }),
+        }
+    }
+    Err(StoreError::Full(bytes))
+}

@@ -1,0 +1,457 @@
+//! Reads committed messages beside the thread that commits.
+//!
+//! A read finds the segment of the first message, a place in it through the index or where the last read of that
+//! topic ended, and walks the entries from there. It checks the head of every entry it walks over, the checksum of
+//! its heads, and the checksum of every block it takes messages from; not the chain, and not blocks it passes over.
+//!
+//! It reads nothing beyond what was committed when the read began. Blocks are copied once, into the chunk; a block
+//! that alone makes a chunk and was read by itself is not copied. A block of which only a part fitted is kept for the
+//! next read of that topic, up to [`KEPT_BYTES_MAX`] over all topics.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::ErrorKind;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::entry::{ENTRY_HEAD_BYTES, EntryHead, Kind};
+use super::index::SegmentIndex;
+use super::places::{Found, IndexPlace};
+use super::segment::{ENTRIES_START, Position, SegmentHead, SegmentId};
+use super::walk::{Depth, Step, Walk, published};
+use super::window::{WINDOW_BYTES_MAX, Window};
+use super::{Shared, damaged, io_error};
+use crate::disk;
+use crate::model::chunk::{Chunk, Origin, Stamp};
+use crate::model::id::{Offset, OffsetRange, Sequence, TopicId};
+use crate::model::message::MessageBlock;
+use crate::store::codec::{self, Head, PublishedHead};
+use crate::store::{Reader, StoreError};
+
+/// Bytes of blocks that a reader keeps because only a part of them fitted into a read.
+pub const KEPT_BYTES_MAX: usize = 16 << 20;
+/// Topics of which a reader remembers where it was.
+pub const CURSORS_MAX: usize = 4096;
+/// Segments that a reader keeps open.
+pub const OPEN_FILES_MAX: usize = 8;
+
+/// Reads of up to this size are made through the window, larger ones for themselves.
+const WINDOW_BLOCK_BYTES: u32 = (WINDOW_BYTES_MAX / 4) as u32;
+
+/// A reader.
+#[derive(Debug)]
+pub struct FileReader {
+    shared: Arc<Shared>,
+    /// Last used first.
+    files: Vec<Arc<OpenSegment>>,
+    window: Window,
+    window_segment: SegmentId,
+    cursors: HashMap<TopicId, Cursor>,
+    kept_bytes: usize,
+}
+
+#[derive(Debug)]
+struct OpenSegment {
+    file: File,
+    path: PathBuf,
+    head: SegmentHead,
+}
+
+/// Where the read after the last one of a topic begins.
+#[derive(Debug)]
+struct Cursor {
+    next: Offset,
+    /// The entry that has the message, or one before it.
+    entry: Position,
+    /// The block that has it, and the offset of the block's first message.
+    block: Option<(Offset, MessageBlock, PublishedHead)>,
+}
+
+impl Cursor {
+    fn kept_bytes(&self) -> usize {
+        self.block.as_ref().map_or(0, |(_, block, _)| block.bytes().len())
+    }
+}
+
+/// A chunk that is being put together.
+#[derive(Debug, Default)]
+struct Parts {
+    pieces: Vec<u8>,
+    whole: Option<Bytes>,
+    stamps: Vec<Stamp>,
+    count: u64,
+}
+
+impl Parts {
+    fn len(&self) -> usize {
+        self.pieces.len() + self.whole.as_ref().map_or(0, Bytes::len)
+    }
+
+    fn add(&mut self, head: &PublishedHead, skipped: u64, count: u64) {
+        let origin = head.origin.map(|origin| Origin {
+            producer: origin.producer,
+            sequence: Sequence(origin.sequence.0 + skipped),
+        });
+        self.stamps.push(Stamp { count: count as u32, published_at: head.at, origin });
+        self.count += count;
+    }
+
+    fn finish(self) -> Bytes {
+        match self.whole {
+            Some(whole) => whole,
+            None => self.pieces.into_boxed_slice().into(),
+        }
+    }
+}
+
+impl Reader for FileReader {
+    fn read(&mut self, topic: TopicId, from: Offset, bytes_max: usize) -> Result<Option<Chunk>, StoreError> {
+        loop {
+            let Some(found) = self.shared.places().find(topic, from) else { return Ok(None) };
+            let Some(segment) = self.segment(found.segment)? else {
+                // Its messages were trimmed since they were found, and are not found again; or it is missing.
+                let places = self.shared.places();
+                if places.contains(found.segment) && !places.is_dead(found.segment) {
+                    return Err(StoreError::Missing { path: found.segment.path(&self.shared.journal) });
+                }
+                continue;
+            };
+            return self.read_from(topic, from, bytes_max, found, &segment).map(Some);
+        }
+    }
+}
+
+impl FileReader {
+    /// A reader that has read nothing.
+    #[must_use]
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            files: Vec::new(),
+            window: Window::default(),
+            window_segment: SegmentId::default(),
+            cursors: HashMap::new(),
+            kept_bytes: 0,
+        }
+    }
+
+    /// Opens a segment. `None` where it is gone.
+    fn segment(&mut self, id: SegmentId) -> Result<Option<Arc<OpenSegment>>, StoreError> {
+        if let Some(at) = self.files.iter().position(|open| open.head.id == id) {
+            self.files[..=at].rotate_right(1);
+        } else {
+            let path = id.path(&self.shared.journal);
+            let file = match disk::open(&path) {
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+                opened => opened.map_err(io_error("open", &path))?,
+            };
+            let head = SegmentHead::read(&file, &path, id)?;
+            self.files.insert(0, Arc::new(OpenSegment { file, path, head }));
+            self.files.truncate(OPEN_FILES_MAX);
+        }
+        if self.window_segment != id {
+            self.window_segment = id;
+            self.window.clear();
+        }
+        Ok(Some(Arc::clone(&self.files[0])))
+    }
+
+    fn read_from(
+        &mut self,
+        topic: TopicId,
+        from: Offset,
+        bytes_max: usize,
+        found: Found,
+        segment: &OpenSegment,
+    ) -> Result<Chunk, StoreError> {
+        let cursor = self.take_cursor(topic);
+        let cursor = cursor.filter(|cursor| cursor.next == from && cursor.entry.segment == found.segment);
+        let mut parts = Parts::default();
+        let mut next = from;
+        let mut at = match cursor {
+            Some(Cursor { entry, block, .. }) => {
+                if let Some((first, block, head)) = block {
+                    let taken = take_part(&mut parts, &block, &head, first, next, bytes_max);
+                    next.0 += taken;
+                    if next.0 < first.0 + u64::from(head.count) {
+                        self.keep_cursor(topic, Cursor { next, entry, block: Some((first, block, head)) });
+                        return finish(parts, from, &segment.path, entry.at);
+                    }
+                }
+                entry.at
+            }
+            None => self.start_of_walk(topic, from, found, segment)?,
+        };
+        let mut block = None;
+        while next < found.end && (parts.count == 0 || parts.len() < bytes_max) && block.is_none() {
+            let (entry, heads) = self.entry(segment, at, found.limit)?;
+            let mut block_at = entry.blocks_at();
+            for head in published(&heads) {
+                let range = target_range(head, topic).filter(|range| range.contains(next));
+                if let Some(range) = range {
+                    let room = bytes_max.saturating_sub(parts.len());
+                    if range.start == next && head.bytes as usize <= room {
+                        if parts.count == 0 && range.end < found.end {
+                            parts.pieces.reserve(bytes_max.min(WINDOW_BLOCK_BYTES as usize));
+                        }
+                        self.take_whole(segment, block_at, found.limit, head, &mut parts)?;
+                        parts.add(head, 0, u64::from(head.count));
+                        next = range.end;
+                    } else {
+                        let bytes = self.block(segment, block_at, found.limit, head)?;
+                        let whole = decode_block(segment, block_at, head, bytes)?;
+                        next.0 += take_part(&mut parts, &whole, head, range.start, next, bytes_max);
+                        if next < range.end {
+                            block = Some((range.start, whole, head.clone()));
+                            break;
+                        }
+                    }
+                }
+                block_at += u64::from(head.bytes);
+            }
+            if block.is_none() {
+                at = entry.end();
+            }
+        }
+        let entry = Position { segment: found.segment, at };
+        self.keep_cursor(topic, Cursor { next, entry, block });
+        finish(parts, from, &segment.path, at)
+    }
+
+    fn take_cursor(&mut self, topic: TopicId) -> Option<Cursor> {
+        let cursor = self.cursors.remove(&topic)?;
+        self.kept_bytes -= cursor.kept_bytes();
+        Some(cursor)
+    }
+
+    fn keep_cursor(&mut self, topic: TopicId, cursor: Cursor) {
+        if self.cursors.len() >= CURSORS_MAX || self.kept_bytes > KEPT_BYTES_MAX {
+            self.cursors.clear();
+            self.kept_bytes = 0;
+        }
+        self.kept_bytes += cursor.kept_bytes();
+        self.cursors.insert(topic, cursor);
+    }
+
+    /// The entry to begin with for a message that was not read up to.
+    fn start_of_walk(
+        &mut self,
+        topic: TopicId,
+        from: Offset,
+        found: Found,
+        segment: &OpenSegment,
+    ) -> Result<u64, StoreError> {
+        let index_at = match found.index {
+            IndexPlace::Memory(at) => return Ok(at),
+            IndexPlace::Entry(at) => Some(at),
+            IndexPlace::None => None,
+        };
+        let cached = self.shared.indexes().find(found.segment);
+        let index = match cached {
+            Some(index) => index,
+            None => {
+                let index = Arc::new(match index_at {
+                    Some(at) => self.load_index(segment, at)?,
+                    None => build_index(segment, found.limit)?,
+                });
+                self.shared.keep_index(found.segment, Arc::clone(&index));
+                index
+            }
+        };
+        index.find(topic, from).ok_or_else(|| {
+            damaged(
+                &segment.path,
+                index_at.unwrap_or(0),
+                format!("message {from} of topic {topic} is not in the index"),
+            )
+        })
+    }
+
+    fn load_index(&mut self, segment: &OpenSegment, at: u64) -> Result<SegmentIndex, StoreError> {
+        let (head, heads) = self.raw_entry(segment, at, u64::MAX)?;
+        if head.kind != Kind::Index {
+            return Err(damaged(&segment.path, at, "the index of the segment is not where it should be"));
+        }
+        SegmentIndex::decode(heads).map_err(|error| damaged(&segment.path, at, error.to_string()))
+    }
+
+    fn entry(
+        &mut self,
+        segment: &OpenSegment,
+        at: u64,
+        limit: u64,
+    ) -> Result<(EntryHead, Vec<Head>), StoreError> {
+        if at >= limit {
+            return Err(damaged(&segment.path, at, "messages that the index has are not in the segment"));
+        }
+        let (head, heads) = self.raw_entry(segment, at, limit)?;
+        let heads =
+            codec::decode_heads(heads).map_err(|error| damaged(&segment.path, at, error.to_string()))?;
+        Ok((head, heads))
+    }
+
+    /// The head of an entry and its checked heads.
+    fn raw_entry(
+        &mut self,
+        segment: &OpenSegment,
+        at: u64,
+        limit: u64,
+    ) -> Result<(EntryHead, &[u8]), StoreError> {
+        let position = Position { segment: segment.head.id, at };
+        let bytes = read(&mut self.window, segment, at, ENTRY_HEAD_BYTES, limit)?;
+        let (head, _) = EntryHead::decode(bytes, segment.head.seed, position)
+            .ok_or_else(|| damaged(&segment.path, at, "no valid entry"))?;
+        let (heads_at, len) = (at + ENTRY_HEAD_BYTES as u64, head.heads_bytes as usize);
+        let heads = read(&mut self.window, segment, heads_at, len, limit)?;
+        if heads.len() < len || crc32c::crc32c(heads) != head.heads_checksum {
+            return Err(damaged(&segment.path, heads_at, "bad checksum of the records of an entry"));
+        }
+        Ok((head, heads))
+    }
+
+    /// Adds a block to the chunk, without copying it where it is large and the first.
+    fn take_whole(
+        &mut self,
+        segment: &OpenSegment,
+        at: u64,
+        limit: u64,
+        head: &PublishedHead,
+        parts: &mut Parts,
+    ) -> Result<(), StoreError> {
+        if let Some(whole) = parts.whole.take() {
+            parts.pieces.extend_from_slice(&whole);
+        }
+        if head.bytes > WINDOW_BLOCK_BYTES {
+            let bytes = self.block(segment, at, limit, head)?;
+            if parts.pieces.is_empty() {
+                parts.whole = Some(bytes);
+            } else {
+                parts.pieces.extend_from_slice(&bytes);
+            }
+            return Ok(());
+        }
+        let bytes = read(&mut self.window, segment, at, head.bytes as usize, limit)?;
+        check_block(segment, at, head, bytes)?;
+        parts.pieces.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    /// A block in memory of its own.
+    fn block(
+        &mut self,
+        segment: &OpenSegment,
+        at: u64,
+        limit: u64,
+        head: &PublishedHead,
+    ) -> Result<Bytes, StoreError> {
+        let bytes = if head.bytes > WINDOW_BLOCK_BYTES {
+            Bytes::from(read_alone(segment, at, head.bytes as usize)?)
+        } else {
+            Bytes::copy_from_slice(read(&mut self.window, segment, at, head.bytes as usize, limit)?)
+        };
+        check_block(segment, at, head, &bytes)?;
+        Ok(bytes)
+    }
+}
+
+/// The offsets that the messages of a publish have in a topic.
+fn target_range(head: &PublishedHead, topic: TopicId) -> Option<OffsetRange> {
+    let (_, first) = head.targets.iter().find(|(target, _)| *target == topic)?;
+    Some(OffsetRange::new(first.0, first.0 + u64::from(head.count)))
+}
+
+/// Adds messages of a block, from `next` on, as many as fit; one at least where the chunk is empty.
+fn take_part(
+    parts: &mut Parts,
+    block: &MessageBlock,
+    head: &PublishedHead,
+    first: Offset,
+    next: Offset,
+    bytes_max: usize,
+) -> u64 {
+    let start = (next.0 - first.0) as usize;
+    let room = bytes_max.saturating_sub(parts.len());
+    let mut end = if parts.count == 0 { start + 1 } else { start };
+    while end < block.count() && block.byte_len(start, end + 1) <= room {
+        end += 1;
+    }
+    if end > start {
+        if let Some(whole) = parts.whole.take() {
+            parts.pieces.extend_from_slice(&whole);
+        }
+        parts.pieces.extend_from_slice(&block.bytes()[block.position(start)..block.position(end)]);
+        parts.add(head, start as u64, (end - start) as u64);
+    }
+    (end - start) as u64
+}
+
+/// Makes the chunk; `at` is where the last messages came from.
+fn finish(mut parts: Parts, first: Offset, path: &Path, at: u64) -> Result<Chunk, StoreError> {
+    let (count, stamps) = (parts.count, std::mem::take(&mut parts.stamps));
+    let block = MessageBlock::from_store(parts.finish())
+        .ok()
+        .filter(|block| block.count() as u64 == count)
+        .ok_or_else(|| {
+        damaged(path, at, "the messages of an entry are not as many as its records say")
+    })?;
+    Ok(Chunk { first, block, stamps })
+}
+
+fn decode_block(
+    segment: &OpenSegment,
+    at: u64,
+    head: &PublishedHead,
+    bytes: Bytes,
+) -> Result<MessageBlock, StoreError> {
+    MessageBlock::from_store(bytes).ok().filter(|block| block.count() == head.count as usize).ok_or_else(
+        || damaged(&segment.path, at, "the messages of an entry are not as many as its records say"),
+    )
+}
+
+fn check_block(segment: &OpenSegment, at: u64, head: &PublishedHead, bytes: &[u8]) -> Result<(), StoreError> {
+    if bytes.len() == head.bytes as usize && crc32c::crc32c(bytes) == head.checksum {
+        return Ok(());
+    }
+    Err(damaged(&segment.path, at, "bad checksum of the messages of an entry"))
+}
+
+/// The index of a segment that has none: what is committed of it is walked.
+fn build_index(segment: &OpenSegment, limit: u64) -> Result<SegmentIndex, StoreError> {
+    let mut index = SegmentIndex::default();
+    let mut walk = Walk::new(&segment.file, &segment.path, segment.head, ENTRIES_START, None, Depth::Heads);
+    while walk.at() < limit {
+        let at = walk.at();
+        match walk.step()? {
+            Step::Commit(_, heads) => {
+                for head in published(&heads) {
+                    for &(topic, first) in &head.targets {
+                        let range = OffsetRange::new(first.0, first.0 + u64::from(head.count));
+                        index.add(topic, range, at, u64::from(head.bytes));
+                    }
+                }
+            }
+            Step::Index(_) => break,
+            Step::Bad(what) => return Err(damaged(&segment.path, at, what)),
+        }
+    }
+    Ok(index)
+}
+
+fn read<'w>(
+    window: &'w mut Window,
+    segment: &OpenSegment,
+    at: u64,
+    len: usize,
+    limit: u64,
+) -> Result<&'w [u8], StoreError> {
+    window.bytes(&segment.file, at, len, limit).map_err(io_error("read", &segment.path))
+}
+
+fn read_alone(segment: &OpenSegment, at: u64, len: usize) -> Result<Vec<u8>, StoreError> {
+    let mut bytes = vec![0; len];
+    segment.file.read_exact_at(&mut bytes, at).map_err(io_error("read", &segment.path))?;
+    Ok(bytes)
+}

@@ -1,0 +1,473 @@
+//! What a new master makes of the journal: the state, where the messages are, and what it accepts of whom.
+//!
+//! Order of steps, each for a reason:
+//!
+//! 1. List the folder, then read the newest manifest. An epoch makes its first segment after its manifest is
+//!    durable, so every segment in the list belongs to an epoch whose manifest was there when it was looked for.
+//! 2. Take the newest checkpoint whose position that manifest accepts.
+//! 3. Apply what follows: of the epochs below the manifest's what it accepts, of its own epoch everything up to the
+//!    last valid entry. Whatever of that could be in memory only is synced, so that nothing is accepted that a power
+//!    loss could take back.
+//! 4. Write the manifest of the own epoch, with all that.
+//!
+//! The head of each epoch's segments names the position that it continues; one that does not fit is damage. Nothing
+//! of another epoch is written, shortened or removed here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use super::checkpoint::{CheckpointBody, CheckpointId};
+use super::entry::ENTRY_ALIGNMENT;
+use super::folder::Folder;
+use super::places::Places;
+use super::segment::{Position, SegmentHead, SegmentId};
+use super::walk::{self, Depth, Step, Walk};
+use super::{damaged, io_error};
+use crate::disk;
+use crate::model::id::{Epoch, OffsetRange};
+use crate::model::snapshot::Snapshot;
+use crate::store::codec::Head;
+use crate::store::manifest::{Manifest, Sealed};
+use crate::store::{Fenced, Mode, OpenOptions, StoreError};
+
+/// What was recovered.
+#[derive(Debug)]
+pub struct Recovered {
+    /// The state.
+    pub snapshot: Snapshot,
+    /// Where the messages are.
+    pub places: Places,
+    /// The end of the journal.
+    pub end: Position,
+    /// The checkpoint that was used, and its position.
+    pub checkpoint: Option<(CheckpointId, Position)>,
+    /// Bytes of entries that were read after the checkpoint.
+    pub tail_bytes: u64,
+    /// The manifest of the own epoch, not yet written.
+    pub manifest: Manifest,
+}
+
+/// How much of an epoch counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Accepted {
+    Nothing,
+    UpTo(Position),
+    WhatIsValid,
+}
+
+struct Recovery {
+    journal: PathBuf,
+    folder: Folder,
+    newest: Option<Manifest>,
+    snapshot: Snapshot,
+    places: Places,
+    end: Position,
+    tail_bytes: u64,
+}
+
+/// Reads the journal. Changes nothing.
+///
+/// # Errors
+/// Where it is damaged or incomplete, or a higher epoch has been there.
+pub fn recover(options: &OpenOptions) -> Result<Recovered, StoreError> {
+    let journal = options.dir.join("journal");
+    let folder = Folder::list(&journal)?;
+    let newest = Manifest::newest(&options.dir, options.epoch)?;
+    check_epochs(options, &folder, newest.as_ref())?;
+    let mut recovery = Recovery {
+        journal,
+        folder,
+        newest,
+        snapshot: Snapshot::default(),
+        places: Places::default(),
+        end: Position::default(),
+        tail_bytes: 0,
+    };
+    let checkpoint = recovery.restore_checkpoint()?;
+    let mut sealed = BTreeMap::new();
+    if let Some((id, position, chain)) = checkpoint {
+        sealed.insert(id.epoch, recovery.apply_epoch(id.epoch, Some((position, chain)))?);
+    }
+    for epoch in recovery.epochs_after(recovery.end.segment.epoch) {
+        sealed.insert(epoch, recovery.apply_epoch(epoch, None)?);
+    }
+    recovery.places.trim_all(&recovery.snapshot);
+    recovery.check_complete()?;
+    let manifest = recovery.manifest(options.epoch, &sealed);
+    Ok(Recovered {
+        snapshot: recovery.snapshot,
+        places: recovery.places,
+        end: recovery.end,
+        checkpoint: checkpoint.map(|(id, position, _)| (id, position)),
+        tail_bytes: recovery.tail_bytes,
+        manifest,
+    })
+}
+
+/// Refuses a folder that does not go with the newest manifest.
+fn check_epochs(options: &OpenOptions, folder: &Folder, newest: Option<&Manifest>) -> Result<(), StoreError> {
+    let highest = folder.segments.last().map_or(Epoch(0), |segment| segment.epoch);
+    let manifest_epoch = newest.map_or(Epoch(0), |manifest| manifest.epoch);
+    let taken = highest.max(manifest_epoch);
+    if taken >= options.epoch {
+        return Err(Fenced::Superseded(taken).into());
+    }
+    let manifests = options.dir.join("manifest");
+    if highest > manifest_epoch {
+        return Err(StoreError::Missing { path: manifests.join(format!("{:020}", highest.0)) });
+    }
+    match newest {
+        Some(manifest) if manifest.mode != Mode::File => {
+            let path = manifests.join(format!("{:020}", manifest.epoch.0));
+            Err(damaged(&path, 0, "the store is in database mode, not in file mode"))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Recovery {
+    fn accepted(&self, epoch: Epoch) -> Accepted {
+        let Some(manifest) = self.newest.as_ref() else { return Accepted::Nothing };
+        if epoch == manifest.epoch {
+            return Accepted::WhatIsValid;
+        }
+        match manifest.sealed.iter().find(|sealed| sealed.epoch == epoch) {
+            Some(&Sealed { segment, bytes, .. }) if segment > 0 => {
+                Accepted::UpTo(Position { segment: SegmentId { epoch, number: segment }, at: bytes })
+            }
+            _ => Accepted::Nothing,
+        }
+    }
+
+    /// The epochs after `epoch` of which something may count, in their order.
+    fn epochs_after(&self, epoch: Epoch) -> Vec<Epoch> {
+        let sealed =
+            self.newest.iter().flat_map(|manifest| manifest.sealed.iter().map(|sealed| sealed.epoch));
+        let newest = self.newest.as_ref().map(|manifest| manifest.epoch);
+        let all: BTreeSet<Epoch> = sealed.chain(newest).filter(|&other| other > epoch).collect();
+        all.into_iter().filter(|&epoch| self.accepted(epoch) != Accepted::Nothing).collect()
+    }
+
+    /// Takes the newest checkpoint that is valid and accepted. Answers it with the position and chain to go on from.
+    fn restore_checkpoint(&mut self) -> Result<Option<(CheckpointId, Position, u32)>, StoreError> {
+        for &id in self.folder.checkpoints.iter().rev() {
+            let accepted = self.accepted(id.epoch);
+            if accepted == Accepted::Nothing {
+                continue;
+            }
+            let Some(body) = CheckpointBody::read(&self.journal, id)? else {
+                tracing::warn!(
+                    "{} is not valid, the checkpoint before it is used",
+                    id.path(&self.journal).display()
+                );
+                continue;
+            };
+            if matches!(accepted, Accepted::UpTo(end) if body.position > end) {
+                continue;
+            }
+            self.snapshot = body.snapshot;
+            self.places = Places::restore(body.places);
+            self.end = body.position;
+            return Ok(Some((id, body.position, body.chain)));
+        }
+        Ok(None)
+    }
+
+    /// Applies what counts of an epoch: all of it, or what is behind a checkpoint. Answers how far it counts.
+    fn apply_epoch(&mut self, epoch: Epoch, from: Option<(Position, u32)>) -> Result<Sealed, StoreError> {
+        let accepted = self.accepted(epoch);
+        let first = SegmentId { epoch, number: 1 };
+        let has_segments = self.folder.segments.range(first..).next().is_some_and(|next| next.epoch == epoch);
+        if !has_segments && accepted == Accepted::WhatIsValid && from.is_none() {
+            return Ok(Sealed { epoch, segment: 0, bytes: 0 });
+        }
+        let (start, mut chain) = match from {
+            Some((position, chain)) => (position, Some(chain)),
+            None => (Position::start_of(first), None),
+        };
+        let mut position = start;
+        let mut is_start = from.is_none();
+        loop {
+            let path = position.segment.path(&self.journal);
+            let file = open(&path)?;
+            let head = SegmentHead::read(&file, &path, position.segment)?;
+            if is_start && head.continues != self.end {
+                let what =
+                    format!("epoch {epoch} continues {:?}, but {:?} was found", head.continues, self.end);
+                return Err(damaged(&path, 32, what));
+            }
+            is_start = false;
+            if from.is_none_or(|(from, _)| from.segment != position.segment) {
+                self.places.open_segment(position.segment, position.at);
+            } else {
+                self.places.continue_segment(position.segment);
+            }
+            let mut segment = OpenSegment { path, file, head, chain: Some(chain.unwrap_or(head.seed)) };
+            let end = self.apply_segment(&mut segment, position.at, accepted)?;
+            self.tail_bytes += end.at() - position.at;
+            position.at = end.at();
+            self.end = position;
+            chain = segment.chain;
+            match end {
+                SegmentEnd::Last(at) => {
+                    return Ok(Sealed { epoch, segment: position.segment.number, bytes: at });
+                }
+                SegmentEnd::Full(_) => position = Position::start_of(position.segment.next()),
+            }
+        }
+    }
+
+    fn apply_segment(
+        &mut self,
+        segment: &mut OpenSegment,
+        from: u64,
+        accepted: Accepted,
+    ) -> Result<SegmentEnd, StoreError> {
+        if accepted == Accepted::WhatIsValid {
+            segment.sync()?;
+            segment.forget_cached(from)?;
+        }
+        let mut from = from;
+        let mut looked_again_at = None;
+        let end = loop {
+            match self.walk_segment(segment, from, accepted)? {
+                Pass::End(end) => break end,
+                // A master that is slow to notice that it has lost may have written here after it was read, and then
+                // behind it. Read afresh, what was synced before the one behind is there, or it is damaged.
+                Pass::Gap(at, _) if accepted == Accepted::WhatIsValid && looked_again_at != Some(at) => {
+                    segment.file = open(&segment.path)?;
+                    (from, looked_again_at) = (at, Some(at));
+                }
+                Pass::Gap(at, what) => return Err(damaged(&segment.path, at, what)),
+            }
+        };
+        if accepted == Accepted::WhatIsValid {
+            segment.sync()?;
+        }
+        Ok(end)
+    }
+
+    /// Applies the entries of a segment from `from` on, up to its end or a gap.
+    fn walk_segment(
+        &mut self,
+        segment: &mut OpenSegment,
+        from: u64,
+        accepted: Accepted,
+    ) -> Result<Pass, StoreError> {
+        let id = segment.head.id;
+        let mut walk =
+            Walk::new(&segment.file, &segment.path, segment.head, from, segment.chain, Depth::Blocks);
+        let pass = loop {
+            let at = walk.at();
+            let here = Position { segment: id, at };
+            match accepted {
+                Accepted::UpTo(end) if here == end => break Pass::End(SegmentEnd::Last(at)),
+                Accepted::UpTo(end) if here > end => {
+                    return Err(damaged(&segment.path, end.at, "the manifest ends within an entry"));
+                }
+                _ => {}
+            }
+            match walk.step()? {
+                Step::Commit(entry, heads) => {
+                    self.apply_heads(&segment.path, entry.position.at, heads)?;
+                    self.places.extend(walk.at());
+                }
+                Step::Index(_) => {
+                    self.places.seal(at, walk.at());
+                    break Pass::End(SegmentEnd::Full(walk.at()));
+                }
+                Step::Bad(what) => {
+                    let synced = match accepted {
+                        Accepted::UpTo(_) => true,
+                        _ => self.is_followed(segment, here)?,
+                    };
+                    break if synced { Pass::Gap(at, what) } else { Pass::End(SegmentEnd::Last(at)) };
+                }
+            }
+        };
+        segment.chain = walk.chain();
+        Ok(pass)
+    }
+
+    /// Whether the journal has an entry of the same epoch behind `after`.
+    fn is_followed(&self, segment: &OpenSegment, after: Position) -> Result<bool, StoreError> {
+        if walk::is_followed(&segment.file, &segment.path, segment.head, after)? {
+            return Ok(true);
+        }
+        let later = self.folder.segments.range(after.segment.next()..);
+        for &id in later.take_while(|later| later.epoch == after.segment.epoch) {
+            let path = id.path(&self.journal);
+            let file = open(&path)?;
+            let head = SegmentHead::read(&file, &path, id)?;
+            if walk::is_followed(&file, &path, head, after)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn apply_heads(&mut self, path: &Path, at: u64, heads: Vec<Head>) -> Result<(), StoreError> {
+        for head in heads {
+            let applied = match head {
+                Head::Change(record) => self.snapshot.apply(&record),
+                Head::Published(head) => {
+                    for &(topic, first) in &head.targets {
+                        let range = OffsetRange::new(first.0, first.0 + u64::from(head.count));
+                        self.places.publish(topic, range, at, u64::from(head.bytes));
+                    }
+                    self.snapshot.apply_published(&head.targets, head.origin, head.at, u64::from(head.count))
+                }
+            };
+            applied.map_err(|source| StoreError::Inconsistent { path: path.to_owned(), source })?;
+        }
+        Ok(())
+    }
+
+    /// Refuses a journal where a segment that is still needed is missing or too short, or where messages are.
+    fn check_complete(&self) -> Result<(), StoreError> {
+        for (segment, place) in self.places.segments().filter(|(segment, _)| !self.places.is_dead(*segment)) {
+            let path = segment.path(&self.journal);
+            match disk::length_at(&path) {
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    return Err(StoreError::Missing { path });
+                }
+                Err(error) => return Err(io_error("look at", &path)(error)),
+                // The last entry is whole even where the zeros behind it are not there.
+                Ok(length) if length + ENTRY_ALIGNMENT <= place.end => {
+                    return Err(damaged(&path, length, "the file ends before its last entry"));
+                }
+                Ok(_) => {}
+            }
+        }
+        match self.places.first_gap(&self.snapshot) {
+            Some((topic, offset)) => {
+                Err(damaged(&self.journal, 0, format!("message {offset} of topic {topic} is nowhere")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn manifest(&self, epoch: Epoch, scanned: &BTreeMap<Epoch, Sealed>) -> Manifest {
+        let epochs = self.folder.epochs().into_iter().filter(|&other| other < epoch);
+        let seal = |epoch| match (self.accepted(epoch), scanned.get(&epoch)) {
+            (Accepted::WhatIsValid, Some(&sealed)) => sealed,
+            (Accepted::UpTo(end), _) => Sealed { epoch, segment: end.segment.number, bytes: end.at },
+            _ => Sealed { epoch, segment: 0, bytes: 0 },
+        };
+        Manifest { epoch, mode: Mode::File, sealed: epochs.map(seal).collect(), database: None }
+    }
+}
+
+/// What a walk through a segment came to.
+enum Pass {
+    End(SegmentEnd),
+    /// No valid entry where one was synced, and what is wrong.
+    Gap(u64, &'static str),
+}
+
+enum SegmentEnd {
+    /// The epoch ends here.
+    Last(u64),
+    /// The epoch goes on in the next segment.
+    Full(u64),
+}
+
+impl SegmentEnd {
+    const fn at(&self) -> u64 {
+        match self {
+            Self::Last(at) | Self::Full(at) => *at,
+        }
+    }
+}
+
+struct OpenSegment {
+    path: PathBuf,
+    file: File,
+    head: SegmentHead,
+    chain: Option<u32>,
+}
+
+impl OpenSegment {
+    fn sync(&self) -> Result<(), StoreError> {
+        self.file.sync_data().map_err(io_error("sync", &self.path))
+    }
+
+    /// Makes the system read from the disk: after a sync that failed, memory can hold what the disk does not.
+    fn forget_cached(&self, from: u64) -> Result<(), StoreError> {
+        rustix::fs::fadvise(&self.file, from, None, rustix::fs::Advice::DontNeed)
+            .map_err(|error| io_error("drop cached pages of", &self.path)(error.into()))
+    }
+}
+
+fn open(path: &Path) -> Result<File, StoreError> {
+    match disk::open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            Err(StoreError::Missing { path: path.to_owned() })
+        }
+        opened => opened.map_err(io_error("open", path)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::{Duration, Instant};
+
+    use super::super::open_file;
+    use super::*;
+    use crate::model::id::{Offset, TopicId};
+    use crate::model::message::{Message, MessageBlock};
+    use crate::model::name::Name;
+    use crate::model::record::{Published, Record};
+    use crate::model::settings::TopicSettings;
+    use crate::model::time::Timestamp;
+    use crate::store::{Predecessor, Predecessors, Store};
+
+    fn options(dir: &Path, epoch: u64) -> OpenOptions {
+        let lower = (1..epoch).map(|lower| (Epoch(lower), Predecessor::MayWrite));
+        OpenOptions {
+            dir: dir.to_owned(),
+            mode: Mode::File,
+            epoch: Epoch(epoch),
+            predecessors: Predecessors::new(lower.collect()),
+            segment_bytes: 64 << 10,
+        }
+    }
+
+    /// A paused master woke up while the next one read its journal, and wrote two entries before it checked the fence:
+    /// one where the reader had just found the end, one behind it. The reader took the gap for damage and refused to
+    /// serve, so that nobody did.
+    #[test]
+    fn an_old_master_that_still_writes_is_not_taken_for_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut store, _) = open_file(&options(dir.path(), 1)).unwrap();
+        let topic = TopicId(0);
+        let name = Name::new("t").unwrap();
+        store.commit(&[Record::TopicCreated { topic, name, settings: TopicSettings::default() }]).unwrap();
+        let over = AtomicBool::new(false);
+        let recovered = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for offset in 0.. {
+                    let block = MessageBlock::encode(&[Message::new(vec![7; 300])]);
+                    let targets = vec![(topic, Offset(offset))];
+                    let published = Published { targets, origin: None, at: Timestamp(1), block };
+                    store.commit(&[Record::Published(published)]).unwrap();
+                    if over.load(Ordering::Relaxed) {
+                        break;
+                    }
+                }
+            });
+            let started = Instant::now();
+            let during = std::iter::from_fn(|| {
+                (started.elapsed() < Duration::from_secs(1)).then(|| recover(&options(dir.path(), 2)))
+            });
+            let recovered: Vec<_> = during.collect();
+            over.store(true, Ordering::Relaxed);
+            recovered
+        });
+        let ends: Vec<_> = recovered.into_iter().map(|recovered| recovered.unwrap().end).collect();
+        assert!(ends.is_sorted(), "{ends:?}");
+    }
+}

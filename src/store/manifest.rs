@@ -1,0 +1,197 @@
+//! Manifests: what a new master fixes about all epochs before its own, before it opens the store.
+//!
+//! # Format, version 1
+//!
+//! ```text
+//! manifest/<epoch, 20 digits>
+//!     line 1   baton-manifest <version> <CRC32C of the rest, 8 hex digits>
+//!     rest     JSON, one object: Manifest
+//! ```
+//!
+//! A manifest is written under another name, synced, renamed and the directory synced; so one that exists is whole,
+//! and one whose checksum is wrong is damage. Readers follow only the manifest of the highest epoch: a master that
+//! was thought dead may still write one for a lower epoch, and nobody looks at it. A manifest of a higher epoch than
+//! the reader's means that the reader has lost.
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Fenced, Mode, StoreError};
+use crate::disk;
+use crate::model::id::Epoch;
+
+/// Version of the format that is written.
+pub const MANIFEST_VERSION: u32 = 1;
+
+/// How much of one older epoch's journal counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sealed {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// Number of its last segment that counts.
+    pub segment: u32,
+    /// Bytes of that segment that count; 0 with segment 0 means that nothing of the epoch counts.
+    pub bytes: u64,
+}
+
+/// What counts of the epochs before `epoch`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The epoch that wrote this.
+    pub epoch: Epoch,
+    /// The mode of the store.
+    pub mode: Mode,
+    /// File mode: every lower epoch that may still have files, lowest first. Nothing counts of one that is not here.
+    pub sealed: Vec<Sealed>,
+    /// Database mode: the name of the file that counts, in the shared directory.
+    pub database: Option<String>,
+}
+
+impl Manifest {
+    /// The manifest of the highest epoch below or at `epoch`; `None` where there is none.
+    ///
+    /// # Errors
+    /// Where the directory or the file cannot be read, the file is damaged or newer, or there is a manifest of a
+    /// higher epoch.
+    pub fn newest(dir: &Path, epoch: Epoch) -> Result<Option<Self>, StoreError> {
+        let folder = dir.join("manifest");
+        let names = match disk::names(&folder) {
+            Ok(names) => names,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(StoreError::Io { action: "list", path: folder, source }),
+        };
+        let mut newest = None;
+        for name in names {
+            if let Some(found) =
+                name.to_str().filter(|name| name.len() == 20).and_then(|name| name.parse().ok())
+            {
+                newest = newest.max(Some(Epoch(found)));
+            }
+        }
+        match newest {
+            None => Ok(None),
+            Some(found) if found > epoch => Err(Fenced::Superseded(found).into()),
+            Some(found) => Self::read(dir, found).map(Some),
+        }
+    }
+
+    fn read(dir: &Path, epoch: Epoch) -> Result<Self, StoreError> {
+        let path = Self::path(dir, epoch);
+        let text = disk::read(&path).map_err(|source| StoreError::Io {
+            action: "read",
+            path: path.clone(),
+            source,
+        })?;
+        let damaged =
+            |what: &str| StoreError::Damaged { path: path.clone(), position: 0, what: what.to_owned() };
+        let line_end = text.iter().position(|&byte| byte == b'\n').ok_or_else(|| damaged("no first line"))?;
+        let (line, rest) = (String::from_utf8_lossy(&text[..line_end]).into_owned(), &text[line_end + 1..]);
+        let mut words = line.split(' ');
+        if words.next() != Some("baton-manifest") {
+            return Err(damaged("not a manifest"));
+        }
+        let version: u32 =
+            words.next().and_then(|word| word.parse().ok()).ok_or_else(|| damaged("no version"))?;
+        if version == 0 {
+            return Err(damaged("version 0 was never written"));
+        }
+        if version > MANIFEST_VERSION {
+            return Err(StoreError::NewerFormat { path, found: version, known: MANIFEST_VERSION });
+        }
+        let sum = words.next().and_then(|word| u32::from_str_radix(word, 16).ok());
+        if sum != Some(crc32c::crc32c(rest)) {
+            return Err(damaged("bad checksum"));
+        }
+        let manifest: Self = serde_json::from_slice(rest).map_err(|error| damaged(&error.to_string()))?;
+        if manifest.epoch != epoch {
+            return Err(damaged("the epoch inside is not that of the file's name"));
+        }
+        Ok(manifest)
+    }
+
+    /// Writes the manifest; when it returns it is durable.
+    ///
+    /// # Errors
+    /// Where it cannot be written; the process must end.
+    pub fn write(&self, dir: &Path) -> Result<(), StoreError> {
+        let folder = dir.join("manifest");
+        let path = Self::path(dir, self.epoch);
+        let temporary = path.with_extension("new");
+        let io = |action, path: &Path| {
+            let path = path.to_owned();
+            move |source| StoreError::Io { action, path, source }
+        };
+        fs::create_dir_all(&folder).map_err(io("create", &folder))?;
+        sync_dir(dir)?;
+        let json = serde_json::to_vec_pretty(self).map_err(|error| StoreError::Io {
+            action: "encode",
+            path: path.clone(),
+            source: error.into(),
+        })?;
+        let head = format!("baton-manifest {MANIFEST_VERSION} {:08x}\n", crc32c::crc32c(&json));
+        let mut file = File::create(&temporary).map_err(io("create", &temporary))?;
+        file.write_all(head.as_bytes()).map_err(io("write to", &temporary))?;
+        file.write_all(&json).map_err(io("write to", &temporary))?;
+        file.sync_all().map_err(io("sync", &temporary))?;
+        fs::rename(&temporary, &path).map_err(io("rename to", &path))?;
+        sync_dir(&folder)
+    }
+
+    fn path(dir: &Path, epoch: Epoch) -> PathBuf {
+        dir.join("manifest").join(format!("{:020}", epoch.0))
+    }
+}
+
+/// Makes the names in a directory durable.
+///
+/// # Errors
+/// Where the directory cannot be opened or synced.
+pub fn sync_dir(dir: &Path) -> Result<(), StoreError> {
+    File::open(dir).and_then(|file| file.sync_all()).map_err(|source| StoreError::Io {
+        action: "sync",
+        path: dir.to_owned(),
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest(epoch: u64) -> Manifest {
+        let sealed = vec![Sealed { epoch: Epoch(1), segment: 0, bytes: 77 }];
+        Manifest { epoch: Epoch(epoch), mode: Mode::File, sealed, database: None }
+    }
+
+    #[test]
+    fn the_newest_manifest_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Manifest::newest(dir.path(), Epoch(9)).unwrap(), None);
+        for epoch in [2, 10, 3] {
+            manifest(epoch).write(dir.path()).unwrap();
+        }
+        assert_eq!(Manifest::newest(dir.path(), Epoch(10)).unwrap(), Some(manifest(10)));
+        assert!(matches!(
+            Manifest::newest(dir.path(), Epoch(9)),
+            Err(StoreError::Fenced(Fenced::Superseded(Epoch(10))))
+        ));
+    }
+
+    #[test]
+    fn a_changed_byte_is_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        manifest(2).write(dir.path()).unwrap();
+        let path = Manifest::path(dir.path(), Epoch(2));
+        let good = fs::read(&path).unwrap();
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            fs::write(&path, &bad).unwrap();
+            let read = Manifest::newest(dir.path(), Epoch(2));
+            assert!(matches!(read, Err(StoreError::Damaged { .. } | StoreError::NewerFormat { .. })), "{at}");
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! Durable records: what a store can do, whichever mode it has.
+//!
+//! A store keeps [records](crate::model::record::Record) and gives them back: folded into a snapshot at recovery,
+//! and as messages by topic and offset afterwards. It knows nothing of consumers, connections or the lock, and it
+//! never decides what is delivered. It writes only to files named by its own epoch; what it may read of older
+//! epochs stands in the newest manifest.
+//!
+//! Order of use: [`open`](crate::store) by a master that has claimed an epoch, then any number of
+//! [`commit`](Store::commit) and [`maintain`](Store::maintain) by one thread, while [`Reader`]s read on others.
+//! The first error of a write or a sync is final: the process ends without touching the store again.
+
+pub mod check;
+pub mod codec;
+pub mod database;
+pub mod file;
+pub mod manifest;
+
+use std::path::PathBuf;
+
+use crate::model::chunk::Chunk;
+use crate::model::id::{Epoch, Offset, TopicId};
+use crate::model::record::Record;
+use crate::model::snapshot::{Snapshot, SnapshotError};
+
+/// Where the records are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// A SQL database.
+    #[default]
+    Database,
+    /// An append-only journal in segments.
+    File,
+}
+
+impl std::fmt::Display for Mode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Database => "database",
+            Self::File => "file",
+        })
+    }
+}
+
+/// How the epoch before this one ended, as far as it is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Predecessor {
+    /// There was none: the store is new.
+    None,
+    /// It released its epoch, or its process is known to be dead: nothing of it can still be written.
+    Gone,
+    /// It may still be running somewhere, and late writes of it may still arrive.
+    MayWrite,
+}
+
+/// How every epoch below the one that opens the store ended: those that may ever have written, lowest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Predecessors(Vec<(Epoch, Predecessor)>);
+
+impl Predecessors {
+    /// The ends of these epochs, lowest first.
+    #[must_use]
+    pub const fn new(ends: Vec<(Epoch, Predecessor)>) -> Self {
+        Self(ends)
+    }
+
+    /// How all of them ended: the worst, since the last may have died half-way through its takeover, with the one
+    /// before it still alive.
+    #[must_use]
+    pub fn all(&self) -> Predecessor {
+        Self::worst(&self.0)
+    }
+
+    /// How the epochs from `first` on ended: the worst of them.
+    ///
+    /// `first` is the epoch that made the file which is to be recovered; those before it never write that file.
+    #[must_use]
+    pub fn since(&self, first: Epoch) -> Predecessor {
+        match self.0.binary_search_by_key(&first, |&(epoch, _)| epoch) {
+            Ok(at) => Self::worst(&self.0[at..]),
+            // It made a file, so it was there: nothing is certain.
+            Err(_) => Predecessor::MayWrite,
+        }
+    }
+
+    fn worst(ends: &[(Epoch, Predecessor)]) -> Predecessor {
+        if ends.is_empty() {
+            Predecessor::None
+        } else if ends.iter().any(|&(_, end)| end == Predecessor::MayWrite) {
+            Predecessor::MayWrite
+        } else {
+            Predecessor::Gone
+        }
+    }
+}
+
+/// What a store is opened with.
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    /// The shared directory. It exists.
+    pub dir: PathBuf,
+    /// The mode of the store (for a new one, the configured mode).
+    pub mode: Mode,
+    /// The epoch that the caller has claimed; every file is named by it.
+    pub epoch: Epoch,
+    /// How the epochs before ended.
+    pub predecessors: Predecessors,
+    /// Bytes after which the journal starts a new segment, or the write-ahead log is checkpointed.
+    pub segment_bytes: u64,
+}
+
+/// The fence does not hold. The process must end without touching the store.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fenced {
+    /// A higher epoch exists.
+    #[error("epoch {0} has taken over")]
+    Superseded(Epoch),
+    /// Lock or control file cannot be read, or are not what they must be.
+    #[error("{0}")]
+    Unknown(String),
+}
+
+/// What goes wrong in a store. All of it ends the process but [`StoreError::Full`].
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A system call failed.
+    #[error("{action} {}: {source}", path.display())]
+    Io {
+        /// What was tried, as in "write to".
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The database answered with an error.
+    #[error("database: {action}: {message}")]
+    Database {
+        /// What was tried.
+        action: &'static str,
+        /// The database's own words.
+        message: String,
+    },
+    /// Bytes on disk are not what was written. The node refuses to serve incomplete data.
+    #[error("{}: damaged at offset {position}: {what}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Where in it, in bytes.
+        position: u64,
+        /// What is wrong.
+        what: String,
+    },
+    /// The records do not fit together.
+    #[error("{}: {source}", path.display())]
+    Inconsistent {
+        /// The file with the record.
+        path: PathBuf,
+        /// What does not fit.
+        source: SnapshotError,
+    },
+    /// A file is of a format that this version does not know.
+    #[error("{}: format {found}, this version knows up to {known}; run the newer baton on both nodes", path.display())]
+    NewerFormat {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+        /// The highest format known here.
+        known: u32,
+    },
+    /// A file that must be there is not.
+    #[error("{} is missing: is the right file system mounted?", path.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// There is no space left for a commit. Nothing of it was written.
+    #[error("no space left for a commit of {0} bytes")]
+    Full(u64),
+    /// The fence does not hold.
+    #[error(transparent)]
+    Fenced(#[from] Fenced),
+}
+
+/// Opens the store in a shared directory for an epoch that the caller has claimed, and recovers its state. When it
+/// returns, the store is sealed: nothing that an older epoch still writes counts.
+///
+/// # Errors
+/// Where the store is damaged, missing or of a newer format, a higher epoch exists, or files cannot be read and
+/// written.
+pub fn open(options: &OpenOptions) -> Result<(Box<dyn Store>, Snapshot), StoreError> {
+    match options.mode {
+        Mode::Database => database::open(options),
+        Mode::File => file::open(options),
+    }
+}
+
+/// A check of the fence: a fresh read that begins when it is called.
+pub type FenceCheck<'a> = &'a mut dyn FnMut() -> Result<(), Fenced>;
+
+/// Durable records. Owned and used by one thread.
+pub trait Store: Send {
+    /// Makes the records durable, all or none of them. When it returns they survive a power loss.
+    ///
+    /// # Errors
+    /// Any error but [`StoreError::Full`] is final: what is on disk is not known.
+    fn commit(&mut self, records: &[Record]) -> Result<(), StoreError>;
+
+    /// A reader of committed messages, to be used on any other thread.
+    ///
+    /// # Errors
+    /// Where it cannot be opened.
+    fn reader(&self) -> Result<Box<dyn Reader>, StoreError>;
+
+    /// Whether [`maintain`](Self::maintain) has something to do.
+    fn maintenance_due(&self) -> bool;
+
+    /// One bounded step of upkeep: a checkpoint, the removal of what was trimmed. `snapshot` is the state after the
+    /// last commit; `fence` must have said yes after whatever makes a removal right, and before the removal.
+    ///
+    /// # Errors
+    /// As for [`commit`](Self::commit), and where the fence is broken.
+    fn maintain(
+        &mut self,
+        snapshot: &mut dyn FnMut() -> Snapshot,
+        fence: FenceCheck<'_>,
+    ) -> Result<(), StoreError>;
+
+    /// Leaves the store in a state that is quick to recover. The epoch is still held.
+    ///
+    /// # Errors
+    /// As for [`maintain`](Self::maintain).
+    fn close(
+        self: Box<Self>,
+        snapshot: &mut dyn FnMut() -> Snapshot,
+        fence: FenceCheck<'_>,
+    ) -> Result<(), StoreError>;
+}
+
+/// Reads committed messages beside the thread that commits.
+pub trait Reader: Send {
+    /// Messages of `topic` from offset `from` on: consecutive, the first one at `from`, up to `bytes_max` bytes of
+    /// encoded messages but at least one message. `None` where that offset is trimmed or not yet committed.
+    ///
+    /// # Errors
+    /// Where the store cannot be read or is damaged there.
+    fn read(&mut self, topic: TopicId, from: Offset, bytes_max: usize) -> Result<Option<Chunk>, StoreError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_predecessor_that_may_write_counts_until_a_later_epoch_made_the_file() {
+        let ends = [(1, Predecessor::Gone), (3, Predecessor::MayWrite), (4, Predecessor::Gone)];
+        let all = Predecessors::new(ends.map(|(epoch, end)| (Epoch(epoch), end)).to_vec());
+        assert_eq!(all.all(), Predecessor::MayWrite);
+        assert_eq!(all.since(Epoch(3)), Predecessor::MayWrite);
+        assert_eq!(all.since(Epoch(4)), Predecessor::Gone);
+        assert_eq!(all.since(Epoch(2)), Predecessor::MayWrite, "an epoch that is not known");
+        assert_eq!(Predecessors::default().all(), Predecessor::None);
+    }
+}

@@ -1,0 +1,268 @@
+//! A store in a temporary directory beside a naive model of what it must hold.
+
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use batonmq::model::chunk::Origin;
+use batonmq::model::id::{Epoch, GroupId, Offset, OffsetRange, ProducerId, Sequence, TopicId};
+use batonmq::model::message::{Message, MessageBlock};
+use batonmq::model::name::Name;
+use batonmq::model::record::{Published, Record};
+use batonmq::model::settings::{GroupSettings, TopicSettings};
+use batonmq::model::snapshot::Snapshot;
+use batonmq::model::time::Timestamp;
+use batonmq::store::{Mode, OpenOptions, Predecessor, Predecessors, Reader, Store, StoreError};
+use bytes::Bytes;
+
+/// How a mode of the store is opened.
+pub type Open = fn(&OpenOptions) -> Result<(Box<dyn Store>, Snapshot), StoreError>;
+
+/// A message as the model has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    pub encoded: Bytes,
+    pub at: Timestamp,
+    pub origin: Option<Origin>,
+}
+
+/// What must be in the store.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Model {
+    pub snapshot: Snapshot,
+    pub topics: BTreeMap<TopicId, Vec<Stored>>,
+}
+
+impl Model {
+    pub fn apply(&mut self, records: &[Record]) {
+        for record in records {
+            self.snapshot.apply(record).unwrap();
+            match record {
+                Record::TopicCreated { topic, .. } => {
+                    self.topics.insert(*topic, Vec::new());
+                }
+                Record::TopicDeleted { topic } => {
+                    self.topics.remove(topic);
+                }
+                Record::Published(published) => {
+                    for (topic, _) in &published.targets {
+                        let stored = published.block.iter().enumerate().map(|(index, encoded)| Stored {
+                            encoded,
+                            at: published.at,
+                            origin: published.origin.map(|origin| Origin {
+                                sequence: Sequence(origin.sequence.0 + index as u64),
+                                ..origin
+                            }),
+                        });
+                        self.topics.get_mut(topic).unwrap().extend(stored);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Reads once and compares. Answers how many messages there were.
+    pub fn check_read(&self, reader: &mut dyn Reader, topic: TopicId, from: Offset, bytes_max: usize) -> u64 {
+        let chunk = reader.read(topic, from, bytes_max).unwrap();
+        let there = self.snapshot.topics.get(&topic).is_some_and(|t| t.start <= from && from < t.end);
+        let Some(chunk) = chunk else {
+            assert!(!there, "topic {topic} offset {from} is not there");
+            return 0;
+        };
+        assert!(there, "topic {topic} offset {from} should not be there");
+        assert_eq!(chunk.first, from);
+        let count = chunk.block.count();
+        assert!(count > 0);
+        let bytes = chunk.block.bytes().len();
+        assert!(bytes <= bytes_max || count == 1, "{count} messages, {bytes} bytes, {bytes_max} allowed");
+        let mut stamps = chunk.stamps.iter().flat_map(|stamp| {
+            (0..u64::from(stamp.count)).map(move |index| {
+                let origin = stamp
+                    .origin
+                    .map(|origin| Origin { sequence: Sequence(origin.sequence.0 + index), ..origin });
+                (stamp.published_at, origin)
+            })
+        });
+        let expected = &self.topics[&topic][from.0 as usize..];
+        for (index, expected) in expected.iter().take(count).enumerate() {
+            let (at, origin) = stamps.next().unwrap();
+            let found = Stored { encoded: chunk.block.slice(index, index + 1), at, origin };
+            assert_eq!(&found, expected, "topic {topic} offset {}", from.0 + index as u64);
+        }
+        assert!(stamps.next().is_none());
+        assert!(expected.len() >= count);
+        count as u64
+    }
+
+    /// Reads everything in reads of `bytes_max`, and around the edges.
+    pub fn check_everything(&self, reader: &mut dyn Reader, bytes_max: usize) {
+        for (&topic, state) in &self.snapshot.topics {
+            let mut next = state.start;
+            while next < state.end {
+                next.0 += self.check_read(reader, topic, next, bytes_max);
+            }
+            self.check_read(reader, topic, state.end, bytes_max);
+            if state.start.0 > 0 {
+                self.check_read(reader, topic, Offset(state.start.0 - 1), bytes_max);
+            }
+        }
+        self.check_read(reader, self.snapshot.next.topic, Offset(0), bytes_max);
+    }
+}
+
+/// A store and its model.
+pub struct Scene {
+    pub dir: tempfile::TempDir,
+    pub open: Open,
+    pub mode: Mode,
+    pub epoch: Epoch,
+    pub segment_bytes: u64,
+    pub store: Option<Box<dyn Store>>,
+    pub model: Model,
+}
+
+impl Scene {
+    /// A new store.
+    pub fn new(open: Open, mode: Mode, segment_bytes: u64) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (epoch, model) = (Epoch(0), Model::default());
+        let mut scene = Self { dir, open, mode, epoch, segment_bytes, store: None, model };
+        scene.reopen(Predecessor::None);
+        scene
+    }
+
+    pub fn options(&self, predecessor: Predecessor) -> OpenOptions {
+        let (dir, mode, epoch) = (self.dir.path().to_owned(), self.mode, self.epoch);
+        let predecessors = Predecessors::new((1..epoch.0).map(|lower| (Epoch(lower), predecessor)).collect());
+        OpenOptions { dir, mode, epoch, predecessors, segment_bytes: self.segment_bytes }
+    }
+
+    /// Opens the store in the next epoch, and compares its state. Answers the store that was open.
+    pub fn reopen(&mut self, predecessor: Predecessor) -> Option<Box<dyn Store>> {
+        self.epoch = self.epoch.next();
+        let (store, snapshot) = (self.open)(&self.options(predecessor)).unwrap();
+        assert_eq!(snapshot, self.model.snapshot);
+        self.store.replace(store)
+    }
+
+    /// Goes on in the next epoch without closing, as after a kill.
+    pub fn crash(&mut self) {
+        drop(self.store.take());
+        self.reopen(Predecessor::Gone);
+    }
+
+    /// Goes on in the next epoch after closing.
+    pub fn restart(&mut self) {
+        let snapshot = self.model.snapshot.clone();
+        self.store.take().unwrap().close(&mut || snapshot.clone(), &mut || Ok(())).unwrap();
+        self.reopen(Predecessor::Gone);
+    }
+
+    pub fn store(&mut self) -> &mut dyn Store {
+        self.store.as_mut().unwrap().as_mut()
+    }
+
+    pub fn commit(&mut self, records: &[Record]) {
+        self.store().commit(records).unwrap();
+        self.model.apply(records);
+    }
+
+    /// Maintains until nothing is due.
+    pub fn maintain(&mut self) {
+        let snapshot = self.model.snapshot.clone();
+        for _ in 0..1000 {
+            if !self.store().maintenance_due() {
+                return;
+            }
+            self.store().maintain(&mut || snapshot.clone(), &mut || Ok(())).unwrap();
+        }
+        panic!("maintenance never ends");
+    }
+
+    pub fn check_everything(&mut self, bytes_max: usize) {
+        let mut reader = self.store().reader().unwrap();
+        self.model.check_everything(reader.as_mut(), bytes_max);
+    }
+
+    pub fn create_topic(&mut self) -> TopicId {
+        let record = topic_created(&self.model.snapshot);
+        self.commit(&[record]);
+        TopicId(self.model.snapshot.next.topic.0 - 1)
+    }
+
+    /// Publishes bodies to topics in one commit.
+    pub fn publish(&mut self, topics: &[TopicId], bodies: &[Vec<u8>]) {
+        let record = published(&self.model.snapshot, topics, None, bodies);
+        self.commit(&[record]);
+    }
+}
+
+pub fn topic_created(snapshot: &Snapshot) -> Record {
+    let topic = snapshot.next.topic;
+    let name = Name::new(&format!("topic-{topic}")).unwrap();
+    Record::TopicCreated { topic, name, settings: TopicSettings::default() }
+}
+
+pub fn group_created(snapshot: &Snapshot, topic: TopicId) -> Record {
+    let (group, floor) = (snapshot.next.group, snapshot.topics[&topic].start);
+    let name = Name::new(&format!("group-{group}")).unwrap();
+    Record::GroupCreated { group, topic, name, settings: GroupSettings::default(), floor }
+}
+
+pub fn producer_opened(snapshot: &Snapshot, at: Timestamp) -> Record {
+    let producer = snapshot.next.producer;
+    Record::ProducerOpened { producer, name: Name::new(&format!("producer-{producer}")).unwrap(), at }
+}
+
+pub fn published(
+    snapshot: &Snapshot,
+    topics: &[TopicId],
+    producer: Option<ProducerId>,
+    bodies: &[Vec<u8>],
+) -> Record {
+    let targets = topics.iter().map(|topic| (*topic, snapshot.topics[topic].end)).collect();
+    let origin =
+        producer.map(|producer| Origin { producer, sequence: snapshot.producers[&producer].last.next() });
+    let messages: Vec<Message> = bodies.iter().map(|body| Message::new(body.clone())).collect();
+    let at = Timestamp(snapshot.time.0 + 1);
+    Record::Published(Published { targets, origin, at, block: MessageBlock::encode(&messages) })
+}
+
+/// The first offset of the group that nothing was ever settled above.
+pub fn unsettled(snapshot: &Snapshot, group: GroupId) -> OffsetRange {
+    let state = &snapshot.groups[&group];
+    let start = state.settled.iter().last().map_or(state.floor, |range| range.end);
+    OffsetRange { start, end: snapshot.topics[&state.topic].end }
+}
+
+/// Bodies that differ from each other.
+pub fn bodies(count: usize, len: usize, mark: u64) -> Vec<Vec<u8>> {
+    (0..count as u64)
+        .map(|index| {
+            let mut state = mark.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ index;
+            (0..len)
+                .map(|_| {
+                    state =
+                        state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    (state >> 56) as u8
+                })
+                .collect()
+        })
+        .collect()
+}
+
+/// A copy of a directory.
+pub fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target: PathBuf = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_dir(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}

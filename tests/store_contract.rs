@@ -1,0 +1,408 @@
+//! What every mode of the store must do. Each mode goes through with one line at the end.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod scene;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use batonmq::model::id::{Epoch, Offset, OffsetRange, TopicId};
+use batonmq::model::record::{Record, Retry, ReturnReason};
+use batonmq::model::settings::GroupSettings;
+use batonmq::model::time::Timestamp;
+use batonmq::store::{Fenced, Mode, Predecessor, StoreError};
+use proptest::prelude::*;
+use scene::{
+    Model, Open, Scene, bodies, group_created, producer_opened, published, topic_created, unsettled,
+};
+
+const SEGMENT: u64 = 128 << 10;
+
+fn new_store_is_empty(open: Open, mode: Mode) {
+    let mut scene = Scene::new(open, mode, SEGMENT);
+    scene.check_everything(1000);
+    scene.crash();
+    scene.restart();
+    scene.check_everything(1000);
+}
+
+fn every_record_survives_crash_and_restart(open: Open, mode: Mode) {
+    let mut scene = Scene::new(open, mode, SEGMENT);
+    let topic = scene.create_topic();
+    let records = vec![
+        group_created(&scene.model.snapshot, topic),
+        producer_opened(&scene.model.snapshot, Timestamp(5)),
+    ];
+    scene.commit(&records);
+    let (group, producer) = (batonmq::model::id::GroupId(0), batonmq::model::id::ProducerId(0));
+    let publish = published(&scene.model.snapshot, &[topic], Some(producer), &bodies(20, 30, 1));
+    scene.commit(&[publish]);
+    let settings = GroupSettings { max_attempts: 3, ..GroupSettings::default() };
+    let retry = Retry { attempts: 2, due_at: Timestamp(99), reason: ReturnReason::LeaseExpired };
+    let later = vec![
+        Record::HandedOut { group, end: Offset(15) },
+        Record::Settled { group, ranges: vec![OffsetRange::new(0, 3), OffsetRange::new(5, 6)] },
+        Record::Returned { group, range: OffsetRange::new(8, 10), retry },
+        Record::GroupChanged { group, settings },
+        Record::Trimmed { topic, start: Offset(3) },
+        Record::ProducerExpired { producer },
+    ];
+    for record in later {
+        scene.commit(&[record]);
+        scene.crash();
+        scene.restart();
+        scene.check_everything(100);
+    }
+    scene.commit(&[Record::GroupDeleted { group }, Record::TopicDeleted { topic }]);
+    scene.crash();
+    scene.restart();
+    scene.check_everything(100);
+}
+
+fn a_publish_reaches_every_target(open: Open, mode: Mode) {
+    let mut scene = Scene::new(open, mode, SEGMENT);
+    let topics: Vec<TopicId> = (0..3).map(|_| scene.create_topic()).collect();
+    for round in 0..50 {
+        scene.publish(&topics[round % 3..], &bodies(7, 50, round as u64));
+        scene.publish(&[topics[round % 3], topics[(round + 1) % 3]], &bodies(2, 500, round as u64));
+    }
+    for bytes_max in [0, 60, 1000, 1 << 20] {
+        scene.check_everything(bytes_max);
+    }
+    scene.crash();
+    scene.check_everything(3000);
+}
+
+fn interleaved_topics_are_kept_apart(open: Open, mode: Mode) {
+    let mut scene = Scene::new(open, mode, SEGMENT);
+    let topics: Vec<TopicId> = (0..40).map(|_| scene.create_topic()).collect();
+    for round in 0..1500_u64 {
+        let topic = topics[(round * round % 40) as usize];
+        scene.publish(&[topic], &bodies(1 + round as usize % 3, 100 + round as usize % 200, round));
+    }
+    scene.check_everything(1000);
+    let mut reader = scene.store().reader().unwrap();
+    for step in 0..2000_u64 {
+        let topic = topics[(step * 7 % 40) as usize];
+        let end = scene.model.snapshot.topics[&topic].end.0;
+        scene.model.check_read(
+            reader.as_mut(),
+            topic,
+            Offset(step * 31 % (end + 1)),
+            (step * 97 % 5000) as usize,
+        );
+    }
+    scene.crash();
+    scene.check_everything(10_000);
+}
+
+fn bodies_of_megabytes_are_stored(open: Open, mode: Mode) {
+    let mut scene = Scene::new(open, mode, SEGMENT);
+    let topic = scene.create_topic();
+    for round in 0..4 {
+        scene.publish(&[topic], &bodies(1, 3 << 20, round));
+        scene.publish(&[topic], &bodies(3, 100, round));
+        scene.publish(&[topic], &bodies(5, 700 << 10, round));
+    }
+    for bytes_max in [1, 1 << 20, 16 << 20] {
+        scene.check_everything(bytes_max);
+    }
+    scene.crash();
+    scene.check_everything(1 << 20);
+    scene.restart();
+    scene.check_everything(4 << 20);
+}
+
+fn a_commit_of_thousands_of_records_is_whole(open: Open, mode: Mode) {
+    let mut scene = Scene::new(open, mode, SEGMENT);
+    let topic = scene.create_topic();
+    let mut model = scene.model.clone();
+    let mut records = Vec::new();
+    for round in 0..3000 {
+        let record = published(&model.snapshot, &[topic], None, &bodies(1, 20, round));
+        model.apply(std::slice::from_ref(&record));
+        records.push(record);
+    }
+    scene.commit(&records);
+    scene.check_everything(2000);
+    scene.crash();
+    scene.check_everything(100_000);
+}
+
+fn epochs_that_wrote_nothing_change_nothing(open: Open, mode: Mode) {
+    let mut scene = Scene::new(open, mode, SEGMENT);
+    let topic = scene.create_topic();
+    for round in 0..12 {
+        scene.publish(&[topic], &bodies(10, 100, round));
+        for _ in 0..round % 4 {
+            // Claimed and died before it opened anything: its number is never used.
+            scene.epoch = scene.epoch.next();
+        }
+        if round % 3 == 0 {
+            scene.restart();
+            scene.restart();
+        }
+        scene.crash();
+        scene.crash();
+        scene.check_everything(500);
+    }
+}
+
+fn an_epoch_is_opened_once_and_never_below_another(open: Open, mode: Mode) {
+    let mut scene = Scene::new(open, mode, SEGMENT);
+    scene.crash();
+    drop(scene.store.take());
+    for epoch in [1, 2] {
+        scene.epoch = Epoch(epoch);
+        let refused = (scene.open)(&scene.options(Predecessor::Gone)).map(|_| ());
+        assert!(matches!(refused, Err(StoreError::Fenced(Fenced::Superseded(Epoch(2))))), "{refused:?}");
+    }
+}
+
+fn trimmed_messages_are_gone_and_the_rest_stays(open: Open, mode: Mode) {
+    let mut scene = Scene::new(open, mode, SEGMENT);
+    let (slow, fast) = (scene.create_topic(), scene.create_topic());
+    for round in 0..60 {
+        scene.publish(&[fast], &bodies(100, 100, round));
+        scene.publish(&[slow], &bodies(1, 100, round));
+        let end = scene.model.snapshot.topics[&fast].end;
+        scene.commit(&[Record::Trimmed { topic: fast, start: Offset(end.0.saturating_sub(150)) }]);
+        if round % 20 == 19 {
+            scene.commit(&[Record::Trimmed { topic: slow, start: Offset(round - 5) }]);
+        }
+        scene.maintain();
+        if round % 7 == 0 {
+            scene.crash();
+        }
+        scene.check_everything(5000);
+    }
+    scene.restart();
+    scene.commit(&[Record::TopicDeleted { topic: fast }]);
+    scene.maintain();
+    scene.check_everything(5000);
+    scene.restart();
+    scene.check_everything(5000);
+}
+
+fn a_reader_sees_what_is_committed_while_more_is(open: Open, mode: Mode) {
+    const ROUNDS: u64 = 400;
+    let mut scene = Scene::new(open, mode, SEGMENT);
+    let topic = scene.create_topic();
+    let mut reader = scene.store().reader().unwrap();
+    let committed = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        let committed = &committed;
+        let reading = scope.spawn(move || {
+            let (mut next, mut seen) = (0, Vec::new());
+            while next < ROUNDS * 10 {
+                let known = committed.load(Ordering::Acquire);
+                match reader.read(topic, Offset(next), 4000).unwrap() {
+                    Some(chunk) => {
+                        seen.extend(chunk.block.iter());
+                        next += chunk.block.count() as u64;
+                    }
+                    None => {
+                        assert!(next >= known, "{next} of {known} is not there");
+                        std::thread::yield_now();
+                    }
+                }
+            }
+            seen
+        });
+        for round in 0..ROUNDS {
+            scene.publish(&[topic], &bodies(10, 100, round));
+            committed.store((round + 1) * 10, Ordering::Release);
+            scene.maintain();
+        }
+        let seen = reading.join().unwrap();
+        let expected: Vec<_> =
+            scene.model.topics[&topic].iter().map(|stored| stored.encoded.clone()).collect();
+        assert!(seen == expected);
+    });
+}
+
+/// The old master is still there when the new one opens, and writes on.
+fn late_commits_of_an_old_epoch_do_not_count(open: Open, mode: Mode) {
+    let mut scene = Scene::new(open, mode, SEGMENT);
+    let topic = scene.create_topic();
+    scene.publish(&[topic], &bodies(10, 100, 1));
+    let mut late = scene.model.clone();
+    let mut old = scene.reopen(Predecessor::MayWrite).unwrap();
+    let mut write_late = |old: &mut dyn batonmq::store::Store, round: u64| {
+        let records = [
+            published(&late.snapshot, &[topic], None, &bodies(5, 4000, 1000 + round)),
+            topic_created(&late.snapshot),
+        ];
+        if old.commit(&records).is_ok() {
+            late.apply(&records);
+        }
+    };
+    write_late(old.as_mut(), 0);
+    scene.publish(&[topic], &bodies(3, 100, 2));
+    for round in 1..20 {
+        write_late(old.as_mut(), round);
+    }
+    scene.check_everything(1000);
+    scene.crash();
+    scene.check_everything(1000);
+    // Late upkeep: the old master believes that its fence still holds.
+    let _ = old.maintain(&mut || late.snapshot.clone(), &mut || Ok(()));
+    scene.crash();
+    scene.publish(&[topic], &bodies(3, 100, 3));
+    let _ = old.close(&mut || late.snapshot.clone(), &mut || Ok(()));
+    scene.crash();
+    scene.check_everything(1000);
+    scene.restart();
+    scene.check_everything(1000);
+}
+
+fn a_broken_fence_stops_the_store(open: Open, mode: Mode) {
+    let mut scene = Scene::new(open, mode, SEGMENT);
+    let topic = scene.create_topic();
+    for round in 0..40 {
+        scene.publish(&[topic], &bodies(100, 100, round));
+    }
+    scene.commit(&[Record::Trimmed { topic, start: Offset(3900) }]);
+    let snapshot = scene.model.snapshot.clone();
+    let mut refusals = 0;
+    while scene.store().maintenance_due() && refusals == 0 {
+        let mut fence = || Err(Fenced::Superseded(Epoch(77)));
+        match scene.store().maintain(&mut || snapshot.clone(), &mut fence) {
+            Err(StoreError::Fenced(Fenced::Superseded(Epoch(77)))) => refusals += 1,
+            other => other.unwrap(),
+        }
+    }
+    assert_eq!(refusals, 1, "something is removed, and never without asking");
+    let after = published(&scene.model.snapshot, &[topic], None, &bodies(1, 1, 1));
+    assert!(scene.store().commit(&[after]).is_err());
+    scene.crash();
+    scene.check_everything(10_000);
+}
+
+/// One step of a random history. The numbers choose among what exists.
+type Step = (u8, u16, u16);
+
+fn random_records(model: &Model, (kind, a, b): Step) -> Vec<Record> {
+    let snapshot = &model.snapshot;
+    let (a, b) = (usize::from(a), usize::from(b));
+    let topics: Vec<TopicId> = snapshot.topics.keys().copied().collect();
+    let groups: Vec<_> = snapshot.groups.keys().copied().collect();
+    let producers: Vec<_> = snapshot.producers.keys().copied().collect();
+    let pick = |len: usize| (len > 0).then(|| a % len.max(1));
+    let topic = pick(topics.len()).map(|at| topics[at]);
+    let group = pick(groups.len()).map(|at| groups[at]);
+    let producer = pick(producers.len()).map(|at| producers[at]);
+    let records = match kind {
+        0 => Some(vec![topic_created(snapshot)]),
+        1 => topic.map(|topic| vec![group_created(snapshot, topic)]),
+        2 => Some(vec![producer_opened(snapshot, Timestamp(b as u64))]),
+        3..=8 => topic.map(|_| {
+            let start = a % topics.len();
+            let targets = &topics[start..topics.len().min(start + 1 + b % 3)];
+            let producer = producer.filter(|_| b % 2 == 0);
+            vec![published(snapshot, targets, producer, &bodies(1 + b % 40, b % 700, (a * b) as u64))]
+        }),
+        9..=11 => group.and_then(|group| {
+            let open = unsettled(snapshot, group);
+            let start = (open.start.0 + (b % 3) as u64).min(open.end.0);
+            let ranges = vec![OffsetRange::new(start, (start + 1 + b as u64 % 20).min(open.end.0))];
+            (!ranges[0].is_empty()).then(|| vec![Record::Settled { group, ranges }])
+        }),
+        12 => group.and_then(|group| {
+            let open = unsettled(snapshot, group);
+            let range = OffsetRange::new(open.start.0, (open.start.0 + 3).min(open.end.0));
+            let retry =
+                Retry { attempts: 1 + b as u32, due_at: Timestamp(a as u64), reason: ReturnReason::Nacked };
+            (!range.is_empty()).then(|| vec![Record::Returned { group, range, retry }])
+        }),
+        13 => group.map(|group| vec![Record::HandedOut { group, end: unsettled(snapshot, group).end }]),
+        14..=15 => topic.map(|topic| {
+            let state = &snapshot.topics[&topic];
+            let start = Offset(state.start.0 + (state.end.0 - state.start.0) * (b as u64 % 11) / 10);
+            vec![Record::Trimmed { topic, start }]
+        }),
+        16 if b % 4 == 0 => topic.map(|topic| {
+            let of_topic = snapshot.groups.iter().filter(|(_, state)| state.topic == topic);
+            let deleted = of_topic.map(|(&group, _)| Record::GroupDeleted { group });
+            deleted.chain([Record::TopicDeleted { topic }]).collect()
+        }),
+        17 if b % 4 == 0 => producer.map(|producer| vec![Record::ProducerExpired { producer }]),
+        _ => None,
+    };
+    records.unwrap_or_default()
+}
+
+fn random_histories_are_kept(open: Open, mode: Mode) {
+    let steps = prop::collection::vec((0_u8..24, any::<u16>(), any::<u16>()), 1..250);
+    let config = ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() };
+    proptest!(config, |(steps in steps)| {
+        let mut scene = Scene::new(open, mode, 64 << 10);
+        let mut reader = scene.store().reader().unwrap();
+        let (mut pending, mut ahead) = (Vec::new(), scene.model.clone());
+        for step in steps {
+            match step {
+                (18, a, _) => {
+                    scene.model.check_everything(reader.as_mut(), usize::from(a) * 4);
+                }
+                (19..=20, a, b) => {
+                    let topic = TopicId(u32::from(a) % (scene.model.snapshot.next.topic.0 + 1));
+                    let end = scene.model.snapshot.topics.get(&topic).map_or(0, |topic| topic.end.0);
+                    scene.model.check_read(reader.as_mut(), topic, Offset(u64::from(b) % (end + 1)), usize::from(a));
+                }
+                (21, _, _) => scene.maintain(),
+                (22, a, _) if a % 3 == 0 => {
+                    scene.crash();
+                    reader = scene.store().reader().unwrap();
+                    (pending, ahead) = (Vec::new(), scene.model.clone());
+                }
+                (23, a, _) if a % 3 == 0 => {
+                    scene.restart();
+                    reader = scene.store().reader().unwrap();
+                    (pending, ahead) = (Vec::new(), scene.model.clone());
+                }
+                step => {
+                    let records = random_records(&ahead, step);
+                    ahead.apply(&records);
+                    pending.extend(records);
+                    if step.2 % 3 != 0 {
+                        scene.commit(&std::mem::take(&mut pending));
+                    }
+                }
+            }
+        }
+        scene.commit(&std::mem::take(&mut pending));
+        scene.crash();
+        scene.check_everything(777);
+    });
+}
+
+macro_rules! contract {
+    ($name:ident, $open:expr, $mode:expr; $($claim:ident)*) => {
+        mod $name {
+            $(#[test]
+            fn $claim() {
+                super::$claim($open, $mode);
+            })*
+        }
+    };
+    ($name:ident, $open:expr, $mode:expr) => {
+        contract! { $name, $open, $mode;
+            new_store_is_empty
+            every_record_survives_crash_and_restart
+            a_publish_reaches_every_target
+            interleaved_topics_are_kept_apart
+            bodies_of_megabytes_are_stored
+            a_commit_of_thousands_of_records_is_whole
+            epochs_that_wrote_nothing_change_nothing
+            an_epoch_is_opened_once_and_never_below_another
+            trimmed_messages_are_gone_and_the_rest_stays
+            a_reader_sees_what_is_committed_while_more_is
+            late_commits_of_an_old_epoch_do_not_count
+            a_broken_fence_stops_the_store
+            random_histories_are_kept
+        }
+    };
+}
+
+contract! { file, batonmq::store::file::open, batonmq::store::Mode::File }
+contract! { database, batonmq::store::database::open, batonmq::store::Mode::Database }

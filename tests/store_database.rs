@@ -1,0 +1,795 @@
+//! The database mode of the store: takeovers, recovery, and that what was committed is what is read.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use batonmq::model::chunk::Origin;
+use batonmq::model::id::{Epoch, GroupId, Offset, OffsetRange, ProducerId, Sequence, TopicId};
+use batonmq::model::message::{Message, MessageBlock};
+use batonmq::model::name::Name;
+use batonmq::model::record::{Published, Record, Retry, ReturnReason};
+use batonmq::model::settings::{GroupSettings, Policy, TopicSettings};
+use batonmq::model::snapshot::Snapshot;
+use batonmq::model::time::Timestamp;
+use batonmq::store::manifest::Manifest;
+use batonmq::store::{Fenced, Mode, OpenOptions, Predecessor, Predecessors, Store, StoreError, database};
+use bytes::Bytes;
+use proptest::prelude::*;
+
+const SEGMENT_BYTES: u64 = 128 * 1024;
+
+fn options(dir: &Path, epoch: u64, predecessor: Predecessor) -> OpenOptions {
+    let (dir, epoch) = (dir.to_owned(), Epoch(epoch));
+    let predecessors = Predecessors::new((1..epoch.0).map(|lower| (Epoch(lower), predecessor)).collect());
+    OpenOptions { dir, mode: Mode::Database, epoch, predecessors, segment_bytes: SEGMENT_BYTES }
+}
+
+fn open(dir: &Path, epoch: u64, predecessor: Predecessor) -> (Box<dyn Store>, Snapshot) {
+    database::open(&options(dir, epoch, predecessor)).unwrap()
+}
+
+fn database(dir: &Path, epoch: u64) -> PathBuf {
+    dir.join(format!("baton-{epoch:020}.db"))
+}
+
+fn log(dir: &Path, epoch: u64) -> PathBuf {
+    dir.join(format!("baton-{epoch:020}.db-wal"))
+}
+
+/// Does all upkeep that is due.
+fn maintain(store: &mut dyn Store) {
+    while store.maintenance_due() {
+        store.maintain(&mut Snapshot::default, &mut || Ok(())).unwrap();
+    }
+}
+
+fn close(store: Box<dyn Store>) {
+    store.close(&mut Snapshot::default, &mut || Ok(())).unwrap();
+}
+
+/// What the store must hold: the fold of the records, and every message.
+#[derive(Clone, Default)]
+struct Model {
+    snapshot: Snapshot,
+    messages: BTreeMap<(TopicId, u64), Stored>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Stored {
+    encoded: Bytes,
+    at: Timestamp,
+    origin: Option<Origin>,
+}
+
+impl Model {
+    fn apply(&mut self, record: &Record) {
+        self.snapshot.apply(record).unwrap();
+        let Record::Published(published) = record else { return };
+        for &(topic, first) in &published.targets {
+            for (index, encoded) in published.block.iter().enumerate() {
+                let origin = published.origin.map(|origin| Origin {
+                    producer: origin.producer,
+                    sequence: Sequence(origin.sequence.0 + index as u64),
+                });
+                let stored = Stored { encoded, at: published.at, origin };
+                self.messages.insert((topic, first.0 + index as u64), stored);
+            }
+        }
+    }
+
+    /// Commits the records to the store and to the model.
+    fn commit(&mut self, store: &mut dyn Store, records: &[Record]) {
+        store.commit(records).unwrap();
+        for record in records {
+            self.apply(record);
+        }
+    }
+
+    /// The record that publishes to a topic at its end.
+    fn publish(
+        &self,
+        topics: &[TopicId],
+        producer: Option<ProducerId>,
+        messages: &[Message],
+        at: u64,
+    ) -> Record {
+        let targets = topics.iter().map(|topic| (*topic, self.snapshot.topics[topic].end)).collect();
+        let origin = producer
+            .map(|producer| Origin { producer, sequence: self.snapshot.producers[&producer].last.next() });
+        let block = MessageBlock::encode(messages);
+        Record::Published(Published { targets, origin, at: Timestamp(at), block })
+    }
+
+    /// Reads everything back.
+    fn check(&self, store: &dyn Store, bytes_max: usize) {
+        let mut reader = store.reader().unwrap();
+        for (&id, topic) in &self.snapshot.topics {
+            if topic.start.0 > 0 {
+                assert_eq!(reader.read(id, Offset(topic.start.0 - 1), bytes_max).unwrap(), None, "trimmed");
+            }
+            assert_eq!(reader.read(id, topic.end, bytes_max).unwrap(), None, "beyond the end");
+            let mut at = topic.start;
+            while at < topic.end {
+                let chunk = reader.read(id, at, bytes_max).unwrap().expect("committed");
+                assert_eq!(chunk.first, at);
+                assert!(chunk.block.count() == 1 || chunk.block.bytes().len() <= bytes_max);
+                let stamps = chunk.stamps.iter().flat_map(|stamp| {
+                    (0..stamp.count).map(|index| {
+                        let origin = stamp.origin.map(|origin| Origin {
+                            producer: origin.producer,
+                            sequence: Sequence(origin.sequence.0 + u64::from(index)),
+                        });
+                        (stamp.published_at, origin)
+                    })
+                });
+                let read: Vec<Stored> = chunk
+                    .block
+                    .iter()
+                    .zip(stamps)
+                    .map(|(encoded, (at, origin))| Stored { encoded, at, origin })
+                    .collect();
+                let expected: Vec<Stored> = (0..chunk.block.count() as u64)
+                    .map(|index| self.messages[&(id, at.0 + index)].clone())
+                    .collect();
+                assert_eq!(read, expected);
+                at = chunk.range().end;
+            }
+        }
+        assert_eq!(
+            reader.read(self.snapshot.next.topic, Offset(0), bytes_max).unwrap(),
+            None,
+            "no such topic"
+        );
+    }
+}
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+const TOPIC: TopicId = TopicId(0);
+const GROUP: GroupId = GroupId(0);
+const PRODUCER: ProducerId = ProducerId(0);
+
+/// A topic, a group on it, a producer.
+fn first_records() -> Vec<Record> {
+    vec![
+        Record::TopicCreated { topic: TOPIC, name: name("orders"), settings: TopicSettings::default() },
+        Record::GroupCreated {
+            group: GROUP,
+            topic: TOPIC,
+            name: name("billing"),
+            settings: GroupSettings::default(),
+            floor: Offset(0),
+        },
+        Record::ProducerOpened { producer: PRODUCER, name: name("shop"), at: Timestamp(1_000) },
+    ]
+}
+
+fn messages(count: usize, size: usize) -> Vec<Message> {
+    (0..count).map(|index| Message::new(vec![index as u8; size])).collect()
+}
+
+/// A store with a topic, a group, a producer and `count` messages, each in a commit of its own.
+fn filled(dir: &Path, count: u64) -> (Box<dyn Store>, Model) {
+    let (mut store, snapshot) = open(dir, 1, Predecessor::None);
+    assert_eq!(snapshot, Snapshot::default());
+    let mut model = Model::default();
+    model.commit(&mut *store, &first_records());
+    for at in 0..count {
+        let record = model.publish(&[TOPIC], Some(PRODUCER), &messages(1, 100), 2_000 + at);
+        model.commit(&mut *store, &[record]);
+    }
+    (store, model)
+}
+
+#[test]
+fn everything_is_there_after_each_way_to_end_an_epoch() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, mut model) = filled(dir.path(), 30);
+    close(store);
+    assert_eq!(fs::metadata(log(dir.path(), 1)).map_or(0, |log| log.len()), 0, "a closed store has no log");
+    for epoch in 2..10 {
+        let predecessor = if epoch % 3 == 0 { Predecessor::MayWrite } else { Predecessor::Gone };
+        let (mut store, snapshot) = open(dir.path(), epoch, predecessor);
+        assert_eq!(snapshot, model.snapshot, "epoch {epoch}");
+        model.check(&*store, 500);
+        let record = model.publish(&[TOPIC], Some(PRODUCER), &messages(200, 300), 3_000 + epoch);
+        model.commit(&mut *store, &[record]);
+        if epoch % 2 == 0 {
+            maintain(&mut *store);
+        }
+        model.check(&*store, 10_000);
+        if epoch % 4 == 0 {
+            close(store);
+        }
+    }
+}
+
+#[test]
+fn a_crash_image_has_every_commit_that_returned() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, mut model) = filled(dir.path(), 0);
+    for round in 0..60 {
+        let record = model.publish(&[TOPIC], Some(PRODUCER), &messages(1 + round % 7, 900), 2_000);
+        model.commit(&mut *store, &[record]);
+        if round % 3 == 0 && store.maintenance_due() {
+            store.maintain(&mut Snapshot::default, &mut || Ok(())).unwrap();
+        }
+        let image = tempfile::tempdir().unwrap();
+        copy_dir(dir.path(), image.path());
+        let (recovered, snapshot) = open(image.path(), 2, Predecessor::Gone);
+        assert_eq!(snapshot, model.snapshot);
+        model.check(&*recovered, 20_000);
+    }
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_dir(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// A paused master comes back after it was taken over: what it then writes and checkpoints must not reach its
+/// successor, nor the other way round.
+#[test]
+fn late_writes_of_the_old_master_do_not_reach_the_new_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut old, mut old_model) = filled(dir.path(), 40);
+    let mut model = old_model.clone();
+    let (mut new, snapshot) = open(dir.path(), 2, Predecessor::MayWrite);
+    assert_eq!(snapshot, model.snapshot);
+    for round in 0..20 {
+        let late = old_model.publish(&[TOPIC], None, &messages(60, 800), 5_000 + round);
+        old_model.commit(&mut *old, &[late]);
+        maintain(&mut *old);
+        let record = model.publish(&[TOPIC], Some(PRODUCER), &messages(50, 700), 6_000 + round);
+        model.commit(&mut *new, &[record]);
+        maintain(&mut *new);
+        model.check(&*new, 100_000);
+    }
+    drop(old);
+    drop(new);
+    let (store, snapshot) = open(dir.path(), 3, Predecessor::MayWrite);
+    assert_eq!(snapshot, model.snapshot);
+    model.check(&*store, 100_000);
+}
+
+#[test]
+fn files_of_older_epochs_are_removed_only_after_the_fence_was_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    let (old, mut model) = filled(dir.path(), 5);
+    let (mut new, _) = open(dir.path(), 2, Predecessor::MayWrite);
+    let leftover = database(dir.path(), 0);
+    let other = dir.path().join("baton-notes.db");
+    fs::write(&leftover, "a copy that was never finished").unwrap();
+    fs::write(&other, "not ours").unwrap();
+    let record = model.publish(&[TOPIC], None, &messages(3, 10), 9_000);
+    model.commit(&mut *new, &[record]);
+    let fenced = new.maintain(&mut Snapshot::default, &mut || Err(Fenced::Superseded(Epoch(3))));
+    assert!(matches!(fenced, Err(StoreError::Fenced(Fenced::Superseded(Epoch(3))))));
+    assert!(
+        database(dir.path(), 1).exists() && leftover.exists(),
+        "nothing is removed by a master that lost"
+    );
+    assert!(new.commit(&first_records()).is_err(), "a store that has failed does nothing more");
+    drop(new);
+    let (mut new, snapshot) = open(dir.path(), 3, Predecessor::Gone);
+    assert_eq!(snapshot, model.snapshot);
+    maintain(&mut *new);
+    assert!(!database(dir.path(), 1).exists() && !log(dir.path(), 1).exists() && !leftover.exists());
+    assert!(database(dir.path(), 2).exists() && other.exists());
+    drop(old);
+    model.check(&*new, 1_000);
+}
+
+#[test]
+fn a_missing_database_is_not_made_anew() {
+    for predecessor in [Predecessor::None, Predecessor::Gone, Predecessor::MayWrite] {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = filled(dir.path(), 1);
+        close(store);
+        fs::remove_file(database(dir.path(), 1)).unwrap();
+        let refused = database::open(&options(dir.path(), 2, predecessor)).err();
+        assert!(matches!(&refused, Some(StoreError::Missing { path }) if *path == database(dir.path(), 1)));
+        assert!(!database(dir.path(), 1).exists() && !database(dir.path(), 2).exists());
+        assert_eq!(Manifest::newest(dir.path(), Epoch(2)).unwrap().unwrap().epoch, Epoch(1));
+    }
+}
+
+#[test]
+fn a_store_whose_manifest_is_lost_is_not_made_anew() {
+    for count in [0, 40] {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut store, _) = filled(dir.path(), count);
+        if count > 0 {
+            maintain(&mut *store);
+            close(store);
+        } else {
+            drop(store);
+        }
+        fs::remove_dir_all(dir.path().join("manifest")).unwrap();
+        let refused = database::open(&options(dir.path(), 2, Predecessor::Gone)).err();
+        assert!(matches!(refused, Some(StoreError::Missing { .. })), "{refused:?}");
+    }
+}
+
+/// The first master ever died before it wrote its manifest: nothing was stored, and the next one begins anew.
+#[test]
+fn a_database_that_was_never_served_is_no_obstacle() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open(dir.path(), 1, Predecessor::None);
+    drop(store);
+    fs::remove_dir_all(dir.path().join("manifest")).unwrap();
+    let (mut store, snapshot) = open(dir.path(), 2, Predecessor::MayWrite);
+    assert_eq!(snapshot, Snapshot::default());
+    maintain(&mut *store);
+    assert!(!database(dir.path(), 1).exists());
+}
+
+#[test]
+fn a_newer_format_is_refused_before_anything_is_changed() {
+    for predecessor in [Predecessor::Gone, Predecessor::MayWrite] {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = filled(dir.path(), 1);
+        close(store);
+        let connection = rusqlite::Connection::open(database(dir.path(), 1)).unwrap();
+        connection.pragma_update(None, "user_version", database::FORMAT + 1).unwrap();
+        drop(connection);
+        let before = fs::read(database(dir.path(), 1)).unwrap();
+        let refused = database::open(&options(dir.path(), 2, predecessor)).err();
+        let newer = database::FORMAT + 1;
+        assert!(matches!(refused, Some(StoreError::NewerFormat { found, .. }) if found == newer));
+        assert_eq!(fs::read(database(dir.path(), 1)).unwrap(), before);
+        assert_eq!(Manifest::newest(dir.path(), Epoch(2)).unwrap().unwrap().epoch, Epoch(1));
+    }
+}
+
+#[test]
+fn a_file_of_another_program_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = filled(dir.path(), 1);
+    close(store);
+    let connection = rusqlite::Connection::open(database(dir.path(), 1)).unwrap();
+    connection.pragma_update(None, "application_id", 7).unwrap();
+    drop(connection);
+    let refused = database::open(&options(dir.path(), 2, Predecessor::Gone)).err();
+    assert!(matches!(refused, Some(StoreError::Damaged { .. })));
+}
+
+#[test]
+fn dropping_the_store_writes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, mut model) = filled(dir.path(), 20);
+    let content = || (fs::read(database(dir.path(), 1)).unwrap(), fs::read(log(dir.path(), 1)).unwrap());
+    let before = content();
+    drop(store);
+    assert!(content() == before, "a master that lost its lock must be able to end without a write");
+
+    let (mut store, _) = open(dir.path(), 2, Predecessor::Gone);
+    let record = model.publish(&[TOPIC], None, &messages(3, 10), 9_000);
+    model.commit(&mut *store, &[record]);
+    let reader = store.reader().unwrap();
+    let before = content();
+    drop(store);
+    drop(reader);
+    assert!(content() == before, "nor when a reader is closed last");
+}
+
+#[test]
+fn closing_checks_the_fence_before_it_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = filled(dir.path(), 20);
+    let content = || (fs::read(database(dir.path(), 1)).unwrap(), fs::read(log(dir.path(), 1)).unwrap());
+    let before = content();
+    let fenced = store.close(&mut Snapshot::default, &mut || Err(Fenced::Superseded(Epoch(2))));
+    assert!(matches!(fenced, Err(StoreError::Fenced(_))));
+    assert!(content() == before);
+}
+
+const CHILD: &str = "BATON_TEST_DATABASE_DIR";
+
+/// Not a test of its own: it is what the second process of the next test runs.
+#[test]
+fn second_process() {
+    let Some(dir) = std::env::var_os(CHILD) else { return };
+    let refused = database::open(&options(Path::new(&dir), 2, Predecessor::Gone)).err();
+    let Some(StoreError::Database { message, .. }) = refused else { panic!("not refused: {refused:?}") };
+    assert!(message.contains("another process has the database open"), "{message}");
+    println!("refused as it should be");
+}
+
+#[test]
+fn another_process_cannot_open_a_database_in_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, mut model) = filled(dir.path(), 3);
+    // A reader that comes and goes must not take the writer's lock with it.
+    drop(store.reader().unwrap());
+    maintain(&mut *store);
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "second_process", "--nocapture"])
+        .env(CHILD, dir.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&child.stdout);
+    assert!(child.status.success() && said.contains("refused as it should be"), "{said}");
+    let record = model.publish(&[TOPIC], None, &messages(3, 10), 9_000);
+    model.commit(&mut *store, &[record]);
+    model.check(&*store, 1_000);
+}
+
+#[test]
+fn offsets_are_never_reused_though_all_messages_are_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, mut model) = filled(dir.path(), 30);
+    let settled = Record::Settled { group: GROUP, ranges: vec![OffsetRange::new(0, 30)] };
+    model.commit(&mut *store, &[settled, Record::Trimmed { topic: TOPIC, start: Offset(30) }]);
+    maintain(&mut *store);
+    close(store);
+    let connection = rusqlite::Connection::open(database(dir.path(), 1)).unwrap();
+    let rows: u64 =
+        connection.query_row("SELECT count(*) FROM message", [], |row| row.get::<_, u32>(0)).unwrap().into();
+    assert_eq!(rows, 0, "trimmed messages are deleted");
+    drop(connection);
+    let (mut store, snapshot) = open(dir.path(), 2, Predecessor::Gone);
+    assert_eq!(snapshot, model.snapshot);
+    assert_eq!(snapshot.topics[&TOPIC].end, Offset(30));
+    let record = model.publish(&[TOPIC], None, &messages(2, 10), 9_000);
+    model.commit(&mut *store, &[record]);
+    model.check(&*store, 1_000);
+}
+
+/// Deleting a large topic takes many steps; a node that dies in between goes on where it was.
+#[test]
+fn messages_of_a_deleted_topic_are_reclaimed_across_restarts() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, mut model) = filled(dir.path(), 0);
+    for _ in 0..30 {
+        let record = model.publish(&[TOPIC], None, &messages(1_000, 20), 2_000);
+        model.commit(&mut *store, &[record]);
+    }
+    maintain(&mut *store);
+    let records = [Record::GroupDeleted { group: GROUP }, Record::TopicDeleted { topic: TOPIC }];
+    model.commit(&mut *store, &records);
+    for epoch in 2..4 {
+        store.maintain(&mut Snapshot::default, &mut || Ok(())).unwrap();
+        assert!(store.maintenance_due());
+        drop(store);
+        let snapshot;
+        (store, snapshot) = open(dir.path(), epoch, Predecessor::Gone);
+        assert_eq!(snapshot, model.snapshot);
+    }
+    maintain(&mut *store);
+    close(store);
+    let connection = rusqlite::Connection::open(database(dir.path(), 1)).unwrap();
+    let rows = |table| {
+        connection
+            .query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get::<_, u32>(0))
+            .unwrap()
+    };
+    assert_eq!((rows("message"), rows("stretch"), rows("topic")), (0, 0, 0));
+}
+
+/// A topic's row ids are split into stretches of 2^32 offsets; this one is near the end of its first.
+#[test]
+fn a_topic_grows_beyond_its_first_stretch() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, mut model) = filled(dir.path(), 0);
+    close(store);
+    let near = (1_u64 << 32) - 70;
+    let connection = rusqlite::Connection::open(database(dir.path(), 1)).unwrap();
+    let sql = "UPDATE topic SET start_offset = ?1, cleared_offset = ?1, end_offset = ?1";
+    connection.execute(sql, [near as i64]).unwrap();
+    drop(connection);
+    for state in model.snapshot.topics.values_mut() {
+        (state.start, state.end) = (Offset(near), Offset(near));
+    }
+    let (mut store, snapshot) = open(dir.path(), 2, Predecessor::Gone);
+    assert_eq!(snapshot, model.snapshot);
+    for _ in 0..5 {
+        let record = model.publish(&[TOPIC], Some(PRODUCER), &messages(33, 10), 9_000);
+        model.commit(&mut *store, &[record]);
+    }
+    model.check(&*store, 400);
+    let start = Offset(near + 100);
+    model.commit(&mut *store, &[Record::Trimmed { topic: TOPIC, start }]);
+    maintain(&mut *store);
+    drop(store);
+    let (mut store, snapshot) = open(dir.path(), 3, Predecessor::Gone);
+    assert_eq!(snapshot, model.snapshot);
+    let record = model.publish(&[TOPIC], Some(PRODUCER), &messages(33, 10), 9_000);
+    model.commit(&mut *store, &[record]);
+    model.check(&*store, 400);
+}
+
+#[test]
+fn the_log_does_not_grow_under_steady_load() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, mut model) = filled(dir.path(), 0);
+    let mut longest = 0;
+    for round in 0..300 {
+        let record = model.publish(&[TOPIC], Some(PRODUCER), &messages(20, 500), 2_000 + round);
+        model.commit(&mut *store, &[record]);
+        maintain(&mut *store);
+        longest = longest.max(fs::metadata(log(dir.path(), 1)).unwrap().len());
+    }
+    assert!(longest < 2 * SEGMENT_BYTES, "{longest} bytes of log after 3 MB of messages");
+    model.check(&*store, 10_000);
+}
+
+/// A reader that is in the middle of a read keeps a checkpoint from finishing. It must not keep the log growing.
+#[test]
+fn the_log_does_not_grow_under_constant_reading() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, mut model) = filled(dir.path(), 50);
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            let (mut reader, stop) = (store.reader().unwrap(), &stop);
+            scope.spawn(move || {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    assert!(reader.read(TOPIC, Offset(0), 100_000).unwrap().is_some());
+                }
+            });
+        }
+        let mut longest = 0;
+        for round in 0..300 {
+            let record = model.publish(&[TOPIC], Some(PRODUCER), &messages(20, 500), 2_000 + round);
+            model.commit(&mut *store, &[record]);
+            maintain(&mut *store);
+            longest = longest.max(fs::metadata(log(dir.path(), 1)).unwrap().len());
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(longest < 8 * SEGMENT_BYTES, "{longest} bytes of log");
+    });
+}
+
+#[test]
+fn a_person_can_ask_what_waits() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, mut model) = filled(dir.path(), 10);
+    let settled = Record::Settled {
+        group: GROUP,
+        ranges: vec![OffsetRange::new(0, 2), OffsetRange::new(4, 5), OffsetRange::new(7, 9)],
+    };
+    model.commit(&mut *store, &[settled]);
+    close(store);
+    let connection = rusqlite::Connection::open(database(dir.path(), 1)).unwrap();
+    let sql = "SELECT topic, consumer_group, waiting, oldest_since FROM backlog";
+    let row: (String, String, u32, String) = connection
+        .query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
+        .unwrap();
+    assert_eq!(row, ("orders".into(), "billing".into(), 5, "1970-01-01T00:00:02.002Z".into()));
+    let sql = "SELECT message_offset, producer, sequence, body_bytes FROM messages WHERE topic = 'orders'";
+    let row: (u32, String, u32, u32) = connection
+        .query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
+        .unwrap();
+    assert_eq!(row, (0, "shop".into(), 1, 100));
+}
+
+/// Turns random numbers into records that fit the model.
+struct Making<'a> {
+    model: &'a mut Model,
+    numbers: std::vec::IntoIter<u64>,
+}
+
+impl Making<'_> {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.numbers.next().unwrap_or(0) % limit.max(1)
+    }
+
+    fn one<T: Copy>(&mut self, of: Vec<T>) -> Option<T> {
+        let at = self.below(of.len() as u64) as usize;
+        of.get(at).copied()
+    }
+
+    fn topic(&mut self) -> Option<TopicId> {
+        self.one(self.model.snapshot.topics.keys().copied().collect())
+    }
+
+    fn group(&mut self) -> Option<GroupId> {
+        self.one(self.model.snapshot.groups.keys().copied().collect())
+    }
+
+    fn range(&mut self, start: u64, end: u64) -> OffsetRange {
+        let from = start + self.below(end.saturating_sub(start));
+        OffsetRange::new(from, (from + 1 + self.below(8)).min(end.max(from)))
+    }
+
+    fn message(&mut self) -> Message {
+        let size = match self.below(20) {
+            0 => 5_000,
+            1 => 70_000,
+            _ => self.below(40) as usize,
+        };
+        let mut message = Message::new(vec![size as u8; size]);
+        if self.below(4) == 0 {
+            message.key = (self.below(2) == 0).then(|| vec![1; self.below(3) as usize].into());
+            for _ in 0..self.below(3) {
+                message.headers.push(("kind".into(), vec![2; self.below(9) as usize].into()));
+            }
+            message.deliver_at = (self.below(2) == 0).then(|| Timestamp(self.below(u64::MAX)));
+            message.expires_at = (self.below(2) == 0).then(|| Timestamp(u64::MAX - self.below(9)));
+            message.priority = self.below(10) as u8;
+        }
+        message
+    }
+
+    fn publish(&mut self) -> Option<Record> {
+        let mut topics: Vec<TopicId> = (0..=self.below(3)).filter_map(|_| self.topic()).collect();
+        topics.sort_unstable();
+        topics.dedup();
+        let producer = self.one(self.model.snapshot.producers.keys().copied().collect());
+        let producer = if self.below(3) == 0 { None } else { producer };
+        let count = if self.below(6) == 0 { 150 } else { 1 + self.below(12) };
+        let messages: Vec<Message> = (0..count).map(|_| self.message()).collect();
+        let at = 1_000 + self.below(500);
+        (!topics.is_empty()).then(|| self.model.publish(&topics, producer, &messages, at))
+    }
+
+    fn settle(&mut self) -> Option<Record> {
+        let group = self.group()?;
+        let state = self.model.snapshot.groups[&group].clone();
+        let end = self.model.snapshot.topics[&state.topic].end.0;
+        let mut taken = state.settled.clone();
+        let mut ranges = Vec::new();
+        for _ in 0..=self.below(4) {
+            let from = if self.below(4) == 0 { state.floor.0 } else { state.floor.0 + self.below(25) };
+            let range = OffsetRange::new(from.min(end), (from + 1 + self.below(6)).min(end));
+            let gaps: Vec<OffsetRange> = taken.gaps(range).collect();
+            for gap in gaps {
+                taken.insert(gap);
+                ranges.push(gap);
+            }
+        }
+        (!ranges.is_empty()).then_some(Record::Settled { group, ranges })
+    }
+
+    fn give_back(&mut self) -> Option<Record> {
+        let group = self.group()?;
+        let state = self.model.snapshot.groups[&group].clone();
+        let end = self.model.snapshot.topics[&state.topic].end.0;
+        let range = self.range(state.floor.0, end.min(state.floor.0 + 30));
+        let range = state.settled.gaps(range).next()?;
+        let reasons = vec![
+            ReturnReason::Nacked,
+            ReturnReason::LeaseExpired,
+            ReturnReason::ConsumerLost,
+            ReturnReason::Rejected,
+        ];
+        let (attempts, due_at) = (1 + self.below(9) as u32, Timestamp(self.below(9_999)));
+        Some(Record::Returned { group, range, retry: Retry { attempts, due_at, reason: self.one(reasons)? } })
+    }
+
+    /// Applies what it makes.
+    fn records(&mut self) -> Vec<Record> {
+        let next = self.model.snapshot.next;
+        let made = match self.below(26) {
+            0 => Some(Record::TopicCreated {
+                topic: next.topic,
+                name: name(&format!("topic-{}", next.topic)),
+                settings: TopicSettings::default(),
+            }),
+            1 => self.topic().map(|topic| Record::GroupCreated {
+                group: next.group,
+                topic,
+                name: name(&format!("group-{}", next.group)),
+                settings: GroupSettings { dead_letter: Some(name("dead")), ..GroupSettings::default() },
+                floor: self.model.snapshot.topics[&topic].start,
+            }),
+            2 => Some(Record::ProducerOpened {
+                producer: next.producer,
+                name: name(&format!("producer-{}", next.producer)),
+                at: Timestamp(self.below(3_000)),
+            }),
+            3 => self.group().map(|group| Record::GroupDeleted { group }),
+            4 => self.group().map(|group| Record::GroupChanged {
+                group,
+                settings: GroupSettings { policy: Policy::Fair, ..GroupSettings::default() },
+            }),
+            5 => self
+                .one(self.model.snapshot.producers.keys().copied().collect())
+                .map(|producer| Record::ProducerExpired { producer }),
+            6 => self.group().map(|group| {
+                let state = &self.model.snapshot.groups[&group];
+                Record::HandedOut { group, end: self.model.snapshot.topics[&state.topic].end }
+            }),
+            7 | 8 => self.topic().map(|topic| {
+                let (start, end) = {
+                    let state = &self.model.snapshot.topics[&topic];
+                    (state.start.0, state.end.0)
+                };
+                Record::Trimmed { topic, start: Offset(start + self.below(end - start + 1)) }
+            }),
+            9 => match self.topic().filter(|_| self.below(4) == 0) {
+                Some(topic) => {
+                    let groups = self.model.snapshot.groups.iter().filter(|(_, state)| state.topic == topic);
+                    let mut records: Vec<Record> =
+                        groups.map(|(&group, _)| Record::GroupDeleted { group }).collect();
+                    records.push(Record::TopicDeleted { topic });
+                    for record in &records {
+                        self.model.apply(record);
+                    }
+                    return records;
+                }
+                None => None,
+            },
+            10..=12 => self.settle(),
+            13 => self.give_back(),
+            14..=18 => self.publish(),
+            _ => self.settle(),
+        };
+        if let Some(record) = &made {
+            self.model.apply(record);
+        }
+        made.into_iter().collect()
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, max_shrink_iters: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_store_holds_the_fold_of_its_records(
+        steps in prop::collection::vec((0_u8..12, prop::collection::vec(any::<u64>(), 40)), 1..60),
+        bytes_max in 1_usize..20_000,
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut epoch = 1;
+        let (mut store, _) = open(dir.path(), epoch, Predecessor::None);
+        let mut model = Model::default();
+        for record in first_records() {
+            model.apply(&record);
+        }
+        let mut records = first_records();
+        for (what, numbers) in steps {
+            let mut making = Making { model: &mut model, numbers: numbers.into_iter() };
+            records.extend(making.records());
+            if what > 5 {
+                store.commit(&records).unwrap();
+                records.clear();
+            }
+            match what {
+                6 => maintain(&mut *store),
+                7 if store.maintenance_due() => {
+                    store.maintain(&mut Snapshot::default, &mut || Ok(())).unwrap();
+                }
+                8 => model.check(&*store, bytes_max),
+                9..=11 => {
+                    epoch += 1;
+                    if what == 9 {
+                        close(store);
+                    } else {
+                        drop(store);
+                    }
+                    let ended = if what == 11 { Predecessor::MayWrite } else { Predecessor::Gone };
+                    let snapshot;
+                    (store, snapshot) = open(dir.path(), epoch, ended);
+                    prop_assert_eq!(&snapshot, &model.snapshot);
+                    model.check(&*store, bytes_max);
+                }
+                _ => {}
+            }
+        }
+        store.commit(&records).unwrap();
+        maintain(&mut *store);
+        model.check(&*store, bytes_max);
+        drop(store);
+        let file = Manifest::newest(dir.path(), Epoch(epoch)).unwrap().unwrap().database.unwrap();
+        let connection = rusqlite::Connection::open(dir.path().join(file)).unwrap();
+        let rows: i64 = connection.query_row("SELECT count(*) FROM message", [], |row| row.get(0)).unwrap();
+        let living = model.snapshot.topics.values().map(|topic| topic.end.0 - topic.start.0).sum::<u64>();
+        prop_assert_eq!(rows as u64, living, "what was trimmed or deleted is reclaimed");
+    }
+}
