@@ -4,6 +4,7 @@
 //!
 //! * [`broker`]: topics, groups, consumers and producers, as a pure state machine.
 //! * [`store`]: durable records, in a file journal or a database.
+//! * [`ha`]: lock, epochs, control file, fence.
 //! * [`disk`]: fresh reads of files that another host may just have written.
 //! * [`protocol`]: the wire protocol.
 //! * [`model`]: messages, names, offsets, settings, records, limits.
@@ -12,6 +13,7 @@
 
 pub mod broker;
 pub mod disk;
+pub mod ha;
 pub mod model;
 pub mod protocol;
 pub mod store;

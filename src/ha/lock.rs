@@ -1,0 +1,208 @@
+//! The lock: at most one process holds `baton.lock`, where the file system keeps its word.
+//!
+//! The lock makes takeovers quick and orderly; it is not what keeps two masters apart (the fence is). The file is made
+//! where it is missing in a store, and after that never written, deleted or renamed, by anybody: a lock on a file
+//! that was replaced excludes nobody, which is why the holder [verifies](StoreLock::verify) that the path still leads
+//! to its file. Each attempt opens the file anew, for the same reason.
+//!
+//! Only `WouldBlock` means that another process holds the lock. Every other error is trouble with the storage, and
+//! never "free" or "held".
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::directory::Directory;
+
+/// Name of the lock file.
+pub const LOCK_FILE: &str = "baton.lock";
+
+/// What goes wrong with the lock. A master that meets one of these must end.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// A system call failed.
+    #[error("{action} {}: {source}", path.display())]
+    Io {
+        /// What was tried, as in "lock".
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The file that was locked is no longer at its path.
+    #[error("{} was deleted: its lock excludes nobody any more", path.display())]
+    Deleted {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Another file is at the path.
+    #[error("{} was replaced: its lock excludes nobody any more", path.display())]
+    Replaced {
+        /// The path.
+        path: PathBuf,
+    },
+}
+
+/// What became of an attempt to lock.
+#[derive(Debug)]
+pub enum LockAttempt {
+    /// This process holds the lock.
+    Acquired(StoreLock),
+    /// Another process holds it.
+    Held,
+}
+
+/// The lock, held until this is dropped.
+#[derive(Debug)]
+pub struct StoreLock {
+    directory: Directory,
+    file: File,
+    path: PathBuf,
+}
+
+impl StoreLock {
+    /// One attempt; never waits.
+    pub(super) fn attempt(directory: &Directory) -> Result<LockAttempt, LockError> {
+        let lock = Self::open(directory)?;
+        // By its full name: `File` has methods of the same name of its own.
+        match fs2::FileExt::try_lock_exclusive(&lock.file) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(LockAttempt::Held),
+            Err(source) => return Err(io("lock", &lock.path)(source)),
+        }
+        lock.verify()?;
+        Ok(LockAttempt::Acquired(lock))
+    }
+
+    fn open(directory: &Directory) -> Result<Self, LockError> {
+        let path = directory.path().join(LOCK_FILE);
+        match OpenOptions::new().read(true).write(true).open(&path) {
+            Ok(file) => Ok(Self { directory: directory.clone(), file, path }),
+            Err(error) if error.kind() == ErrorKind::NotFound => Err(LockError::Deleted { path }),
+            Err(source) => Err(io("open", &path)(source)),
+        }
+    }
+
+    /// The shared directory that is locked.
+    #[must_use]
+    pub fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    /// Checks that the path still leads to the file that is locked.
+    ///
+    /// # Errors
+    /// Where it does not, or that cannot be found out.
+    pub fn verify(&self) -> Result<(), LockError> {
+        let mine = self.file.metadata().map_err(io("look at", &self.path))?;
+        let there = match fs::symlink_metadata(&self.path) {
+            Ok(there) => there,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Err(LockError::Deleted { path: self.path.clone() });
+            }
+            Err(source) => return Err(io("look at", &self.path)(source)),
+        };
+        if (mine.dev(), mine.ino()) == (there.dev(), there.ino()) {
+            Ok(())
+        } else {
+            Err(LockError::Replaced { path: self.path.clone() })
+        }
+    }
+
+    /// A lock that excludes nobody, as on storage whose locks lie.
+    #[cfg(test)]
+    pub(super) fn lying(directory: &Directory) -> Self {
+        Self::open(directory).expect("the lock file exists")
+    }
+}
+
+/// Makes the lock file where there is none.
+pub(super) fn create(dir: &Path) -> Result<(), LockError> {
+    let path = dir.join(LOCK_FILE);
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    options.open(&path).map(drop).map_err(io("open for writing", &path))
+}
+
+fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LockError {
+    move |source| LockError::Io { action, path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::directory::Create;
+    use super::*;
+
+    fn directory(dir: &tempfile::TempDir) -> Directory {
+        Directory::open(dir.path(), Create::Allowed, None).unwrap()
+    }
+
+    fn locked(directory: &Directory) -> StoreLock {
+        match directory.try_lock().unwrap() {
+            LockAttempt::Acquired(lock) => lock,
+            LockAttempt::Held => panic!("the lock is held"),
+        }
+    }
+
+    #[test]
+    fn the_second_one_is_told_that_the_lock_is_held_until_the_first_lets_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = directory(&dir);
+        let lock = locked(&directory);
+        assert!(matches!(directory.try_lock(), Ok(LockAttempt::Held)));
+        lock.verify().unwrap();
+        drop(lock);
+        locked(&directory);
+    }
+
+    #[test]
+    fn letting_go_leaves_the_lock_file_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = directory(&dir);
+        let before = fs::metadata(dir.path().join(LOCK_FILE)).unwrap();
+        drop(locked(&directory));
+        let after = fs::metadata(dir.path().join(LOCK_FILE)).unwrap();
+        assert_eq!((before.ino(), before.len()), (after.ino(), after.len()));
+        assert_eq!(before.modified().unwrap(), after.modified().unwrap());
+    }
+
+    #[test]
+    fn a_deleted_lock_file_is_noticed_by_its_holder_and_is_not_free_for_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = directory(&dir);
+        let lock = locked(&directory);
+        fs::remove_file(dir.path().join(LOCK_FILE)).unwrap();
+        assert!(matches!(lock.verify(), Err(LockError::Deleted { .. })));
+        assert!(matches!(directory.try_lock(), Err(LockError::Deleted { .. })));
+        assert!(!dir.path().join(LOCK_FILE).exists());
+    }
+
+    #[test]
+    fn a_replaced_lock_file_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = directory(&dir);
+        let lock = locked(&directory);
+        let path = dir.path().join(LOCK_FILE);
+        fs::rename(&path, dir.path().join("old")).unwrap();
+        File::create(&path).unwrap();
+        assert!(matches!(lock.verify(), Err(LockError::Replaced { .. })));
+        locked(&directory);
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("old", &path).unwrap();
+        assert!(
+            matches!(lock.verify(), Err(LockError::Replaced { .. })),
+            "a link to the file is not the file"
+        );
+    }
+
+    #[test]
+    fn trouble_is_neither_held_nor_free() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = directory(&dir);
+        fs::remove_file(dir.path().join(LOCK_FILE)).unwrap();
+        fs::create_dir(dir.path().join(LOCK_FILE)).unwrap();
+        assert!(matches!(directory.try_lock(), Err(LockError::Io { .. })));
+    }
+}
