@@ -2,6 +2,7 @@
 //!
 //! The layers, each using only those below it; `docs/architecture.md` says what each deliberately does not know.
 //!
+//! * [`engine`]: the one owner of broker and store: group commit, fence, effects.
 //! * [`broker`]: topics, groups, consumers and producers, as a pure state machine.
 //! * [`store`]: durable records, in a file journal or a database.
 //! * [`ha`]: lock, epochs, control file, fence.
@@ -13,6 +14,7 @@
 
 pub mod broker;
 pub mod disk;
+pub mod engine;
 pub mod ha;
 pub mod model;
 pub mod protocol;

@@ -1,0 +1,117 @@
+//! Store time: a clock that never runs backwards and does not follow jumps of the host's clock.
+//!
+//! It runs with monotonic time. Where the host's clock is ahead by up to [`JUMP_MS_MAX`] it is followed at once;
+//! where it is further ahead, only after monotonic time has passed for [`CONFIRM_MS`] with the clock still there.
+//! Where it is behind, store time goes on at half speed until the host's clock has caught up.
+
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use crate::model::time::Timestamp;
+
+/// Largest step of the host's clock that is followed at once, in milliseconds.
+const JUMP_MS_MAX: u64 = 60_000;
+/// How long the host's clock must have been ahead by more than that before it is believed, in milliseconds.
+const CONFIRM_MS: u64 = 300_000;
+
+/// Store time of a master.
+#[derive(Debug)]
+pub struct Clock {
+    started: Instant,
+    state: State,
+}
+
+/// The part that reads no clock.
+#[derive(Debug)]
+struct State {
+    /// Store time, in milliseconds since 1970.
+    time: u64,
+    /// Monotonic time of the last step, in milliseconds.
+    monotonic: u64,
+    /// Since when the host's clock has been far ahead, in monotonic milliseconds.
+    far_ahead_since: Option<u64>,
+    /// A half millisecond left over from running at half speed.
+    half: u64,
+}
+
+impl Clock {
+    /// A clock that goes on from `last`, the highest store time in the store.
+    #[must_use]
+    pub fn starting_after(last: Timestamp) -> Self {
+        let state = State { time: last.0.max(wall_ms()), monotonic: 0, far_ahead_since: None, half: 0 };
+        Self { started: Instant::now(), state }
+    }
+
+    /// The store time.
+    pub fn now(&mut self) -> Timestamp {
+        let monotonic = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.state.step(monotonic, wall_ms())
+    }
+}
+
+impl State {
+    fn step(&mut self, monotonic: u64, wall: u64) -> Timestamp {
+        let elapsed = monotonic.saturating_sub(self.monotonic);
+        self.monotonic = monotonic;
+        let straight = self.time + elapsed;
+        if wall > straight + JUMP_MS_MAX {
+            let since = *self.far_ahead_since.get_or_insert(monotonic);
+            self.time = if monotonic - since >= CONFIRM_MS { wall } else { straight };
+        } else {
+            self.far_ahead_since = None;
+            if wall >= straight {
+                self.time = wall;
+            } else {
+                let halves = elapsed + self.half;
+                self.time += halves / 2;
+                self.half = halves % 2;
+            }
+        }
+        Timestamp(self.time)
+    }
+}
+
+fn wall_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> State {
+        State { time: 1_000_000, monotonic: 0, far_ahead_since: None, half: 0 }
+    }
+
+    #[test]
+    fn store_time_follows_small_steps_forward() {
+        let mut state = state();
+        assert_eq!(state.step(10, 1_000_010), Timestamp(1_000_010));
+        assert_eq!(state.step(20, 1_030_000), Timestamp(1_030_000));
+    }
+
+    #[test]
+    fn a_clock_set_back_slows_store_time_and_never_turns_it() {
+        let mut state = state();
+        assert_eq!(state.step(1_000, 500_000), Timestamp(1_000_500));
+        assert_eq!(state.step(1_001, 500_001), Timestamp(1_000_500));
+        assert_eq!(state.step(1_002, 500_002), Timestamp(1_000_501));
+    }
+
+    #[test]
+    fn a_jump_of_more_than_a_minute_waits_for_monotonic_time() {
+        let mut state = state();
+        let year = 365 * 86_400_000;
+        assert_eq!(state.step(10, 1_000_010 + year), Timestamp(1_000_010));
+        assert_eq!(state.step(10_000, 1_010_000 + year), Timestamp(1_010_000));
+        assert_eq!(state.step(CONFIRM_MS + 10, 1_300_010 + year), Timestamp(1_300_010 + year));
+    }
+
+    #[test]
+    fn a_jump_that_is_taken_back_changes_nothing() {
+        let mut state = state();
+        state.step(10, 9_000_000);
+        assert_eq!(state.step(20, 1_000_020), Timestamp(1_000_020));
+        assert_eq!(state.step(CONFIRM_MS + 20, 9_999_999), Timestamp(1_300_020));
+    }
+}

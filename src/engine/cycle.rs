@@ -1,0 +1,222 @@
+//! The engine's thread: one cycle after the other.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::clock::Clock;
+use super::inbox::Input;
+use super::reading::Reading;
+use super::sending::Sending;
+use super::{EngineError, Guard, Parts, Shared};
+use crate::broker::{Broker, Command, Output};
+use crate::model::id::SessionId;
+use crate::model::time::Timestamp;
+use crate::protocol::error::{ErrorCode, Refusal};
+use crate::store::Store;
+
+/// The state of the engine's thread.
+pub(super) struct Cycle {
+    shared: Arc<Shared>,
+    broker: Broker,
+    store: Box<dyn Store>,
+    guard: Box<dyn Guard>,
+    clock: Clock,
+    reading: Reading,
+    sending: Sending,
+    output: Output,
+    poll_interval: Duration,
+    commit_bytes_max: u64,
+    /// Taken from the inbox and not worked on yet, last one first.
+    backlog: Vec<Input>,
+    /// When the guard last looked at fence and lock.
+    lock_checked_at: Instant,
+    /// Sessions that ended in this cycle: they still get what came of their last commands.
+    ended: Vec<SessionId>,
+    /// Set by a drain: when it ends at the latest.
+    drain_until: Option<Instant>,
+}
+
+impl Cycle {
+    /// Puts the parts together and starts the readers.
+    pub(super) fn new(shared: Arc<Shared>, parts: Parts) -> Result<Self, EngineError> {
+        let Parts { store, snapshot, guard, poll_interval, limits, auto_create } = parts;
+        Ok(Self {
+            reading: Reading::start(store.as_ref(), &shared.inbox)?,
+            clock: Clock::starting_after(snapshot.time),
+            commit_bytes_max: limits.commit_bytes_max,
+            broker: Broker::new(snapshot, limits, auto_create),
+            shared,
+            store,
+            guard,
+            sending: Sending::default(),
+            output: Output::default(),
+            poll_interval,
+            backlog: Vec::new(),
+            lock_checked_at: Instant::now(),
+            ended: Vec::new(),
+            drain_until: None,
+        })
+    }
+
+    /// Goes round until a drain is over or something fails.
+    pub(super) fn run(mut self) -> Result<(), EngineError> {
+        let mut taken = Vec::new();
+        loop {
+            if self.backlog.is_empty() {
+                let deadline = self.wait_until();
+                self.shared.inbox.take(&mut taken, deadline);
+                taken.reverse();
+                std::mem::swap(&mut self.backlog, &mut taken);
+            }
+            let now = self.clock.now();
+            self.work(now)?;
+            self.broker.finish(now, &mut self.output);
+            self.release()?;
+            self.shared.vitals.count(self.broker.counts());
+            if self.store.maintenance_due() {
+                let Self { broker, store, guard, .. } = &mut self;
+                store.maintain(&mut || broker.snapshot(), &mut || guard.check())?;
+            }
+            if self.drained() {
+                return self.stop();
+            }
+        }
+    }
+
+    /// When the thread must wake up though nothing arrives.
+    fn wait_until(&mut self) -> Instant {
+        let now = Instant::now();
+        if self.store.maintenance_due() {
+            return now;
+        }
+        let mut until = self.lock_checked_at + self.poll_interval;
+        if let Some(timeout) = self.broker.next_timeout() {
+            // One millisecond more, so that the clock has certainly reached it.
+            until = until.min(now + timeout.since(self.clock.now()) + Duration::from_millis(1));
+        }
+        match self.drain_until {
+            Some(drain_until) => until.min(drain_until),
+            None => until,
+        }
+    }
+
+    /// Lets the broker work on what was taken, up to a commit's worth.
+    fn work(&mut self, now: Timestamp) -> Result<(), EngineError> {
+        let mut bytes = 0;
+        while bytes < self.commit_bytes_max
+            && let Some(input) = self.backlog.pop()
+        {
+            match input {
+                Input::Begin(session, outbox) => {
+                    self.sending.begin(session, outbox);
+                    self.broker.handle(now, session, Command::Begin, &mut self.output);
+                    if self.drain_until.is_some() {
+                        self.broker.handle(now, session, Command::OutputFull, &mut self.output);
+                    }
+                }
+                Input::Commands(session, commands, held) => {
+                    bytes += held.bytes;
+                    for command in commands {
+                        self.command(now, session, command);
+                    }
+                }
+                Input::Loaded(read, answer) => {
+                    self.broker.loaded(now, read, answer?, &mut self.output);
+                }
+                Input::Drain(deadline) => self.drain(now, deadline),
+            }
+        }
+        Ok(())
+    }
+
+    fn command(&mut self, now: Timestamp, session: SessionId, command: Command) {
+        let ends = matches!(command, Command::End(_));
+        // What is ready may have become full again while the word was on its way; then another one follows.
+        if matches!(command, Command::OutputReady)
+            && (self.drain_until.is_some() || self.sending.is_full(session))
+        {
+            return;
+        }
+        self.broker.handle(now, session, command, &mut self.output);
+        if ends {
+            self.ended.push(session);
+        }
+    }
+
+    /// Makes the records durable, checks the fence, and lets out what depends on both.
+    fn release(&mut self) -> Result<(), EngineError> {
+        if !self.output.records.is_empty() {
+            self.store.commit(&self.output.records)?;
+            self.output.records.clear();
+        }
+        let idle = self.output.effects.is_empty() && self.output.reads.is_empty();
+        let started = Instant::now();
+        if self.lock_checked_at + self.poll_interval <= started {
+            self.guard.check_lock()?;
+            self.lock_checked_at = started;
+            self.shared.vitals.checked(started);
+        } else if !idle {
+            self.guard.check()?;
+            self.shared.vitals.checked(started);
+        }
+        if idle {
+            self.end_sessions();
+            return Ok(());
+        }
+        for effect in self.output.effects.drain(..) {
+            self.sending.put(effect);
+        }
+        let mut full = Vec::new();
+        self.sending.flush(&mut full);
+        self.end_sessions();
+        for read in self.output.reads.drain(..) {
+            self.reading.start_read(read);
+        }
+        let now = self.clock.now();
+        for session in full {
+            self.broker.handle(now, session, Command::OutputFull, &mut self.output);
+        }
+        Ok(())
+    }
+
+    fn end_sessions(&mut self) {
+        for session in self.ended.drain(..) {
+            self.sending.end(session);
+        }
+    }
+
+    /// Hands out nothing more; publishing and settling go on until the end.
+    fn drain(&mut self, now: Timestamp, deadline: Instant) {
+        for session in self.sending.ids() {
+            self.broker.handle(now, session, Command::OutputFull, &mut self.output);
+        }
+        self.drain_until = Some(self.drain_until.map_or(deadline, |until| until.min(deadline)));
+    }
+
+    fn drained(&self) -> bool {
+        self.drain_until.is_some_and(|until| self.broker.counts().in_flight == 0 || Instant::now() >= until)
+    }
+
+    /// The end of a drain: what has arrived is finished, then every session is told to go elsewhere.
+    fn stop(mut self) -> Result<(), EngineError> {
+        let mut taken = Vec::new();
+        self.shared.inbox.take(&mut taken, Instant::now());
+        taken.reverse();
+        taken.append(&mut self.backlog);
+        self.backlog = taken;
+        while !self.backlog.is_empty() {
+            let now = self.clock.now();
+            self.work(now)?;
+            self.broker.finish(now, &mut self.output);
+            self.release()?;
+        }
+        self.sending.goodbye(&Refusal::new(
+            ErrorCode::Draining,
+            "the node hands its mastership over; connect to the other one",
+        ));
+        let Self { broker, store, mut guard, reading, .. } = self;
+        reading.stop();
+        store.close(&mut || broker.snapshot(), &mut || guard.check())?;
+        Ok(())
+    }
+}

@@ -1,0 +1,213 @@
+//! What waits for the engine: batches from connections, messages that were read, orders from the node.
+//!
+//! Many threads put in, the engine takes out. What one connection may have in it is bounded by its [`Budget`]; the
+//! rest of what can be in it is bounded by the number of connections and of reads under way.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::Notify;
+
+use super::outbox::Outbox;
+use crate::broker::{Command, Read};
+use crate::model::chunk::Chunk;
+use crate::model::id::SessionId;
+use crate::store::StoreError;
+
+/// Something for the engine to do.
+#[derive(Debug)]
+pub(super) enum Input {
+    /// A session begins; its effects go to the outbox.
+    Begin(SessionId, Arc<Outbox>),
+    /// What a session wants, in order, and what it holds of the session's budget.
+    Commands(SessionId, Vec<Command>, Held),
+    /// A read is answered.
+    Loaded(Read, Result<Option<Chunk>, StoreError>),
+    /// Hand out nothing more; stop when nothing is in flight, at the latest at this point.
+    Drain(Instant),
+}
+
+/// Bytes of one connection that the engine has not taken yet.
+#[derive(Debug)]
+pub struct Budget {
+    used: AtomicU64,
+    max: u64,
+    freed: Notify,
+}
+
+impl Budget {
+    /// A budget of `max` bytes. One batch may go over it.
+    #[must_use]
+    pub fn new(max: u64) -> Arc<Self> {
+        Arc::new(Self { used: AtomicU64::new(0), max, freed: Notify::new() })
+    }
+
+    /// Whether nothing more may be submitted.
+    #[must_use]
+    pub fn is_used_up(&self) -> bool {
+        self.used.load(Ordering::Acquire) >= self.max
+    }
+
+    /// Waits until less than the budget is used. Cancel-safe: it changes nothing.
+    pub async fn available(&self) {
+        while self.is_used_up() {
+            let freed = self.freed.notified();
+            if !self.is_used_up() {
+                return;
+            }
+            freed.await;
+        }
+    }
+
+    fn hold(self: &Arc<Self>, bytes: u64) -> Held {
+        self.used.fetch_add(bytes, Ordering::AcqRel);
+        Held { budget: Arc::clone(self), bytes }
+    }
+}
+
+/// A part of a budget, given back when dropped.
+#[derive(Debug)]
+pub(super) struct Held {
+    budget: Arc<Budget>,
+    pub(super) bytes: u64,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let before = self.budget.used.fetch_sub(self.bytes, Ordering::AcqRel);
+        if before >= self.budget.max {
+            self.budget.freed.notify_one();
+        }
+    }
+}
+
+/// The engine's inbox.
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    waiting: Mutex<Vec<Input>>,
+    arrived: Condvar,
+}
+
+impl Inbox {
+    /// Puts an input in.
+    pub(super) fn put(&self, input: Input) {
+        let mut waiting = self.lock();
+        waiting.push(input);
+        let first = waiting.len() == 1;
+        drop(waiting);
+        if first {
+            self.arrived.notify_one();
+        }
+    }
+
+    /// Puts a batch of commands in, held against the budget of their connection.
+    pub(super) fn put_commands(
+        &self,
+        session: SessionId,
+        commands: Vec<Command>,
+        bytes: u64,
+        budget: &Arc<Budget>,
+    ) {
+        self.put(Input::Commands(session, commands, budget.hold(bytes)));
+    }
+
+    /// Takes everything, waiting for something until `deadline`. `taken` is empty before; its memory is used again.
+    pub(super) fn take(&self, taken: &mut Vec<Input>, deadline: Instant) {
+        let mut waiting = self.lock();
+        while waiting.is_empty() {
+            let Some(left) = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+            else {
+                return;
+            };
+            waiting = self.arrived.wait_timeout(waiting, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        std::mem::swap(&mut *waiting, taken);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Input>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::broker::Ending;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    fn commands(session: u64) -> (SessionId, Vec<Command>) {
+        (SessionId(session), vec![Command::OutputReady, Command::End(Ending::Lost)])
+    }
+
+    #[tokio::test]
+    async fn a_budget_lets_one_batch_go_over_it_and_no_further_one() {
+        let budget = Budget::new(100);
+        let first = budget.hold(90);
+        assert!(!budget.is_used_up());
+        let second = budget.hold(90);
+        assert!(budget.is_used_up());
+        let waiting = Arc::clone(&budget);
+        let waiter = tokio::spawn(async move { waiting.available().await });
+        tokio::task::yield_now().await;
+        assert!(!waiter.is_finished());
+        drop(first);
+        tokio::time::timeout(PATIENCE, waiter).await.unwrap().unwrap();
+        assert!(!budget.is_used_up());
+        drop(second);
+        assert_eq!(budget.used.load(Ordering::Acquire), 0);
+    }
+
+    /// Budgets are given back by the engine's thread at any moment, also right before somebody begins to wait.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn nobody_waits_for_a_budget_that_is_free() {
+        let budget = Budget::new(1);
+        for _ in 0..2_000 {
+            let held = budget.hold(1);
+            let free = std::thread::spawn(move || drop(held));
+            tokio::time::timeout(PATIENCE, budget.available()).await.expect("a wake-up was missed");
+            free.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn what_is_put_in_comes_out_in_order_and_frees_its_budget_when_it_is_dropped() {
+        let (inbox, budget) = (Inbox::default(), Budget::new(100));
+        for session in 1..=3 {
+            let (session, commands) = commands(session);
+            inbox.put_commands(session, commands, 50, &budget);
+        }
+        assert!(budget.is_used_up());
+        let mut taken = Vec::new();
+        inbox.take(&mut taken, Instant::now());
+        let sessions: Vec<u64> = taken
+            .iter()
+            .map(|input| if let Input::Commands(session, ..) = input { session.0 } else { 0 })
+            .collect();
+        assert_eq!(sessions, [1, 2, 3]);
+        assert!(budget.is_used_up(), "what is taken is held until it is worked on");
+        taken.clear();
+        assert!(!budget.is_used_up());
+    }
+
+    #[test]
+    fn taking_waits_for_the_first_input_and_no_longer_than_the_deadline() {
+        let inbox = Arc::new(Inbox::default());
+        let mut taken = Vec::new();
+        inbox.take(&mut taken, Instant::now() + Duration::from_millis(1));
+        assert!(taken.is_empty());
+        for _ in 0..200 {
+            let putting = Arc::clone(&inbox);
+            let put = std::thread::spawn(move || putting.put(Input::Drain(Instant::now())));
+            let started = Instant::now();
+            inbox.take(&mut taken, started + PATIENCE);
+            assert_eq!(taken.len(), 1);
+            assert!(started.elapsed() < PATIENCE, "the wake-up was missed");
+            taken.clear();
+            put.join().unwrap();
+        }
+    }
+}

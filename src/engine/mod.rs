@@ -1,0 +1,184 @@
+//! The engine: the one owner of broker and store.
+//!
+//! One thread takes what connections want, in batches, and goes round:
+//!
+//! 1. take everything that has arrived, up to a commit's worth, and let the broker work on it;
+//! 2. commit the records: one write, one sync;
+//! 3. check the fence, with a read that starts after that sync;
+//! 4. let the effects out, straight into the sockets where they take them; start the reads;
+//! 5. one bounded step of the store's upkeep, where there is something to do.
+//!
+//! While it syncs, the next batch gathers in the inbox: that is the group commit. No byte that depends on a record
+//! leaves before step 4. The thread that syncs also checks and sends, because each change of thread would cost a
+//! tenth of what a sync takes.
+//!
+//! An error from store or fence ends the engine in the middle of whatever it does: nothing is sent, flushed or
+//! closed, and the process is expected to end at once.
+
+mod clock;
+mod cycle;
+mod inbox;
+mod outbox;
+mod reading;
+mod sending;
+#[cfg(test)]
+mod tests;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+pub use inbox::Budget;
+pub use outbox::{Outbox, Sent};
+
+use crate::broker::{AutoCreate, Command, Counts};
+use crate::model::id::SessionId;
+use crate::model::limits::Limits;
+use crate::model::snapshot::Snapshot;
+use crate::store::{Fenced, Store, StoreError};
+use cycle::Cycle;
+use inbox::{Inbox, Input};
+
+/// What ends an engine against its will. The process must end at once, touching nothing of the store.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The mastership is lost or cannot be checked.
+    #[error(transparent)]
+    Fenced(#[from] Fenced),
+    /// The thread could not be started.
+    #[error("cannot start the engine's thread: {0}")]
+    Thread(std::io::Error),
+    /// The thread has panicked: a bug. What is in memory cannot be trusted any more; what is on disk can.
+    #[error("the engine's thread has panicked: please report it with what stands above")]
+    Panicked,
+}
+
+/// How an engine checks that it is still master: a fresh read that begins when it is called.
+pub trait Guard: Send {
+    /// Whether no higher epoch exists.
+    ///
+    /// # Errors
+    /// What was found. The process must end.
+    fn check(&mut self) -> Result<(), Fenced>;
+
+    /// As [`check`](Self::check), and whether the lock is still this process's. Called when nothing else is to do.
+    ///
+    /// # Errors
+    /// As for [`check`](Self::check).
+    fn check_lock(&mut self) -> Result<(), Fenced>;
+}
+
+/// What an engine is made of.
+pub struct Parts {
+    /// The store, open for this epoch.
+    pub store: Box<dyn Store>,
+    /// What was recovered from it.
+    pub snapshot: Snapshot,
+    /// The check of the mastership.
+    pub guard: Box<dyn Guard>,
+    /// How often the guard is asked while nothing else happens.
+    pub poll_interval: Duration,
+    /// The limits.
+    pub limits: Limits,
+    /// Whether topics and groups come into being by being used.
+    pub auto_create: AutoCreate,
+}
+
+/// The way to a running engine. Cloning it is cheap.
+#[derive(Clone)]
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    inbox: Arc<Inbox>,
+    vitals: Vitals,
+}
+
+/// What others may know of a running engine without asking it.
+#[derive(Debug)]
+pub struct Vitals {
+    started: Instant,
+    /// Microseconds from `started` to the last time the guard said yes.
+    checked_us: AtomicU64,
+    counts: Mutex<Counts>,
+}
+
+impl Vitals {
+    fn new() -> Self {
+        Self { started: Instant::now(), checked_us: AtomicU64::new(0), counts: Mutex::default() }
+    }
+
+    fn checked(&self, at: Instant) {
+        let us = at.duration_since(self.started).as_micros();
+        self.checked_us.store(u64::try_from(us).unwrap_or(u64::MAX), Ordering::Release);
+    }
+
+    fn count(&self, counts: Counts) {
+        *self.counts.lock().unwrap_or_else(PoisonError::into_inner) = counts;
+    }
+
+    /// How long ago the guard last said yes.
+    #[must_use]
+    pub fn fence_age(&self) -> Duration {
+        let checked = Duration::from_micros(self.checked_us.load(Ordering::Acquire));
+        self.started.elapsed().saturating_sub(checked)
+    }
+
+    /// What there is, as of the last cycle.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        *self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Engine {
+    /// Starts an engine. When it ends, `ended` is called on its thread: with `Ok` after a [drain](Self::drain), the
+    /// store closed; with an error the process must end at once.
+    ///
+    /// # Errors
+    /// Where readers or the thread cannot be started.
+    pub fn start(
+        parts: Parts,
+        ended: impl FnOnce(Result<(), EngineError>) + Send + 'static,
+    ) -> Result<Self, EngineError> {
+        let shared = Arc::new(Shared { inbox: Arc::default(), vitals: Vitals::new() });
+        let cycle = Cycle::new(Arc::clone(&shared), parts)?;
+        thread::Builder::new()
+            .name("engine".into())
+            .spawn(move || {
+                // Nothing of the cycle is used again after a panic, and a store that is dropped writes nothing.
+                let end = catch_unwind(AssertUnwindSafe(|| cycle.run()));
+                ended(end.unwrap_or(Err(EngineError::Panicked)));
+            })
+            .map_err(EngineError::Thread)?;
+        Ok(Self { shared })
+    }
+
+    /// Begins a session whose effects go to `outbox`.
+    pub fn begin(&self, session: SessionId, outbox: Arc<Outbox>) {
+        self.shared.inbox.put(Input::Begin(session, outbox));
+    }
+
+    /// Hands a batch of commands over. `bytes` of the connection's budget are held until the engine takes it.
+    pub fn submit(&self, session: SessionId, commands: Vec<Command>, bytes: u64, budget: &Arc<Budget>) {
+        self.shared.inbox.put_commands(session, commands, bytes, budget);
+    }
+
+    /// Stops handing out, waits until nothing is in flight, at the latest until `deadline`, then says goodbye to
+    /// every session and closes the store.
+    pub fn drain(&self, deadline: Instant) {
+        self.shared.inbox.put(Input::Drain(deadline));
+    }
+
+    /// What can be known of the engine without asking it.
+    #[must_use]
+    pub fn vitals(&self) -> &Vitals {
+        &self.shared.vitals
+    }
+}

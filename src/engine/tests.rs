@@ -1,0 +1,377 @@
+//! The engine between a store, a guard and a client that write down what they see.
+
+use std::io::Read as _;
+use std::net::TcpStream;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
+use tokio::net::TcpListener;
+
+use super::*;
+use crate::broker::Ending;
+use crate::model::chunk::Chunk;
+use crate::model::id::{Epoch, Offset, Sequence, TopicId};
+use crate::model::message::{Message, MessageBlock};
+use crate::model::record::Record;
+use crate::protocol::error::ErrorCode;
+use crate::protocol::frame::RawFrame;
+use crate::protocol::request::{Admin, AdminCommand, OpenProducer, Publish, Subscribe, Window};
+use crate::protocol::response::{Reply, Response};
+use crate::store::{FenceCheck, Reader};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the engine did, each with the bytes that the client had got by then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Call {
+    Commit(usize),
+    Check(usize),
+    Close(usize),
+}
+
+/// What goes wrong at a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Fails,
+    Panics,
+}
+
+#[derive(Default)]
+struct Script {
+    calls: Vec<Call>,
+    /// Looks at what the client has got.
+    client: Option<TcpStream>,
+    commit: Option<Fate>,
+    check: Option<Fate>,
+    /// A commit waits for a word from here.
+    gate: Option<Receiver<()>>,
+}
+
+type Shared = Arc<Mutex<Script>>;
+
+/// Bytes that lie in a socket and were not read.
+fn lying(client: &TcpStream) -> usize {
+    let mut bytes = vec![0; 1 << 16];
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    match rustix::net::recv(client, &mut bytes[..], flags) {
+        Ok((_, count)) => count,
+        Err(Errno::WOULDBLOCK) => 0,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn note(script: &Shared, call: fn(usize) -> Call) {
+    let mut script = script.lock().unwrap();
+    let got = script.client.as_ref().map_or(0, lying);
+    script.calls.push(call(got));
+}
+
+struct FakeStore(Shared);
+
+impl Store for FakeStore {
+    fn commit(&mut self, records: &[Record]) -> Result<(), StoreError> {
+        assert!(!records.is_empty());
+        note(&self.0, Call::Commit);
+        let (fate, gate) = {
+            let mut script = self.0.lock().unwrap();
+            (script.commit, script.gate.take())
+        };
+        if let Some(gate) = gate {
+            gate.recv_timeout(PATIENCE).unwrap();
+        }
+        match fate {
+            Some(Fate::Fails) => {
+                let source = std::io::Error::other("the disk is gone");
+                Err(StoreError::Io { action: "sync", path: "journal".into(), source })
+            }
+            Some(Fate::Panics) => panic!("on purpose"),
+            None => Ok(()),
+        }
+    }
+
+    fn reader(&self) -> Result<Box<dyn Reader>, StoreError> {
+        Ok(Box::new(FakeReader))
+    }
+
+    fn maintenance_due(&self) -> bool {
+        false
+    }
+
+    fn maintain(&mut self, _: &mut dyn FnMut() -> Snapshot, _: FenceCheck<'_>) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn close(
+        self: Box<Self>,
+        _: &mut dyn FnMut() -> Snapshot,
+        fence: FenceCheck<'_>,
+    ) -> Result<(), StoreError> {
+        fence()?;
+        note(&self.0, Call::Close);
+        Ok(())
+    }
+}
+
+struct FakeReader;
+
+impl Reader for FakeReader {
+    fn read(&mut self, _: TopicId, _: Offset, _: usize) -> Result<Option<Chunk>, StoreError> {
+        Ok(None)
+    }
+}
+
+struct FakeGuard(Shared);
+
+impl Guard for FakeGuard {
+    fn check(&mut self) -> Result<(), Fenced> {
+        note(&self.0, Call::Check);
+        match self.0.lock().unwrap().check {
+            Some(Fate::Fails) => Err(Fenced::Superseded(Epoch(9))),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_lock(&mut self) -> Result<(), Fenced> {
+        self.check()
+    }
+}
+
+/// An engine and one client of it.
+struct Scene {
+    engine: Engine,
+    script: Shared,
+    ended: Receiver<Result<(), EngineError>>,
+    budget: Arc<Budget>,
+    sessions: u64,
+}
+
+struct Client {
+    session: SessionId,
+    outbox: Arc<Outbox>,
+    socket: TcpStream,
+    input: BytesMut,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let script = Shared::default();
+        let parts = Parts {
+            store: Box::new(FakeStore(Arc::clone(&script))),
+            snapshot: Snapshot::default(),
+            guard: Box::new(FakeGuard(Arc::clone(&script))),
+            // So long that the guard is asked for effects alone.
+            poll_interval: Duration::from_secs(3600),
+            limits: Limits::default(),
+            auto_create: AutoCreate::Allowed,
+        };
+        let (sender, ended): (Sender<_>, _) = channel();
+        let engine = Engine::start(parts, move |end| sender.send(end).unwrap()).unwrap();
+        Self { engine, script, ended, budget: Budget::new(1 << 20), sessions: 0 }
+    }
+
+    async fn client(&mut self, output_bytes_max: usize) -> Client {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let (read, write) = listener.accept().await.unwrap().0.into_split();
+        drop(read);
+        let outbox = Arc::new(Outbox::new(write, output_bytes_max));
+        let running = Arc::clone(&outbox);
+        tokio::spawn(async move { running.run(|| {}).await });
+        self.sessions += 1;
+        let session = SessionId(self.sessions);
+        self.engine.begin(session, Arc::clone(&outbox));
+        Client { session, outbox, socket, input: BytesMut::new() }
+    }
+
+    /// Has the calls look at what this client has got.
+    fn watch(&self, client: &Client) {
+        let socket = client.socket.try_clone().unwrap();
+        self.script.lock().unwrap().client = Some(socket);
+    }
+
+    fn submit(&self, client: &Client, commands: Vec<Command>) {
+        self.engine.submit(client.session, commands, 1, &self.budget);
+    }
+
+    fn calls(&self) -> Vec<Call> {
+        std::mem::take(&mut self.script.lock().unwrap().calls)
+    }
+
+    fn end(&self) -> Result<(), EngineError> {
+        self.ended.recv_timeout(PATIENCE).expect("the engine does not end")
+    }
+}
+
+impl Client {
+    fn next(&mut self) -> Response {
+        loop {
+            if let Some(frame) = RawFrame::cut(&mut self.input, u64::MAX).unwrap() {
+                return Response::decode(&frame).unwrap();
+            }
+            let mut bytes = vec![0; 1 << 16];
+            let count = self.socket.read(&mut bytes).expect("nothing comes");
+            assert!(count > 0, "the connection was closed");
+            self.input.extend_from_slice(&bytes[..count]);
+        }
+    }
+}
+
+fn open() -> Command {
+    Command::OpenProducer(OpenProducer { request: 1, producer: 1, name: "p".into(), resume: None })
+}
+
+fn create() -> Command {
+    let command = AdminCommand::CreateTopic { name: "t".into(), settings: Default::default() };
+    Command::Admin(Admin { request: 2, command })
+}
+
+fn publish(sequence: u64, count: u32, len: usize) -> Command {
+    let messages: Vec<Message> = (0..count).map(|_| Message::new(vec![7; len])).collect();
+    let head = Publish { producer: 1, sequence: Sequence(sequence), parts: vec![(TopicId(0), count)] };
+    Command::Publish(head, MessageBlock::encode(&messages))
+}
+
+/// A scene whose first client has opened a producer, and read everything.
+async fn publishing() -> (Scene, Client) {
+    let mut scene = Scene::new();
+    let mut client = scene.client(1 << 20).await;
+    scene.submit(&client, vec![open(), create()]);
+    assert!(matches!(client.next(), Response::Reply(1, Ok(Reply::Producer { .. }))));
+    assert!(matches!(client.next(), Response::Reply(2, Ok(Reply::Done))));
+    scene.calls();
+    (scene, client)
+}
+
+fn confirmed(client: &mut Client) -> u64 {
+    match client.next() {
+        Response::Confirm(confirm) => confirm.sequence.0,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_leaves_before_the_commit_and_a_check_that_follows_it() {
+    let (scene, mut client) = publishing().await;
+    scene.watch(&client);
+    for sequence in 1..=3 {
+        scene.submit(&client, vec![publish(sequence, 1, 10)]);
+        assert_eq!(confirmed(&mut client), sequence);
+        assert_eq!(scene.calls(), [Call::Commit(0), Call::Check(0)]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_changes_nothing_is_checked_too() {
+    let (scene, mut client) = publishing().await;
+    scene.submit(&client, vec![publish(1, 1, 10)]);
+    assert_eq!(confirmed(&mut client), 1);
+    scene.calls();
+    scene.watch(&client);
+    scene.submit(&client, vec![publish(1, 1, 10)]);
+    assert_eq!(confirmed(&mut client), 1, "a resend is confirmed again");
+    assert_eq!(scene.calls(), [Call::Check(0)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_that_fails_ends_the_engine_with_nothing_sent() {
+    let (scene, client) = publishing().await;
+    scene.watch(&client);
+    scene.script.lock().unwrap().commit = Some(Fate::Fails);
+    scene.submit(&client, vec![publish(1, 1, 10)]);
+    assert!(matches!(scene.end(), Err(EngineError::Store(StoreError::Io { action: "sync", .. }))));
+    assert_eq!(scene.calls(), [Call::Commit(0)], "no check, no close");
+    assert_eq!(lying(&client.socket), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guard_that_says_no_ends_the_engine_with_nothing_sent() {
+    let (scene, client) = publishing().await;
+    scene.watch(&client);
+    scene.script.lock().unwrap().check = Some(Fate::Fails);
+    scene.submit(&client, vec![publish(1, 1, 10)]);
+    assert!(matches!(scene.end(), Err(EngineError::Fenced(Fenced::Superseded(Epoch(9))))));
+    assert_eq!(scene.calls(), [Call::Commit(0), Call::Check(0)], "no close");
+    assert_eq!(lying(&client.socket), 0);
+}
+
+/// A thread that panicked left a master that held the lock, answered heartbeats and did nothing else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_panic_ends_the_engine() {
+    let (scene, client) = publishing().await;
+    scene.script.lock().unwrap().commit = Some(Fate::Panics);
+    scene.submit(&client, vec![publish(1, 1, 10)]);
+    assert!(matches!(scene.end(), Err(EngineError::Panicked)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_finishes_what_has_arrived_and_closes_the_store_last() {
+    let (scene, mut client) = publishing().await;
+    let (open_gate, gate) = channel();
+    scene.script.lock().unwrap().gate = Some(gate);
+    scene.submit(&client, vec![publish(1, 1, 10)]);
+    // Whether the first one is in its commit by now or not, these come behind it.
+    scene.submit(&client, vec![publish(2, 1, 10)]);
+    scene.engine.drain(Instant::now());
+    scene.submit(&client, vec![publish(3, 1, 10)]);
+    open_gate.send(()).unwrap();
+    scene.end().unwrap();
+    let calls = scene.calls();
+    assert!(matches!(calls[..], [.., Call::Check(_), Call::Close(_)]), "{calls:?}");
+    let mut last = 0;
+    let goodbye = loop {
+        match client.next() {
+            Response::Confirm(confirm) => last = confirm.sequence.0,
+            Response::Goodbye(refusal) => break refusal,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!((last, goodbye.code), (3, ErrorCode::Draining));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_says_goodbye_gets_the_answers_to_what_it_asked_before() {
+    let (scene, mut client) = publishing().await;
+    scene.submit(&client, vec![publish(1, 1, 10), Command::End(Ending::Closed)]);
+    assert_eq!(confirmed(&mut client), 1);
+}
+
+/// The word that an outbox is ready could be overtaken by its becoming full again: it was handed out to without
+/// bounds from then on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_session_gets_nothing_more_though_it_was_said_to_be_ready() {
+    let (mut scene, mut publisher) = publishing().await;
+    let consumer = scene.client(64 << 10).await;
+    let subscribe = Subscribe {
+        request: 3,
+        consumer: 1,
+        topic: "t".into(),
+        group: "g".into(),
+        start: Default::default(),
+        settings: None,
+        window: Window { messages: 100_000, bytes: u64::MAX },
+    };
+    scene.submit(&consumer, vec![Command::Subscribe(subscribe)]);
+    let mut sequence = 1;
+    while !consumer.outbox.is_full() {
+        scene.submit(&publisher, vec![publish(sequence, 8, 64 << 10)]);
+        sequence += 8;
+        assert_eq!(confirmed(&mut publisher), sequence - 1);
+    }
+    let queued = consumer.outbox.queued_bytes();
+    for _ in 0..3 {
+        scene.submit(&consumer, vec![Command::OutputReady]);
+        scene.submit(&publisher, vec![publish(sequence, 8, 64 << 10)]);
+        sequence += 8;
+        assert_eq!(confirmed(&mut publisher), sequence - 1);
+        // The confirm of a cycle may overtake its deliveries: one cycle more.
+        scene.submit(&publisher, vec![publish(sequence, 1, 1)]);
+        sequence += 1;
+        assert_eq!(confirmed(&mut publisher), sequence - 1);
+    }
+    assert_eq!(consumer.outbox.queued_bytes(), queued);
+}
