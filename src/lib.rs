@@ -8,11 +8,13 @@
 //! * [`ha`]: lock, epochs, control file, fence.
 //! * [`disk`]: fresh reads of files that another host may just have written.
 //! * [`protocol`]: the wire protocol.
+//! * [`config`]: the settings of a node.
 //! * [`model`]: messages, names, offsets, settings, records, limits.
 
 #![warn(clippy::unwrap_used)]
 
 pub mod broker;
+pub mod config;
 pub mod disk;
 pub mod engine;
 pub mod ha;

@@ -1,0 +1,144 @@
+//! What does not fit together in a configuration: values out of bounds, and values that contradict each other.
+//!
+//! Knows the finished settings alone, not where they came from; the first problem found is the answer.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::Config;
+use super::error::Problem;
+use super::key::{LIMITS_TABLE, joined};
+use super::value::size_text;
+use crate::ha::block::ADDRESS_BYTES_MAX;
+use crate::model::limits::{HEADER_COUNT_MAX, KEY_BYTES_MAX, Limits};
+
+/// Bytes that the heads of frames may need beside a message.
+const FRAME_HEAD_BYTES: u64 = 64 << 10;
+/// Bytes of the fields of an encoded message that are always there or have a fixed length.
+const MESSAGE_FIXED_BYTES: u64 = 64;
+
+/// The first problem, and the key to look at.
+///
+/// # Errors
+/// Where there is a problem.
+pub fn check(config: &Config) -> Result<(), (String, Problem)> {
+    if config.store.as_os_str().is_empty() {
+        return Err(("store".to_owned(), Problem::NoStore));
+    }
+    let ms = Duration::from_millis;
+    bounds("poll_interval", config.poll_interval, ms(1), ms(60_000))?;
+    bounds("heartbeat", config.heartbeat, ms(10), ms(60_000))?;
+    bounds("drain_timeout", config.drain_timeout, ms(0), ms(3_600_000))?;
+    if !(64 << 10..=4 << 30).contains(&config.segment_bytes) {
+        return Err((
+            "segment_bytes".to_owned(),
+            size_out_of_bounds(config.segment_bytes, 64 << 10, 4 << 30),
+        ));
+    }
+    listen(config)?;
+    group_defaults(config)?;
+    limits(&config.limits)
+}
+
+fn listen(config: &Config) -> Result<(), (String, Problem)> {
+    let Some(first) = config.listen.first() else {
+        return Err(("listen".to_owned(), Problem::NothingToListenOn));
+    };
+    for (index, one) in config.listen.iter().enumerate() {
+        if let Some(other) = config.listen[..index].iter().find(|other| overlap(one, other)) {
+            return Err(("listen".to_owned(), Problem::SameAddress(*other, *one)));
+        }
+    }
+    if let Some(open) = config.listen.iter().find(|address| !address.ip().to_canonical().is_loopback())
+        && !config.allow_anonymous
+    {
+        return Err(("listen".to_owned(), Problem::OpenToAll(*open)));
+    }
+    match &config.advertise {
+        None if first.ip().is_unspecified() => {
+            Err(("listen".to_owned(), Problem::NoAddressForClients(first.to_string())))
+        }
+        Some(address) if address.len() > ADDRESS_BYTES_MAX => {
+            Err(("advertise".to_owned(), Problem::AddressTooLong(address.len())))
+        }
+        Some(address) if address.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_unspecified()) => {
+            Err(("advertise".to_owned(), Problem::NoAddressForClients(address.clone())))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether the system would refuse to listen on both.
+fn overlap(one: &SocketAddr, other: &SocketAddr) -> bool {
+    let same_family = one.is_ipv4() == other.is_ipv4();
+    let covers = one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() != 0 && one.port() == other.port() && same_family && covers
+}
+
+fn group_defaults(config: &Config) -> Result<(), (String, Problem)> {
+    let ms = Duration::from_millis;
+    let group = &config.group_defaults;
+    let backoff = &group.backoff;
+    let year = ms(366 * 86_400_000);
+    bounds("group_defaults.lease", group.lease(), ms(10), year)?;
+    bounds("group_defaults.backoff_initial", ms(backoff.initial_ms), ms(0), year)?;
+    bounds("group_defaults.backoff_maximum", ms(backoff.maximum_ms), ms(0), year)?;
+    if backoff.initial_ms > backoff.maximum_ms {
+        let text = |wait| humantime::format_duration(ms(wait)).to_string();
+        let problem = Problem::BackoffBeyondMaximum {
+            initial: text(backoff.initial_ms),
+            maximum: text(backoff.maximum_ms),
+        };
+        return Err(("group_defaults.backoff_initial".to_owned(), problem));
+    }
+    for (key, percent, min, max) in [
+        ("group_defaults.backoff_multiplier", backoff.multiplier_percent, 100, 100_000),
+        ("group_defaults.backoff_jitter", backoff.jitter_percent, 0, 100),
+    ] {
+        if !(min..=max).contains(&percent) {
+            let text = |percent: u32| format!("{}.{:02}", percent / 100, percent % 100);
+            let problem = Problem::OutOfBounds { found: text(percent), min: text(min), max: text(max) };
+            return Err((key.to_owned(), problem));
+        }
+    }
+    Ok(())
+}
+
+fn limits(limits: &Limits) -> Result<(), (String, Problem)> {
+    if let Some((row, value)) = limits.out_of_bounds() {
+        let problem = if row.unit == "bytes" {
+            size_out_of_bounds(value, row.min, row.max)
+        } else {
+            let text = |value: u64| value.to_string();
+            Problem::OutOfBounds { found: text(value), min: text(row.min), max: text(row.max) }
+        };
+        return Err((joined(LIMITS_TABLE, row.name), problem));
+    }
+    let around = KEY_BYTES_MAX as u64
+        + limits.header_bytes_max
+        + 6 * HEADER_COUNT_MAX as u64
+        + MESSAGE_FIXED_BYTES
+        + FRAME_HEAD_BYTES;
+    if limits.body_bytes_max + around > limits.frame_bytes_max {
+        let problem = Problem::BodyBeyondFrame {
+            body: size_text(limits.body_bytes_max),
+            frame: size_text(limits.frame_bytes_max),
+            around: size_text(around),
+            needed: size_text((limits.body_bytes_max + around).next_multiple_of(1 << 20)),
+        };
+        return Err((joined(LIMITS_TABLE, "body_bytes_max"), problem));
+    }
+    Ok(())
+}
+
+fn bounds(key: &'static str, value: Duration, min: Duration, max: Duration) -> Result<(), (String, Problem)> {
+    if (min..=max).contains(&value) {
+        return Ok(());
+    }
+    let text = |time| humantime::format_duration(time).to_string();
+    Err((key.to_owned(), Problem::OutOfBounds { found: text(value), min: text(min), max: text(max) }))
+}
+
+fn size_out_of_bounds(value: u64, min: u64, max: u64) -> Problem {
+    Problem::OutOfBounds { found: size_text(value), min: size_text(min), max: size_text(max) }
+}

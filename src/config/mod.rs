@@ -1,0 +1,120 @@
+//! Validated settings of a node: what `serve` runs with.
+//!
+//! A setting comes from, each overriding the one before: the built-in value, the file, the environment variable
+//! (`BATON_` and the key in capitals), the flag. A [`Config`] that [`load`](load::load) answers is free of
+//! contradictions. The file with every key and its meaning is `systemd/baton.toml`.
+//!
+//! * [`value`]: what the texts of settings mean.
+//! * [`key`]: every key there is, and where its value goes.
+//! * [`load`]: the layers, one over the other.
+//! * [`check`]: what does not fit together.
+//! * [`error`]: what can be wrong, and where.
+
+pub mod check;
+pub mod error;
+pub mod key;
+pub mod load;
+pub mod value;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use crate::ha::fence::FenceRead;
+use crate::model::limits::Limits;
+use crate::model::name::Name;
+use crate::model::settings::GroupSettings;
+use crate::protocol::CLIENT_PORT;
+use crate::store::Mode;
+
+/// Settings of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Name of this node. The two nodes of a pair have different names.
+    pub node: Name,
+    /// The shared directory.
+    pub store: PathBuf,
+    /// Mode of a store that is created. A store that exists keeps its own.
+    pub mode: Mode,
+    /// Whether a store may be created where there is none.
+    pub create_store: bool,
+    /// Identity of the store that must be there; with it no store is ever created.
+    pub store_id: Option<Uuid>,
+    /// Addresses on which clients are served.
+    pub listen: Vec<SocketAddr>,
+    /// The address under which clients and the other node reach this one; `None` for the first of `listen`.
+    pub advertise: Option<String>,
+    /// Whether clients may connect without saying who they are.
+    pub allow_anonymous: bool,
+    /// How often the standby tries the lock, and an idle master checks the fence.
+    pub poll_interval: Duration,
+    /// Heartbeat that the node asks for where the client asks for a longer one.
+    pub heartbeat: Duration,
+    /// How long a drain waits for what is in flight.
+    pub drain_timeout: Duration,
+    /// Whether topics and groups come into being by being used.
+    pub auto_create: bool,
+    /// Settings of groups that come into being by being used without any.
+    pub group_defaults: GroupSettings,
+    /// Bytes of a journal segment; bytes of the write-ahead log between two checkpoints.
+    pub segment_bytes: u64,
+    /// How the fence is read.
+    pub fence_read: FenceRead,
+    /// The limits.
+    pub limits: Limits,
+}
+
+impl Config {
+    /// The built-in values for a node called `node`: a store in `./baton-data`, reached from this host alone.
+    #[must_use]
+    pub fn new(node: Name) -> Self {
+        Self {
+            node,
+            store: PathBuf::from("./baton-data"),
+            mode: Mode::Database,
+            create_store: false,
+            store_id: None,
+            listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, CLIENT_PORT))],
+            advertise: None,
+            allow_anonymous: false,
+            poll_interval: Duration::from_millis(100),
+            heartbeat: Duration::from_secs(1),
+            drain_timeout: Duration::from_secs(10),
+            auto_create: true,
+            group_defaults: GroupSettings::default(),
+            segment_bytes: 64 << 20,
+            fence_read: FenceRead::default(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// How the log is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogSettings {
+    /// What is logged: a level, or directives such as `info,batonmq::broker=debug`.
+    pub filter: String,
+    /// One line of text or one JSON object per event.
+    pub format: LogFormat,
+}
+
+impl Default for LogSettings {
+    fn default() -> Self {
+        Self { filter: "info".to_owned(), format: LogFormat::Text }
+    }
+}
+
+/// Form of a log event.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// A line for people.
+    #[default]
+    Text,
+    /// A JSON object in a line.
+    Json,
+}
+
+#[cfg(test)]
+mod tests;
