@@ -2,6 +2,7 @@
 //!
 //! The layers, each using only those below it; `docs/architecture.md` says what each deliberately does not know.
 //!
+//! * [`server`]: listeners and connections.
 //! * [`engine`]: the one owner of broker and store: group commit, fence, effects.
 //! * [`broker`]: topics, groups, consumers and producers, as a pure state machine.
 //! * [`store`]: durable records, in a file journal or a database.
@@ -20,4 +21,5 @@ pub mod engine;
 pub mod ha;
 pub mod model;
 pub mod protocol;
+pub mod server;
 pub mod store;

@@ -1,0 +1,400 @@
+//! One client connection, from its first byte to its last.
+
+use std::net::Shutdown;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use socket2::SockRef;
+use tokio::net::TcpStream;
+use tokio::time::MissedTickBehavior;
+
+use super::greeting::{Admission, FIRST_FRAME_BYTES_MAX, HANDSHAKE_MAX, greet, protocol_refusal, send};
+use super::input::{Filled, Input, InputError};
+use super::{SERVER, Server, standby};
+use crate::broker::{Command, Ending};
+use crate::engine::{Budget, Engine, Outbox, Sent};
+use crate::model::id::{Epoch, SessionId};
+use crate::model::message::{MessageBlock, MessageError};
+use crate::protocol::error::{DecodeError, ErrorCode, Refusal};
+use crate::protocol::frame::RawFrame;
+use crate::protocol::request::{Admin, AdminCommand, Publish, Purpose, Request};
+use crate::protocol::response::{Heartbeat, Reply, Response, Role, Welcome};
+
+/// Shortest heartbeat that a client can ask for.
+const HEARTBEAT_MIN: Duration = Duration::from_millis(10);
+/// Heartbeats that may be missed before a connection counts as lost.
+const HEARTBEATS_MISSED_MAX: u32 = 3;
+/// How long a client may take nothing of what is sent to it, at least; more where heartbeats are rarer.
+pub const STALLED_MIN: Duration = Duration::from_secs(5);
+/// How long a client that goes, or is sent away, may take to read what there is for it.
+pub(super) const FAREWELL_MAX: Duration = Duration::from_secs(2);
+/// Reads in a row before what was read is handed to the engine.
+const READS_PER_BATCH: usize = 4;
+/// What the commands of a batch cost together, in bytes, until it is handed to the engine. The last may go over it.
+const BATCH_BYTES: u64 = 1 << 20;
+/// What a question for the status costs, in bytes: about its answer.
+const STATUS_COST: u64 = 512;
+/// What a list or a look at messages costs, in bytes: about the longest answer.
+const ANSWER_COST: u64 = 1 << 20;
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConnectionError {
+    /// Nothing more comes from the client.
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// The connection broke while something was sent.
+    #[error("the connection broke: {0}")]
+    Output(#[from] std::io::Error),
+    /// The client did something that ends the connection, and was told so.
+    #[error("{0}")]
+    Refused(Refusal),
+    /// The client speaks other versions, and was told so.
+    #[error("no protocol version in common: the client speaks {0} to {1}")]
+    Version(u8, u8),
+    /// Preface or first frame did not come in time.
+    #[error("no handshake within {HANDSHAKE_MAX:?}")]
+    Handshake,
+}
+
+impl From<DecodeError> for ConnectionError {
+    fn from(error: DecodeError) -> Self {
+        Self::Input(error.into())
+    }
+}
+
+/// Serves a connection.
+pub(super) async fn run(
+    server: &Arc<Server>,
+    stream: TcpStream,
+    admission: Admission,
+) -> Result<(), ConnectionError> {
+    stream.set_nodelay(true)?;
+    SockRef::from(&stream).set_tcp_user_timeout(Some(STALLED_MIN))?;
+    let (read, mut write) = stream.into_split();
+    let mut input = Input::new(read);
+    let hello = tokio::time::timeout(HANDSHAKE_MAX, greet(&mut input, &mut write, admission));
+    let hello = tokio::select! {
+        hello = hello => hello.unwrap_or(Err(ConnectionError::Handshake)),
+        () = server.shutdown.cancelled() => return Ok(()),
+    };
+    let hello = match hello {
+        Ok(hello) => hello,
+        Err(error) => {
+            linger(server, input).await;
+            return Err(error);
+        }
+    };
+    let standing = server.standing.borrow().clone();
+    let Some(engine) =
+        standing.engine.filter(|_| standing.role == Role::Master && hello.epoch_seen <= standing.epoch)
+    else {
+        return standby::run(server, input, write).await;
+    };
+    let heartbeat =
+        Duration::from_millis(u64::from(hello.heartbeat_ms)).clamp(HEARTBEAT_MIN, server.heartbeat);
+    // A peer that has vanished acknowledges nothing. So does one that does not read, once the buffers between are full.
+    let stalled = STALLED_MIN.max(heartbeat * HEARTBEATS_MISSED_MAX);
+    SockRef::from(write.as_ref()).set_tcp_user_timeout(Some(stalled))?;
+    let welcome = Welcome {
+        epoch: standing.epoch,
+        node: server.node.clone(),
+        store_id: standing.store_id,
+        server: SERVER.to_owned(),
+        heartbeat_ms: u32::try_from(heartbeat.as_millis()).unwrap_or(u32::MAX),
+        frame_bytes_max: server.limits.frame_bytes_max,
+        body_bytes_max: server.limits.body_bytes_max,
+        header_bytes_max: server.limits.header_bytes_max,
+    };
+    send(&mut write, &Response::Welcome(welcome)).await?;
+    let output_bytes_max = usize::try_from(server.limits.output_bytes_max).unwrap_or(usize::MAX);
+    let connection = Connection {
+        server: Arc::clone(server),
+        engine,
+        epoch: standing.epoch,
+        session: server.session(),
+        outbox: Arc::new(Outbox::new(write, output_bytes_max)),
+        budget: Budget::new(server.limits.unprocessed_bytes_max),
+        heard_at: Instant::now(),
+    };
+    match hello.purpose {
+        Purpose::Client => connection.serve(input, heartbeat).await,
+        Purpose::Watch => connection.watch(input, heartbeat).await,
+    }
+}
+
+/// Gives a client that was sent away the time to read why: closing with bytes unread would reset the connection, and
+/// what was said might be lost.
+async fn linger(server: &Server, mut input: Input) {
+    // One that is not connected any more needs nothing of this.
+    let _ = SockRef::from(input.socket()).shutdown(Shutdown::Write);
+    tokio::select! {
+        () = input.discard() => {}
+        () = tokio::time::sleep(FAREWELL_MAX) => {}
+        () = server.shutdown.cancelled() => {}
+    }
+}
+
+/// What a client wants, gathered for the engine.
+#[derive(Default)]
+struct Batch {
+    commands: Vec<Command>,
+    /// What they cost: about the memory that they and their answers take.
+    bytes: u64,
+}
+
+/// About the memory that a request and its answer take.
+fn cost(frame: &RawFrame, request: &Request) -> u64 {
+    let answer = match request {
+        Request::Admin(Admin { command: AdminCommand::Status, .. }) => STATUS_COST,
+        Request::Admin(Admin {
+            command:
+                AdminCommand::ListTopics { .. } | AdminCommand::ListGroups { .. } | AdminCommand::Browse { .. },
+            ..
+        }) => ANSWER_COST,
+        _ => 0,
+    };
+    (frame.payload.len() + size_of::<Command>()) as u64 + answer
+}
+
+/// What the rest of a connection ends with.
+enum End {
+    /// The client said goodbye.
+    Goodbye,
+    /// The node has said its last word, or shuts down.
+    Finished,
+}
+
+/// A connection whose client has been let in.
+struct Connection {
+    server: Arc<Server>,
+    engine: Engine,
+    epoch: Epoch,
+    session: SessionId,
+    outbox: Arc<Outbox>,
+    budget: Arc<Budget>,
+    /// When something was last read.
+    heard_at: Instant,
+}
+
+impl Connection {
+    /// Serves a client.
+    async fn serve(mut self, mut input: Input, heartbeat: Duration) -> Result<(), ConnectionError> {
+        self.engine.begin(self.session, Arc::clone(&self.outbox));
+        let outbox = Arc::clone(&self.outbox);
+        let ready = {
+            let (engine, session, budget) = (self.engine.clone(), self.session, Arc::clone(&self.budget));
+            move || engine.submit(session, vec![Command::OutputReady], 0, &budget)
+        };
+        let writer = outbox.run(ready);
+        tokio::pin!(writer);
+        let mut beat = tokio::time::interval(heartbeat);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let shutdown = self.server.shutdown.clone();
+        let end = loop {
+            // Each branch is cancel-safe: it changes nothing before it is ready.
+            let step = tokio::select! {
+                () = &mut writer => Ok(Some(End::Finished)),
+                step = self.next(&mut input) => step,
+                _ = beat.tick() => self.beat(heartbeat),
+                () = shutdown.cancelled() => {
+                    outbox.close_when_sent();
+                    // One that does not read does not keep the node.
+                    let _ = tokio::time::timeout(FAREWELL_MAX, writer).await;
+                    return Ok(());
+                }
+            };
+            match step {
+                Ok(None) => {}
+                Ok(Some(end)) => break Ok(end),
+                Err(error) => break Err(error),
+            }
+        };
+        if let Err(ConnectionError::Refused(refusal)) = &end {
+            // Before the engine hears of the end: it closes the outbox then.
+            self.respond(&Response::Failed(refusal.clone()));
+            self.outbox.close_when_sent();
+        }
+        let ending = if matches!(end, Ok(End::Goodbye)) { Ending::Closed } else { Ending::Lost };
+        self.engine.submit(self.session, vec![Command::End(ending)], 0, &self.budget);
+        match end {
+            Ok(End::Finished) => Ok(()),
+            Ok(End::Goodbye) => {
+                // The engine closes the outbox behind the last answer; one that has stopped does not.
+                let _ = tokio::time::timeout(FAREWELL_MAX, writer).await;
+                self.outbox.close();
+                Ok(())
+            }
+            Err(ConnectionError::Refused(refusal)) => {
+                let _ = tokio::time::timeout(FAREWELL_MAX, writer).await;
+                self.outbox.close();
+                linger(&self.server, input).await;
+                Err(ConnectionError::Refused(refusal))
+            }
+            Err(error) => {
+                self.outbox.close();
+                Err(error)
+            }
+        }
+    }
+
+    /// Serves the other node: heartbeats, until either side ends.
+    async fn watch(self, mut input: Input, heartbeat: Duration) -> Result<(), ConnectionError> {
+        let outbox = Arc::clone(&self.outbox);
+        let writer = outbox.run(|| {});
+        tokio::pin!(writer);
+        let mut beat = tokio::time::interval(heartbeat);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut standing = self.server.standing.clone();
+        loop {
+            tokio::select! {
+                () = &mut writer => return Ok(()),
+                _ = beat.tick() => self.send_heartbeat(),
+                frame = input.frame(FIRST_FRAME_BYTES_MAX) => drop(frame?),
+                changed = standing.changed() => {
+                    if changed.is_err() || standing.borrow().role != Role::Master {
+                        return Ok(());
+                    }
+                }
+                () = self.server.shutdown.cancelled() => return Ok(()),
+            }
+        }
+    }
+
+    /// Reads what there is and hands it on. Cancel-safe: nothing is read before the last wait is over.
+    async fn next(&mut self, input: &mut Input) -> Result<Option<End>, ConnectionError> {
+        self.outbox.available().await;
+        self.budget.available().await;
+        if !input.has_frame() {
+            input.readable().await?;
+        }
+        let mut batch = Batch::default();
+        // What the batch before this one had no room for.
+        let mut end = self.take(input, &mut batch);
+        for _ in 0..READS_PER_BATCH {
+            if !matches!(end, Ok(None)) || batch.bytes >= BATCH_BYTES {
+                break;
+            }
+            let filled = match input.fill() {
+                Ok(Filled::Nothing) => break,
+                Ok(filled) => filled,
+                Err(error) => {
+                    end = Err(error.into());
+                    break;
+                }
+            };
+            self.heard_at = Instant::now();
+            end = self.take(input, &mut batch);
+            if filled == Filled::Part {
+                break;
+            }
+        }
+        if !batch.commands.is_empty() {
+            self.engine.submit(self.session, batch.commands, batch.bytes, &self.budget);
+        }
+        end
+    }
+
+    /// Takes the frames that are whole, a batch's worth of them.
+    fn take(&self, input: &mut Input, batch: &mut Batch) -> Result<Option<End>, ConnectionError> {
+        let refused = |error: &DecodeError| ConnectionError::Refused(protocol_refusal(error));
+        while batch.bytes < BATCH_BYTES {
+            let frame = match input.cut(self.server.limits.frame_bytes_max) {
+                Ok(Some(frame)) => frame,
+                Ok(None) => break,
+                Err(InputError::Decode(error)) => return Err(refused(&error)),
+                Err(error) => return Err(error.into()),
+            };
+            let request = Request::decode(&frame).map_err(|error| refused(&error))?;
+            batch.bytes += cost(&frame, &request);
+            if let Some(end) = self.request(request, &mut batch.commands)? {
+                return Ok(Some(end));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Turns a request into a command, or answers it here.
+    fn request(&self, request: Request, commands: &mut Vec<Command>) -> Result<Option<End>, ConnectionError> {
+        commands.push(match request {
+            Request::Publish(publish, messages) => self.publish(publish, messages)?,
+            Request::Settle(settle) => Command::Settle(settle),
+            Request::Flow(flow) => Command::Flow(flow),
+            Request::Pull(pull) => Command::Pull(pull),
+            Request::OpenProducer(open) => Command::OpenProducer(open),
+            Request::CloseProducer(close) => Command::CloseProducer(close),
+            Request::Subscribe(mut subscribe) => {
+                subscribe.settings.get_or_insert_with(|| self.server.group_defaults.clone());
+                Command::Subscribe(subscribe)
+            }
+            Request::Unsubscribe(unsubscribe) => Command::Unsubscribe(unsubscribe),
+            Request::FindTopic(find) => Command::FindTopic(find),
+            Request::Admin(Admin { request, command: AdminCommand::Status }) => {
+                let status = Reply::Status(Box::new(self.server.status()));
+                self.respond(&Response::Reply(request, Ok(status)));
+                return Ok(None);
+            }
+            Request::Admin(Admin { request, command: AdminCommand::Switchover }) => {
+                self.respond(&Response::Reply(request, Ok(Reply::Done)));
+                self.server.switchover.notify_one();
+                return Ok(None);
+            }
+            Request::Admin(admin) => Command::Admin(admin),
+            Request::Heartbeat => return Ok(None),
+            Request::Goodbye => return Ok(Some(End::Goodbye)),
+            Request::Hello(_) => {
+                let refusal = Refusal::new(ErrorCode::Protocol, "a second hello");
+                return Err(ConnectionError::Refused(refusal));
+            }
+        });
+        Ok(None)
+    }
+
+    /// Checks the messages of a publish frame here, so that the engine need not.
+    fn publish(&self, publish: Publish, messages: Bytes) -> Result<Command, ConnectionError> {
+        let (code, error) = match MessageBlock::parse(messages, &self.server.limits) {
+            Ok(block) => return Ok(Command::Publish(publish, block)),
+            Err(error @ MessageError::TooLarge { .. }) => (ErrorCode::MessageTooLarge, error),
+            Err(error @ MessageError::Invalid { .. }) => (ErrorCode::Invalid, error),
+            Err(error @ (MessageError::Truncated { .. } | MessageError::UnknownFlags { .. })) => {
+                return Err(ConnectionError::Refused(Refusal::new(ErrorCode::Protocol, error.to_string())));
+            }
+        };
+        Ok(Command::PublishUnfit(publish, Refusal::new(code, error.to_string())))
+    }
+
+    /// Sends a sign of life; ends the connection where none came for too long.
+    fn beat(&mut self, heartbeat: Duration) -> Result<Option<End>, ConnectionError> {
+        if self.outbox.is_full() || self.budget.is_used_up() {
+            // The client is not being read from, so it cannot be heard; whether it is there at all, the system knows.
+            self.heard_at = Instant::now();
+        }
+        if self.heard_at.elapsed() > heartbeat * HEARTBEATS_MISSED_MAX {
+            let text =
+                format!("nothing was heard from the client for {HEARTBEATS_MISSED_MAX} x {heartbeat:?}");
+            return Err(ConnectionError::Refused(Refusal::new(ErrorCode::HeartbeatMissed, text)));
+        }
+        self.send_heartbeat();
+        Ok(None)
+    }
+
+    /// Sends a sign of life, unless the client has not read what there is: that is one, and they would pile up.
+    fn send_heartbeat(&self) {
+        if !self.outbox.is_idle() {
+            return;
+        }
+        let age = self.engine.vitals().fence_age().as_millis();
+        let fence_age_ms = u32::try_from(age).unwrap_or(u32::MAX);
+        self.respond(&Response::Heartbeat(Heartbeat { epoch: self.epoch, fence_age_ms }));
+    }
+
+    fn respond(&self, response: &Response) {
+        let mut bytes = BytesMut::new();
+        response.encode(&mut bytes);
+        if self.outbox.send(&mut vec![bytes.freeze()]) == Sent::Full {
+            // Said once, and the engine would not hear of it otherwise.
+            self.engine.submit(self.session, vec![Command::OutputFull], 0, &self.budget);
+        }
+    }
+}

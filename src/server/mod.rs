@@ -1,0 +1,189 @@
+//! The edge towards clients: listeners, connections, and what a node that is not master answers.
+//!
+//! A connection is one task. It reads frames, checks them and hands them to the engine in batches; what comes back
+//! goes through the connection's [`Outbox`](crate::engine::Outbox). Nothing here decides anything about messages,
+//! and nothing here touches the store.
+
+mod connection;
+mod greeting;
+mod input;
+mod standby;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use connection::STALLED_MIN;
+pub use greeting::HANDSHAKE_MAX;
+
+use greeting::Admission;
+
+use crate::engine::Engine;
+use crate::model::id::{Epoch, SessionId};
+use crate::model::limits::Limits;
+use crate::model::settings::GroupSettings;
+use crate::protocol::response::{NodeStatus, Role};
+
+/// Connections that the system holds until they are accepted.
+const BACKLOG: u32 = 4096;
+/// How long to wait before accepting again after the system had no resources for it.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Connections beyond the limit that the other node may have, to watch this one.
+const WATCHES: u64 = 2;
+/// Program and version, as it is told to clients.
+pub const SERVER: &str = concat!("baton ", env!("CARGO_PKG_VERSION"));
+
+/// What the node is at the moment.
+#[derive(Clone)]
+pub struct Standing {
+    /// Its role.
+    pub role: Role,
+    /// Its epoch; of a standby, that of the master it knows.
+    pub epoch: Epoch,
+    /// Address of the master, where it is known.
+    pub master: Option<String>,
+    /// Mode of the store, where it is known.
+    pub mode: String,
+    /// Identity of the store; empty where there is none yet.
+    pub store_id: String,
+    /// Since when.
+    pub since: Instant,
+    /// The engine of a master.
+    pub engine: Option<Engine>,
+}
+
+/// What the connections of a node have in common.
+pub struct Server {
+    /// Name of the node.
+    pub node: String,
+    /// The limits.
+    pub limits: Limits,
+    /// Heartbeat that the node asks for where the client asks for a longer one.
+    pub heartbeat: Duration,
+    /// Settings of groups that come into being by being used without any.
+    pub group_defaults: GroupSettings,
+    /// What the node is.
+    pub standing: watch::Receiver<Standing>,
+    /// Told when a client asks for a switchover.
+    pub switchover: Notify,
+    /// Ends all connections.
+    pub shutdown: CancellationToken,
+    next_session: AtomicU64,
+    connections: AtomicU64,
+}
+
+impl Server {
+    /// What the connections of a node need.
+    #[must_use]
+    pub fn new(
+        node: String,
+        limits: Limits,
+        heartbeat: Duration,
+        group_defaults: GroupSettings,
+        standing: watch::Receiver<Standing>,
+        shutdown: CancellationToken,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            node,
+            limits,
+            heartbeat,
+            group_defaults,
+            standing,
+            switchover: Notify::new(),
+            shutdown,
+            next_session: AtomicU64::new(1),
+            connections: AtomicU64::new(0),
+        })
+    }
+
+    /// Serves a listener until the shutdown; then waits for its connections to have said what they had to.
+    pub async fn run(self: Arc<Self>, listener: TcpListener) {
+        let connections = TaskTracker::new();
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = self.shutdown.cancelled() => break,
+            };
+            match accepted {
+                Ok((stream, peer)) => {
+                    let server = Arc::clone(&self);
+                    connections.spawn(server.serve(stream, peer));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+        drop(listener);
+        connections.close();
+        connections.wait().await;
+    }
+
+    async fn serve(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+        let count = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
+        let _counted = Counted(&self.connections);
+        let most = self.limits.connections_max;
+        let admission = if count <= most {
+            Admission::Granted
+        } else if count <= most + WATCHES {
+            Admission::WatchOnly
+        } else {
+            Admission::TooMany
+        };
+        if let Err(error) = connection::run(&self, stream, admission).await {
+            tracing::debug!(%peer, %error, "connection ended");
+        }
+    }
+
+    fn session(&self) -> SessionId {
+        SessionId(self.next_session.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// What there is to know of the node.
+    #[must_use]
+    pub fn status(&self) -> NodeStatus {
+        let standing = self.standing.borrow().clone();
+        let counts = standing.engine.as_ref().map(|engine| engine.vitals().counts()).unwrap_or_default();
+        NodeStatus {
+            node: self.node.clone(),
+            role: standing.role,
+            epoch: standing.epoch,
+            mode: standing.mode,
+            store_id: standing.store_id,
+            master: standing.master,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            role_seconds: standing.since.elapsed().as_secs(),
+            connections: self.connections.load(Ordering::Relaxed),
+            topics: counts.topics,
+            groups: counts.groups,
+            messages: counts.messages,
+        }
+    }
+}
+
+/// A connection that is counted.
+struct Counted<'a>(&'a AtomicU64);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Binds a listener.
+///
+/// # Errors
+/// Where the address is not this host's or is taken.
+pub fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}

@@ -1,0 +1,90 @@
+//! `docs/limits.md` says what the code says. `BATON_BLESS=1 cargo test --test limits_document` writes it anew.
+
+use batonmq::config::value::size_text;
+use batonmq::model::limits::{
+    BROWSES_MAX, HEADER_COUNT_MAX, HEADER_NAME_BYTES_MAX, KEY_BYTES_MAX, LIMITS, LISTED_MAX, LimitRow,
+    NAME_BYTES_MAX, PRIORITY_MAX,
+};
+use batonmq::protocol::frame::HEAD_BYTES_MAX;
+use batonmq::server::{HANDSHAKE_MAX, STALLED_MIN};
+
+const HEAD: &str = "\
+# Limits
+
+Everything that could grow without end has a limit with a name. The first table can be changed in the
+configuration's `[limits]` (sizes also as `64MiB`, times also as `7d`); the second is fixed by the formats on disk
+and on the wire. A limit that is reached refuses or slows down what reached it; nothing that was confirmed is lost.
+
+## Configurable
+
+| key | default | from | to | unit | when it is reached |
+| --- | --- | --- | --- | --- | --- |
+";
+
+const FIXED: &str = "
+## Fixed
+
+| limit | value | when it is passed |
+| --- | --- | --- |
+";
+
+fn value(row: &LimitRow, value: u64) -> String {
+    if row.unit == "bytes" { size_text(value) } else { value.to_string() }
+}
+
+fn document() -> String {
+    let mut text = HEAD.to_owned();
+    for row in LIMITS {
+        let [default, min, max] = [row.default, row.min, row.max].map(|number| value(row, number));
+        let LimitRow { name, unit, when_hit, .. } = row;
+        text += &format!("| `{name}` | {default} | {min} | {max} | {unit} | {when_hit} |\n");
+    }
+    text.push_str(FIXED);
+    let refused = "the message is refused with `message-too-large`";
+    let invalid = "the message is refused with `invalid`";
+    for (limit, value, hit) in [
+        (
+            "bytes of a name (topic, group, producer, node)",
+            NAME_BYTES_MAX,
+            "the request is refused with `invalid`",
+        ),
+        ("bytes of a message's key", KEY_BYTES_MAX, refused),
+        ("headers of a message", HEADER_COUNT_MAX, refused),
+        ("bytes of a header's name", HEADER_NAME_BYTES_MAX, invalid),
+        ("priority of a message", usize::from(PRIORITY_MAX), invalid),
+        (
+            "bytes of a frame's head, that is without messages",
+            HEAD_BYTES_MAX,
+            "the connection is closed with `protocol`",
+        ),
+        (
+            "topics or groups in one answer to a question for all of them",
+            LISTED_MAX,
+            "the answer says that there are more; the client asks for what follows",
+        ),
+        (
+            "browses of all clients that read from the store at a time",
+            BROWSES_MAX,
+            "a further one is refused with `limit`",
+        ),
+        ("seconds for a client's first words", HANDSHAKE_MAX.as_secs() as usize, "the connection is closed"),
+        (
+            "seconds for which a client takes nothing of what is sent to it, at least three heartbeats",
+            STALLED_MIN.as_secs() as usize,
+            "the connection is closed; what the client had in flight goes back",
+        ),
+    ] {
+        text += &format!("| {limit} | {value} | {hit} |\n");
+    }
+    text
+}
+
+#[test]
+fn the_document_has_the_limits_of_the_code() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/limits.md");
+    if std::env::var_os("BATON_BLESS").is_some() {
+        std::fs::write(path, document()).unwrap();
+    }
+    let written = std::fs::read_to_string(path).unwrap();
+    assert_eq!(written, document(), "docs/limits.md is out of date; BATON_BLESS=1 writes it anew");
+}
