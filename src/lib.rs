@@ -2,6 +2,7 @@
 //!
 //! The layers, each using only those below it; `docs/architecture.md` says what each deliberately does not know.
 //!
+//! * [`node`]: the role of a process, standby to master to end.
 //! * [`server`]: listeners and connections.
 //! * [`engine`]: the one owner of broker and store: group commit, fence, effects.
 //! * [`broker`]: topics, groups, consumers and producers, as a pure state machine.
@@ -20,6 +21,7 @@ pub mod disk;
 pub mod engine;
 pub mod ha;
 pub mod model;
+pub mod node;
 pub mod protocol;
 pub mod server;
 pub mod store;

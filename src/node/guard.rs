@@ -1,0 +1,34 @@
+//! The engine's way to ask whether this process is still master.
+
+use std::sync::Arc;
+
+use crate::engine::Guard;
+use crate::ha::claim::Mastership;
+use crate::ha::fence::{Fence, FenceError};
+use crate::store::Fenced;
+
+/// Asks the fence of a mastership, and its lock.
+pub(super) struct MastershipGuard {
+    mastership: Arc<Mastership>,
+    fence: Fence,
+}
+
+impl MastershipGuard {
+    pub(super) fn new(mastership: Arc<Mastership>, fence: Fence) -> Self {
+        Self { mastership, fence }
+    }
+}
+
+impl Guard for MastershipGuard {
+    fn check(&mut self) -> Result<(), Fenced> {
+        self.fence.check().map_err(|error| match error {
+            FenceError::Superseded(epoch) => Fenced::Superseded(epoch),
+            other => Fenced::Unknown(other.to_string()),
+        })
+    }
+
+    fn check_lock(&mut self) -> Result<(), Fenced> {
+        self.mastership.lock().verify().map_err(|error| Fenced::Unknown(error.to_string()))?;
+        self.check()
+    }
+}

@@ -1,0 +1,129 @@
+//! The master: claims an epoch, opens the store, serves, drains.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use sd_notify::NotifyState;
+use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
+
+use super::guard::MastershipGuard;
+use super::{EXIT_FENCED, Node, NodeError, tell_systemd};
+use crate::broker::AutoCreate;
+use crate::engine::{Engine, EngineError, Parts};
+use crate::ha::claim::{Candidate, Mastership, claim};
+use crate::ha::lock::StoreLock;
+use crate::model::snapshot::Snapshot;
+use crate::protocol::response::Role;
+use crate::store::{self, OpenOptions, Store};
+
+impl Node {
+    /// Serves with the lock until the node is told to stop or to hand over.
+    pub(super) async fn serve(&self, lock: StoreLock) -> Result<(), NodeError> {
+        let started = Instant::now();
+        self.set_standing(|standing| {
+            standing.role = Role::Recovering;
+            standing.master = None;
+        });
+        tell_systemd(&[NotifyState::Status("recovering")]);
+        let (mastership, store, snapshot) = self.take_over(lock).await?;
+        let mastership = Arc::new(mastership);
+        let (ended, engine_ended) = oneshot::channel();
+        let engine = self.start_engine(&mastership, store, snapshot, ended)?;
+        let (epoch, mode) = (mastership.epoch(), mastership.mode());
+        self.set_standing(|standing| {
+            standing.role = Role::Master;
+            standing.epoch = epoch;
+            standing.master = Some(self.address.clone());
+            standing.mode = mode.to_string();
+            standing.store_id = mastership.store_id().to_string();
+            standing.engine = Some(engine.clone());
+        });
+        tracing::info!(%epoch, %mode, address = self.address, took = ?started.elapsed(), "master");
+        tell_systemd(&[NotifyState::Status(&format!("master, epoch {epoch}"))]);
+
+        tokio::select! {
+            () = self.shutdown.cancelled() => tracing::info!("stopping: draining"),
+            () = self.server.switchover.notified() => tracing::info!("switchover asked for: draining"),
+        }
+        let started = Instant::now();
+        tell_systemd(&[NotifyState::Stopping, NotifyState::Status("draining")]);
+        engine.drain(started + self.config.drain_timeout);
+        engine_ended.await.map_err(|_| NodeError::Panicked)?;
+        // The engine's thread has dropped its share; the release needs the whole.
+        let mastership = Arc::into_inner(mastership).ok_or(NodeError::Panicked)?;
+        spawn_blocking(move || mastership.release()).await.map_err(|_| NodeError::Panicked)??;
+        self.set_standing(|standing| {
+            standing.role = Role::Standby;
+            standing.master = None;
+            standing.engine = None;
+        });
+        tracing::info!(%epoch, took = ?started.elapsed(), "mastership released");
+        Ok(())
+    }
+
+    /// Claims the next epoch and opens the store.
+    async fn take_over(&self, lock: StoreLock) -> Result<(Mastership, Box<dyn Store>, Snapshot), NodeError> {
+        let candidate = Candidate {
+            identity: self.identity.clone(),
+            address: self.advertised.clone(),
+            mode: self.config.mode,
+        };
+        let (configured, segment_bytes) = (self.config.mode, self.config.segment_bytes);
+        let opened = spawn_blocking(move || {
+            let dir = lock.directory().path().to_owned();
+            // What cannot be read is left to a node that can: the epoch is not claimed.
+            store::check::check(&dir)?;
+            let mastership = claim(lock, candidate)?;
+            let (epoch, mode) = (mastership.epoch(), mastership.mode());
+            tracing::info!(%epoch, %mode, predecessors = ?mastership.predecessors().all(), "epoch claimed");
+            for torn in mastership.torn() {
+                tracing::warn!(epoch = %torn, "the block of an older epoch is torn: its master died writing it");
+            }
+            if mode != configured {
+                tracing::warn!(
+                    store = %mode,
+                    configured = %configured,
+                    "the store has another mode than the configuration; it is served as it is"
+                );
+            }
+            let options =
+                OpenOptions { dir, mode, epoch, predecessors: mastership.predecessors(), segment_bytes };
+            let (store, snapshot) = store::open(&options)?;
+            Ok::<_, NodeError>((mastership, store, snapshot))
+        });
+        opened.await.map_err(|_| NodeError::Panicked)?
+    }
+
+    fn start_engine(
+        &self,
+        mastership: &Arc<Mastership>,
+        store: Box<dyn Store>,
+        snapshot: Snapshot,
+        ended: oneshot::Sender<()>,
+    ) -> Result<Engine, NodeError> {
+        let fence = mastership.fence(self.config.fence_read);
+        let parts = Parts {
+            store,
+            snapshot,
+            guard: Box::new(MastershipGuard::new(Arc::clone(mastership), fence)),
+            poll_interval: self.config.poll_interval,
+            limits: self.config.limits.clone(),
+            auto_create: if self.config.auto_create { AutoCreate::Allowed } else { AutoCreate::Refused },
+        };
+        let engine = Engine::start(parts, move |end| match end {
+            Ok(()) => {
+                // Nobody waits only where the node has ended already.
+                let _ = ended.send(());
+            }
+            Err(error) => end_process(&error),
+        })?;
+        Ok(engine)
+    }
+}
+
+/// The mastership or the store failed: nothing may be sent, flushed or closed any more.
+fn end_process(error: &EngineError) -> ! {
+    tracing::error!(%error, "no longer master: ending at once");
+    std::process::exit(EXIT_FENCED)
+}

@@ -1,0 +1,199 @@
+//! A node: waits for the lock as standby, serves as master, and ends. There is no way back: a node that was master
+//! ends its process, and the service manager starts a clean standby.
+//!
+//! ```text
+//! standby --lock--> recovering --claim, seal, recover--> master --drain, release--> end
+//!                        |                                  |
+//!                        +--anything goes wrong--> end <----+--fence, lock, write or sync fails--> end at once
+//! ```
+//!
+//! Everything that can refuse (directory, rights, format, addresses) is checked before an epoch is claimed, so that
+//! a node that cannot serve never unseats one that does.
+
+mod guard;
+mod master;
+mod standby;
+mod watch;
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use sd_notify::NotifyState;
+use tokio::net::TcpListener;
+use tokio::sync::watch as state;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::engine::EngineError;
+use crate::ha::block::Address;
+use crate::ha::claim::{ClaimError, ReleaseError};
+use crate::ha::control::ControlError;
+use crate::ha::directory::{Create, Directory, DirectoryError};
+use crate::ha::identity::{Identity, IdentityError};
+use crate::ha::lock::LockError;
+use crate::model::id::Epoch;
+use crate::protocol::response::Role;
+use crate::server::{Server, Standing, bind};
+use crate::store::StoreError;
+
+/// Exit code of a process that ends because its mastership or its store failed under it.
+pub const EXIT_FENCED: i32 = 3;
+
+/// Why a node does not start or does not go on. The process must end.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}: {source}{}", what_to_do(source))]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The shared directory cannot be used.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// The lock cannot be had, for another reason than that another process holds it.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The control file cannot be used.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The process cannot be told apart from others.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// No epoch could be claimed.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The engine cannot be started.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The mastership could not be released: the other node will take over as after a crash.
+    #[error("mastership not released: {0}")]
+    Release(#[from] ReleaseError),
+    /// The configuration names an address for clients that is too long.
+    #[error("advertise: {0}")]
+    Advertise(#[from] crate::ha::block::AddressTooLong),
+    /// A thread that worked on the store has panicked: a bug.
+    #[error("a thread of the node has panicked")]
+    Panicked,
+}
+
+/// What to do about an address that cannot be listened on, with a semicolon before it.
+fn what_to_do(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::AddrInUse => {
+            "; another process listens there: end it, or choose another address with `listen`"
+        }
+        ErrorKind::AddrNotAvailable => "; it is not an address of this host: correct `listen`",
+        ErrorKind::PermissionDenied => "; choose a port above 1023 with `listen`",
+        _ => "",
+    }
+}
+
+/// A node that is ready to run.
+struct Node {
+    config: Config,
+    directory: Directory,
+    /// Where clients and the other node reach this one.
+    address: String,
+    /// The same, as it stands in the control file.
+    advertised: Address,
+    /// This process.
+    identity: Identity,
+    standing: state::Sender<Standing>,
+    server: Arc<Server>,
+    shutdown: CancellationToken,
+}
+
+/// Runs a node until `shutdown` or a switchover, or until something fails. A master whose fence or store fails ends
+/// the whole process at once, with [`EXIT_FENCED`].
+///
+/// # Errors
+/// Why it cannot start or go on.
+pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), NodeError> {
+    let mut listeners = Vec::new();
+    for &address in &config.listen {
+        let listener = bind(address).map_err(|source| NodeError::Listen { address, source })?;
+        listeners.push(listener);
+    }
+    let address = match (&config.advertise, listeners.first().and_then(|first| first.local_addr().ok())) {
+        (Some(address), _) => address.clone(),
+        (None, Some(address)) => address.to_string(),
+        (None, None) => String::new(),
+    };
+    let (advertised, identity) = (Address::new(&address)?, Identity::of_this_process(config.node.clone())?);
+    // Last, because it may make something: the directory and the lock file.
+    let create = if config.create_store { Create::Allowed } else { Create::Refused };
+    let directory = Directory::open(&config.store, create, config.store_id)?;
+    let first = Standing {
+        role: Role::Standby,
+        epoch: Epoch(0),
+        master: None,
+        mode: config.mode.to_string(),
+        store_id: String::new(),
+        since: Instant::now(),
+        engine: None,
+    };
+    let (standing, watched) = state::channel(first);
+    let end_connections = CancellationToken::new();
+    let server = Server::new(
+        config.node.to_string(),
+        config.limits.clone(),
+        config.heartbeat,
+        config.group_defaults.clone(),
+        watched,
+        end_connections.clone(),
+    );
+    let serving: Vec<_> = listeners
+        .into_iter()
+        .map(|listener: TcpListener| {
+            if let Ok(address) = listener.local_addr() {
+                tracing::info!(%address, "listening");
+            }
+            tokio::spawn(Arc::clone(&server).run(listener))
+        })
+        .collect();
+    let node = Node { config, directory, address, advertised, identity, standing, server, shutdown };
+    let result = node.run().await;
+    tell_systemd(&[NotifyState::Stopping]);
+    end_connections.cancel();
+    for listener in serving {
+        // A listener's task ends only by being told to, just now.
+        let _ = listener.await;
+    }
+    result
+}
+
+impl Node {
+    async fn run(&self) -> Result<(), NodeError> {
+        let Some(lock) = self.stand_by().await? else {
+            tracing::info!("stopped while standby");
+            return Ok(());
+        };
+        self.serve(lock).await
+    }
+
+    /// Changes what the node is, for everybody to see.
+    fn set_standing(&self, change: impl FnOnce(&mut Standing)) {
+        self.standing.send_modify(|standing| {
+            let before = standing.role;
+            change(standing);
+            if standing.role != before {
+                standing.since = Instant::now();
+            }
+        });
+    }
+}
+
+/// Tells the service manager, where there is one. That it does not listen is no reason to stop.
+fn tell_systemd(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!(%error, "the service manager could not be told");
+    }
+}

@@ -1,0 +1,135 @@
+//! The standby: polls the lock, watches the master, and answers clients that they are at the wrong node.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sd_notify::NotifyState;
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::watch::Watch;
+use super::{Node, NodeError, tell_systemd};
+use crate::ha::block::{Block, State};
+use crate::ha::lock::{LockAttempt, StoreLock};
+
+/// Interval of the polls right after the watched master is gone.
+const EAGER_INTERVAL: Duration = Duration::from_millis(2);
+/// How long they go on.
+const EAGER_FOR: Duration = Duration::from_secs(1);
+/// Least time between two warnings of the same kind.
+const WARN_INTERVAL: Duration = Duration::from_secs(10);
+
+impl Node {
+    /// Waits until the lock is this process's; `None` where the node is told to stop before.
+    pub(super) async fn stand_by(&self) -> Result<Option<StoreLock>, NodeError> {
+        tracing::info!(node = %self.config.node, store = %self.directory.path().display(), "standby");
+        tell_systemd(&[NotifyState::Ready, NotifyState::Status("standby")]);
+        let watch = Watch::new(self.config.poll_interval);
+        let mut following = Following::default();
+        let mut eager_until = Instant::now();
+        let mut warned_at: Option<Instant> = None;
+        loop {
+            let (attempt, master) = self.look().await?;
+            if let LockAttempt::Acquired(lock) = attempt {
+                // The master as it is now that the lock is held; a look from before may be outdated.
+                let master = self.look_at_master().await?;
+                match self.healthy_elsewhere(&watch, master.as_ref()).await {
+                    None => return Ok(Some(lock)),
+                    Some(address) => {
+                        if warned_at.is_none_or(|at| at.elapsed() > WARN_INTERVAL) {
+                            tracing::error!(
+                                master = address,
+                                "the lock could be taken although the master answers: locks do not lock on this \
+                                 storage; not claiming while it is healthy"
+                            );
+                            warned_at = Some(Instant::now());
+                        }
+                    }
+                }
+                drop(lock);
+            }
+            self.note_master(master.as_ref());
+            following.follow(&watch, master.as_ref(), &self.address);
+            let pause = if Instant::now() < eager_until { EAGER_INTERVAL } else { self.config.poll_interval };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = watch.lost.notified() => {
+                    tracing::info!("the master does not answer any more");
+                    eager_until = Instant::now() + EAGER_FOR;
+                }
+                () = self.shutdown.cancelled() => return Ok(None),
+            }
+        }
+    }
+
+    /// One attempt at the lock, and who the master is.
+    async fn look(&self) -> Result<(LockAttempt, Option<Block>), NodeError> {
+        let directory = self.directory.clone();
+        let looked = spawn_blocking(move || {
+            let attempt = directory.try_lock()?;
+            Ok::<_, NodeError>((attempt, directory.status()?))
+        });
+        looked.await.map_err(|_| NodeError::Panicked)?
+    }
+
+    async fn look_at_master(&self) -> Result<Option<Block>, NodeError> {
+        let directory = self.directory.clone();
+        Ok(spawn_blocking(move || directory.status()).await.map_err(|_| NodeError::Panicked)??)
+    }
+
+    /// The address of a master that is alive and well although this process holds the lock.
+    async fn healthy_elsewhere(&self, watch: &Watch, master: Option<&Block>) -> Option<String> {
+        let master = master.filter(|block| block.state != State::Released)?;
+        let address = master.address.as_str();
+        if address.is_empty() || address == self.address || master.owner.is_dead_here() {
+            return None;
+        }
+        let epoch = match watch.healthy() {
+            Some(epoch) => Some(epoch),
+            None => watch.probe(address).await,
+        };
+        (epoch? >= master.epoch).then(|| address.to_owned())
+    }
+
+    /// Lets clients know where the master is.
+    fn note_master(&self, master: Option<&Block>) {
+        let Some(block) = master else { return };
+        let address = (block.state != State::Released && block.address.as_str() != self.address)
+            .then(|| block.address.as_str().to_owned())
+            .filter(|address| !address.is_empty());
+        let known = self.server.standing.borrow();
+        if known.epoch == block.epoch && known.master == address {
+            return;
+        }
+        drop(known);
+        self.set_standing(|standing| {
+            standing.epoch = block.epoch;
+            standing.master = address;
+            standing.mode = block.mode.to_string();
+            standing.store_id = block.store_id.to_string();
+        });
+    }
+}
+
+/// The task that follows the master.
+#[derive(Default)]
+struct Following {
+    task: Option<AbortOnDropHandle<()>>,
+}
+
+impl Following {
+    /// Sees to it that the master is followed, if there is one and it is another.
+    fn follow(&mut self, watch: &Arc<Watch>, master: Option<&Block>, own_address: &str) {
+        if self.task.as_ref().is_some_and(|task| !task.is_finished()) {
+            return;
+        }
+        let Some(block) = master.filter(|block| block.state != State::Released) else { return };
+        let address = block.address.as_str().to_owned();
+        if address.is_empty() || address == own_address {
+            return;
+        }
+        let watch = Arc::clone(watch);
+        let task: JoinHandle<()> = tokio::spawn(async move { watch.follow(&address).await });
+        self.task = Some(AbortOnDropHandle::new(task));
+    }
+}

@@ -1,0 +1,140 @@
+//! The standby's connection to the master: to poll the lock at once when the master is gone, and not to claim while
+//! a healthy master answers.
+//!
+//! Nothing here makes a node master, and nothing here is needed for safety: without any answer the lock and the
+//! claim decide. An answer with a recent fence check only shows that a lock which was just taken does not lock.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+
+use crate::model::id::Epoch;
+use crate::protocol::frame::RawFrame;
+use crate::protocol::preface::{self, PREFACE_BYTES};
+use crate::protocol::request::{Hello, Purpose, Request};
+use crate::protocol::response::Response;
+
+/// Longest frame that is taken from a master here.
+const FRAME_BYTES_MAX: u64 = 64 << 10;
+/// How long a master may take to accept a connection and say what it is.
+const CONNECT_MAX: Duration = Duration::from_millis(300);
+/// Intervals without a sign of life before the master counts as silent.
+const SILENT_INTERVALS: u32 = 3;
+/// A fence check that is older than this does not make a master healthy.
+const FENCE_AGE_MAX: Duration = Duration::from_secs(1);
+
+/// What is known of a master by asking it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SignOfLife {
+    /// Its epoch.
+    pub(super) epoch: Epoch,
+    heard_at: Instant,
+    fence_age: Duration,
+}
+
+/// The watch over one master after the other.
+#[derive(Debug)]
+pub(super) struct Watch {
+    interval: Duration,
+    last: Mutex<Option<SignOfLife>>,
+    /// Told when a master that answered does so no more.
+    pub(super) lost: Notify,
+}
+
+impl Watch {
+    pub(super) fn new(interval: Duration) -> Arc<Self> {
+        Arc::new(Self { interval, last: Mutex::new(None), lost: Notify::new() })
+    }
+
+    /// The epoch of a master that answers and whose fence held a moment ago.
+    pub(super) fn healthy(&self) -> Option<Epoch> {
+        let silent = self.interval * SILENT_INTERVALS;
+        self.last()
+            .filter(|sign| sign.heard_at.elapsed() <= silent && sign.fence_age <= FENCE_AGE_MAX)
+            .map(|sign| sign.epoch)
+    }
+
+    /// Connects to `address` and listens until the master there is gone. Answers at once where there is none.
+    pub(super) async fn follow(&self, address: &str) {
+        let Some((mut stream, mut input)) = self.connect(address).await else {
+            return;
+        };
+        while let Ok(Some(response)) =
+            tokio::time::timeout(self.interval * SILENT_INTERVALS, next(&mut stream, &mut input)).await
+        {
+            match response {
+                Response::Heartbeat(beat) => self.note(beat.epoch, beat.fence_age_ms),
+                _ => break,
+            }
+        }
+        *self.last() = None;
+        self.lost.notify_one();
+    }
+
+    /// Asks once whether a healthy master answers at `address`, and at most for a moment.
+    pub(super) async fn probe(&self, address: &str) -> Option<Epoch> {
+        let answered = async {
+            let (mut stream, mut input) = self.connect(address).await?;
+            match next(&mut stream, &mut input).await? {
+                Response::Heartbeat(beat) => {
+                    self.note(beat.epoch, beat.fence_age_ms);
+                    self.healthy()
+                }
+                _ => None,
+            }
+        };
+        tokio::time::timeout(CONNECT_MAX, answered).await.ok().flatten()
+    }
+
+    async fn connect(&self, address: &str) -> Option<(TcpStream, BytesMut)> {
+        let greeting = async {
+            let mut stream = TcpStream::connect(address).await.ok()?;
+            stream.set_nodelay(true).ok()?;
+            let mut output = BytesMut::from(&preface::client()[..]);
+            Request::Hello(Hello {
+                purpose: Purpose::Watch,
+                client: crate::server::SERVER.to_owned(),
+                epoch_seen: Epoch(0),
+                heartbeat_ms: u32::try_from(self.interval.as_millis()).unwrap_or(u32::MAX),
+                auth_mechanism: "anonymous".to_owned(),
+                auth_data: Vec::new(),
+            })
+            .encode(&mut output);
+            stream.write_all_buf(&mut output).await.ok()?;
+            let mut answer = [0; PREFACE_BYTES];
+            stream.read_exact(&mut answer).await.ok()?;
+            preface::chosen(answer).ok()?.ok()?;
+            let mut input = BytesMut::new();
+            match next(&mut stream, &mut input).await? {
+                Response::Welcome(_) => Some((stream, input)),
+                _ => None,
+            }
+        };
+        tokio::time::timeout(CONNECT_MAX, greeting).await.ok().flatten()
+    }
+
+    fn note(&self, epoch: Epoch, fence_age_ms: u32) {
+        let fence_age = Duration::from_millis(u64::from(fence_age_ms));
+        *self.last() = Some(SignOfLife { epoch, heard_at: Instant::now(), fence_age });
+    }
+
+    fn last(&self) -> MutexGuard<'_, Option<SignOfLife>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The next frame; `None` where the connection ends or makes no sense. Cancel-safe.
+async fn next(stream: &mut TcpStream, input: &mut BytesMut) -> Option<Response> {
+    loop {
+        if let Some(frame) = RawFrame::cut(input, FRAME_BYTES_MAX).ok()? {
+            return Response::decode(&frame).ok();
+        }
+        if stream.read_buf(input).await.ok()? == 0 {
+            return None;
+        }
+    }
+}
