@@ -4,6 +4,7 @@
 //!
 //! * [`node`]: the role of a process, standby to master to end.
 //! * [`server`]: listeners and connections.
+//! * [`client`]: the client library. Start here to publish and consume.
 //! * [`engine`]: the one owner of broker and store: group commit, fence, effects.
 //! * [`broker`]: topics, groups, consumers and producers, as a pure state machine.
 //! * [`store`]: durable records, in a file journal or a database.
@@ -16,6 +17,7 @@
 #![warn(clippy::unwrap_used)]
 
 pub mod broker;
+pub mod client;
 pub mod config;
 pub mod disk;
 pub mod engine;

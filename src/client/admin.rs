@@ -1,0 +1,241 @@
+//! Administration: status, topics, groups, reading without effect, switchover.
+//!
+//! Requests that have the same effect made once or twice are made again when the connection is lost before the
+//! answer came.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::Client;
+use super::delivery::{Browsed, origin, unpack};
+use super::error::{AttemptError, ClientError};
+use super::handshake::{Greeting, greet};
+use super::options::ClientOptions;
+use super::shared::{Repeat, unexpected};
+use crate::model::id::{Epoch, Offset};
+use crate::model::settings::{GroupSettings, Start, TopicSettings};
+use crate::protocol::error::{ErrorCode, Refusal};
+use crate::protocol::frame::RawFrame;
+use crate::protocol::request::{Admin, AdminCommand, Request};
+use crate::protocol::response::{GroupInfo, NodeStatus, Reply, Response, TopicInfo};
+
+/// Longest answer to the question for the status.
+const STATUS_BYTES_MAX: u64 = 1 << 20;
+
+/// Asks one node, master or not, for its status; over a connection of its own.
+///
+/// If the future is dropped, the connection is closed.
+///
+/// # Errors
+/// Where the node cannot be reached or does not answer within `within`.
+pub async fn status_of(address: &str, within: Duration) -> Result<NodeStatus, ClientError> {
+    match tokio::time::timeout(within, ask_status(address, within)).await {
+        Ok(result) => result,
+        Err(_) => Err(AttemptError::Silent { address: address.to_owned(), within }.into()),
+    }
+}
+
+async fn ask_status(address: &str, within: Duration) -> Result<NodeStatus, ClientError> {
+    let options = ClientOptions::default();
+    let greeting = Greeting { name: options.name, heartbeat: options.heartbeat, epoch_seen: Epoch(0) };
+    let mut greeted = greet(address, &greeting, within).await?;
+    let request = 1;
+    let mut output = bytes::BytesMut::new();
+    Request::Admin(Admin { request, command: AdminCommand::Status }).encode(&mut output);
+    Request::Goodbye.encode(&mut output);
+    let failed = |action| {
+        move |source: std::io::Error| AttemptError::Io {
+            address: address.to_owned(),
+            action,
+            source: source.into(),
+        }
+    };
+    let not_baton = |source| AttemptError::NotBaton { address: address.to_owned(), source };
+    greeted.stream.write_all(&output).await.map_err(failed("write"))?;
+    loop {
+        while let Some(frame) = RawFrame::cut(&mut greeted.input, STATUS_BYTES_MAX).map_err(not_baton)? {
+            match Response::decode(&frame).map_err(not_baton)? {
+                Response::Reply(1, Ok(Reply::Status(status))) => return Ok(*status),
+                Response::Reply(1, Ok(other)) => return Err(unexpected(&other)),
+                Response::Reply(1, Err(refusal)) | Response::Failed(refusal) | Response::Goodbye(refusal) => {
+                    return Err(refusal.into());
+                }
+                _ => {}
+            }
+        }
+        if greeted.stream.read_buf(&mut greeted.input).await.map_err(failed("read"))? == 0 {
+            return Err(AttemptError::Hangup { address: address.to_owned() }.into());
+        }
+    }
+}
+
+impl Client {
+    /// Status of the master.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub async fn status(&self) -> Result<NodeStatus, ClientError> {
+        match self.administer(AdminCommand::Status).await? {
+            Reply::Status(status) => Ok(*status),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Asks the master to let the other node take over. Answers the epoch that ends with it;
+    /// [`master_after`](Client::master_after) waits for the next one.
+    ///
+    /// If the future is dropped, the switchover may take place all the same.
+    ///
+    /// # Errors
+    /// Where there is no master, or it refuses, for example because there is no standby.
+    pub async fn switchover(&self) -> Result<Epoch, ClientError> {
+        let deadline = tokio::time::Instant::now() + self.alive.options.timeout;
+        let (_, master) = self.alive.connected(0, deadline).await?;
+        let make = |request| Request::Admin(Admin { request, command: AdminCommand::Switchover });
+        match self.alive.call(Repeat::Never, make).await {
+            // A master that drains may close the connection before its answer is out.
+            Ok(Reply::Done) | Err(ClientError::ConnectionLost) => Ok(master.welcome.epoch),
+            Ok(other) => Err(unexpected(&other)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// All topics, in the order of their names. Those that come and go meanwhile may be among them or not.
+    ///
+    /// # Errors
+    /// Where there is no master.
+    pub async fn topics(&self) -> Result<Vec<TopicInfo>, ClientError> {
+        let mut all: Vec<TopicInfo> = Vec::new();
+        loop {
+            let after = all.last().map(|topic| topic.name.clone());
+            match self.administer(AdminCommand::ListTopics { after }).await? {
+                Reply::Topics { topics, more } => {
+                    let more = more && !topics.is_empty();
+                    all.extend(topics);
+                    if !more {
+                        return Ok(all);
+                    }
+                }
+                other => return Err(unexpected(&other)),
+            }
+        }
+    }
+
+    /// Makes a topic. It is no error if it exists with the same settings.
+    ///
+    /// # Errors
+    /// Where the name is not one, it exists with other settings, or a limit is reached.
+    pub async fn create_topic(&self, name: &str, settings: TopicSettings) -> Result<(), ClientError> {
+        self.carry_out(AdminCommand::CreateTopic { name: name.to_owned(), settings }).await
+    }
+
+    /// Deletes a topic with its messages and groups.
+    ///
+    /// # Errors
+    /// Where it does not exist. Where the connection was lost before the answer, an earlier try may have deleted it.
+    pub async fn delete_topic(&self, name: &str) -> Result<(), ClientError> {
+        self.carry_out(AdminCommand::DeleteTopic { name: name.to_owned() }).await
+    }
+
+    /// All groups, or those of one topic, the oldest first. Those that come and go meanwhile may be among them or not.
+    ///
+    /// # Errors
+    /// Where the topic does not exist.
+    pub async fn groups(&self, topic: Option<&str>) -> Result<Vec<GroupInfo>, ClientError> {
+        let mut all: Vec<GroupInfo> = Vec::new();
+        loop {
+            let after = all.last().map(|group| group.group);
+            let command = AdminCommand::ListGroups { topic: topic.map(str::to_owned), after };
+            match self.administer(command).await? {
+                Reply::Groups { groups, more } => {
+                    let more = more && !groups.is_empty();
+                    all.extend(groups);
+                    if !more {
+                        return Ok(all);
+                    }
+                }
+                other => return Err(unexpected(&other)),
+            }
+        }
+    }
+
+    /// Makes a group. It is no error if it exists with the same settings.
+    ///
+    /// # Errors
+    /// Where a name is not one, the topic does not exist, or the group exists with other settings.
+    pub async fn create_group(
+        &self,
+        topic: &str,
+        name: &str,
+        settings: GroupSettings,
+        start: Start,
+    ) -> Result<(), ClientError> {
+        let (topic, name) = (topic.to_owned(), name.to_owned());
+        self.carry_out(AdminCommand::CreateGroup { topic, name, settings, start }).await
+    }
+
+    /// Changes the settings of a group.
+    ///
+    /// # Errors
+    /// Where it does not exist.
+    pub async fn change_group(
+        &self,
+        topic: &str,
+        name: &str,
+        settings: GroupSettings,
+    ) -> Result<(), ClientError> {
+        let (topic, name) = (topic.to_owned(), name.to_owned());
+        self.carry_out(AdminCommand::ChangeGroup { topic, name, settings }).await
+    }
+
+    /// Deletes a group with its progress.
+    ///
+    /// # Errors
+    /// Where it does not exist. Where the connection was lost before the answer, an earlier try may have deleted it.
+    pub async fn delete_group(&self, topic: &str, name: &str) -> Result<(), ClientError> {
+        let (topic, name) = (topic.to_owned(), name.to_owned());
+        self.carry_out(AdminCommand::DeleteGroup { topic, name }).await
+    }
+
+    /// Reads at most `messages_max` messages of a topic from `from` on, without any effect on it. The node may answer
+    /// fewer; none means that there are none.
+    ///
+    /// # Errors
+    /// Where the topic does not exist.
+    pub async fn browse(
+        &self,
+        topic: &str,
+        from: Offset,
+        messages_max: u32,
+    ) -> Result<Vec<Browsed>, ClientError> {
+        let command = AdminCommand::Browse { topic: topic.to_owned(), from, messages_max };
+        let (runs, messages) = match self.administer(command).await? {
+            Reply::Browsed { runs, messages } => (runs, messages),
+            other => return Err(unexpected(&other)),
+        };
+        let mut browsed = Vec::new();
+        unpack(&runs, messages, |run, at, message| {
+            browsed.push(Browsed {
+                offset: Offset(run.offset.0.saturating_add(at)),
+                published_at: run.published_at,
+                origin: origin(run, at),
+                message,
+            });
+        })
+        .map_err(|error| Refusal::new(ErrorCode::Protocol, format!("bad answer of the node: {error}")))?;
+        Ok(browsed)
+    }
+
+    async fn carry_out(&self, command: AdminCommand) -> Result<(), ClientError> {
+        match self.administer(command).await? {
+            Reply::Done | Reply::Topic { .. } => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn administer(&self, command: AdminCommand) -> Result<Reply, ClientError> {
+        let make = |request| Request::Admin(Admin { request, command: command.clone() });
+        self.alive.call(Repeat::Harmless, make).await
+    }
+}

@@ -1,0 +1,461 @@
+//! Consuming: the handles that applications use, and the state of a subscription across connections.
+//!
+//! The task that reads the socket unpacks a whole frame and hands it over under one lock; `next` takes everything
+//! that has arrived at once, so that neither side pays per message for the other.
+//!
+//! Delivery is at least once. When the connection is lost, the node takes back whatever was not settled and delivers
+//! it again. The client therefore drops what it had not handed to the application, forgets settlements that were not
+//! sent, and ignores attempts to settle a delivery of an earlier connection: sent on the new one, they could settle
+//! a hand-over to somebody else.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+
+use super::Alive;
+use super::consumer_core::{ConsumerCore, Phase, SUBSCRIBE_AGAIN};
+use super::delivery::{Delivery, DeliveryId};
+use super::error::ClientError;
+use super::link::Written;
+use super::options::{ConsumerOptions, OUTPUT_BYTES_MAX, SETTLE_DELAY};
+use super::settlements::up_to;
+use super::shared::{Repeat, locked, unexpected};
+use crate::model::id::{GroupId, Offset, OffsetRange, TopicId};
+use crate::model::name::Name;
+use crate::model::settings::GroupSettings;
+use crate::protocol::error::ErrorCode;
+use crate::protocol::request::{Pull, Request, Settlement, Unsubscribe, Window};
+use crate::protocol::response::Reply;
+
+/// What a consumer has joined.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subscription {
+    /// Id of the group.
+    pub group: GroupId,
+    /// Id of the topic.
+    pub topic: TopicId,
+    /// Settings of the group, as they are.
+    pub settings: GroupSettings,
+}
+
+/// Gets the messages of a group as they come. Made by [`Client::consumer`](super::Client::consumer).
+///
+/// What it has been handed it settles, through the methods of its [`Settler`], to which it dereferences. When it is
+/// dropped, unsettled deliveries go back to the group at once and uncounted.
+#[derive(Debug)]
+pub struct Consumer {
+    settler: Settler,
+    subscription: Subscription,
+    /// What has been taken over from the reader and not been handed out.
+    local: VecDeque<Delivery>,
+}
+
+/// Gets messages of a group when it asks for them. Made by
+/// [`Client::pull_consumer`](super::Client::pull_consumer).
+#[derive(Debug)]
+pub struct PullConsumer {
+    consumer: Consumer,
+}
+
+/// Settles deliveries of one consumer, from any task. Clones belong to the same consumer.
+///
+/// Settling does not wait: settlements are collected for up to a millisecond and sent together.
+/// [`flush`](Self::flush) waits until they are durable.
+#[derive(Clone, Debug)]
+pub struct Settler {
+    alive: Alive,
+    core: Arc<ConsumerCore>,
+}
+
+impl Consumer {
+    pub(super) async fn open(alive: Alive, options: ConsumerOptions) -> Result<Self, ClientError> {
+        options.check()?;
+        let window = Window { messages: options.prefetch, bytes: options.prefetch_bytes };
+        Self::open_with(alive, options, window).await
+    }
+
+    async fn open_with(alive: Alive, options: ConsumerOptions, window: Window) -> Result<Self, ClientError> {
+        Name::new(&options.topic)?;
+        Name::new(&options.group)?;
+        let core = {
+            let mut registry = locked(&alive.registry);
+            let handle = registry.next_handle();
+            let core = Arc::new(ConsumerCore::new(handle, options, window));
+            registry.consumers.insert(handle, core.clone());
+            core
+        };
+        core.subscribe(&alive, alive.session());
+        let settler = Settler { alive, core };
+        let opened = async {
+            tokio::select! {
+                opened = settler.core.active() => opened,
+                error = settler.alive.given_up() => Err(error),
+            }
+        };
+        let opened = timeout(settler.alive.options.timeout, opened).await;
+        let result = opened.unwrap_or_else(|_| Err(settler.no_answer()));
+        match result {
+            Ok(subscription) => Ok(Self { settler, subscription, local: VecDeque::new() }),
+            Err(error) => {
+                settler.core.close(&settler.alive);
+                Err(error)
+            }
+        }
+    }
+
+    /// What it has joined.
+    #[must_use]
+    pub fn subscription(&self) -> &Subscription {
+        &self.subscription
+    }
+
+    /// Name of the topic.
+    #[must_use]
+    pub fn topic(&self) -> &str {
+        &self.settler.core.options.topic
+    }
+
+    /// Name of the group.
+    #[must_use]
+    pub fn group(&self) -> &str {
+        &self.settler.core.options.group
+    }
+
+    /// A handle that settles the deliveries of this consumer from other tasks.
+    #[must_use]
+    pub fn settler(&self) -> Settler {
+        self.settler.clone()
+    }
+
+    /// The next delivery; `None` when the client was closed. Sends waiting settlements before it waits.
+    ///
+    /// If the future is dropped, no delivery is lost.
+    ///
+    /// # Errors
+    /// Where the consumer was ended by the node, or there was no master for the timeout of the client; after the
+    /// latter the call may be made again.
+    pub async fn next(&mut self) -> Result<Option<Delivery>, ClientError> {
+        loop {
+            if let Some(delivery) = self.try_next() {
+                return Ok(Some(delivery));
+            }
+            match self.arrival().await {
+                Ok(()) => {}
+                Err(ClientError::Closed) => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The next deliveries, at most `max` of them and as many as are there; waits for a first one. None when the
+    /// client was closed. Sends waiting settlements before it waits.
+    ///
+    /// If the future is dropped, no delivery is lost.
+    ///
+    /// # Errors
+    /// As [`next`](Self::next).
+    pub async fn next_batch(&mut self, max: usize) -> Result<Vec<Delivery>, ClientError> {
+        let mut batch = Vec::new();
+        if max == 0 {
+            return Ok(batch);
+        }
+        let Some(first) = self.next().await? else {
+            return Ok(batch);
+        };
+        batch.push(first);
+        self.take_into(&mut batch, max);
+        Ok(batch)
+    }
+
+    /// The next delivery, if one has arrived.
+    pub fn try_next(&mut self) -> Option<Delivery> {
+        loop {
+            let current = self.settler.core.current.load(Ordering::Acquire);
+            while let Some(delivery) = self.local.pop_front() {
+                if delivery.id.session == current {
+                    return Some(delivery);
+                }
+            }
+            let mut state = self.settler.core.lock();
+            if state.arrived.is_empty() {
+                return None;
+            }
+            std::mem::swap(&mut state.arrived, &mut self.local);
+        }
+    }
+
+    /// Ends the consumer: sends waiting settlements, and gives unsettled deliveries back, uncounted.
+    ///
+    /// If the future is dropped, the consumer ends all the same.
+    ///
+    /// # Errors
+    /// Where settlements were lost, or the node did not answer.
+    pub async fn close(self) -> Result<(), ClientError> {
+        let flushed = self.settler.flush().await;
+        let core = &self.settler.core;
+        let make = |request| Request::Unsubscribe(Unsubscribe { request, consumer: core.handle });
+        locked(&self.settler.alive.registry).consumers.remove(&core.handle);
+        match self.settler.alive.call(Repeat::Never, make).await {
+            // A connection that is gone has taken the consumer with it.
+            Ok(_) | Err(ClientError::ConnectionLost) => flushed.map(|_| ()),
+            Err(ClientError::Refused(refusal)) if refusal.code == ErrorCode::UnknownHandle => {
+                flushed.map(|_| ())
+            }
+            Err(error) => flushed.and(Err(error)),
+        }
+    }
+
+    fn take_into(&mut self, batch: &mut Vec<Delivery>, max: usize) {
+        while batch.len() < max
+            && let Some(delivery) = self.try_next()
+        {
+            batch.push(delivery);
+        }
+    }
+
+    /// Waits until something has arrived.
+    async fn arrival(&self) -> Result<(), ClientError> {
+        let core = &self.settler.core;
+        core.send_settlements(&self.settler.alive);
+        let arrived = poll_fn(|context| {
+            let mut state = core.lock();
+            if !state.arrived.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            if let Phase::Ended(error) = &state.phase {
+                return Poll::Ready(Err(error.clone()));
+            }
+            state.waker = Some(context.waker().clone());
+            Poll::Pending
+        });
+        tokio::select! {
+            biased;
+            arrived = arrived => arrived,
+            error = self.settler.alive.given_up() => Err(error),
+        }
+    }
+}
+
+impl std::ops::Deref for Consumer {
+    type Target = Settler;
+
+    fn deref(&self) -> &Settler {
+        &self.settler
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        self.settler.core.close(&self.settler.alive);
+    }
+}
+
+impl PullConsumer {
+    pub(super) async fn open(alive: Alive, options: ConsumerOptions) -> Result<Self, ClientError> {
+        let window = Window { messages: 0, bytes: 0 };
+        Ok(Self { consumer: Consumer::open_with(alive, options, window).await? })
+    }
+
+    /// What it has joined.
+    #[must_use]
+    pub fn subscription(&self) -> &Subscription {
+        &self.consumer.subscription
+    }
+
+    /// Asks for at most `max` messages of together at most `bytes` encoded bytes (one larger message comes alone);
+    /// waits at most `wait` for a first one. Answers none where none came in that time. Goes on over a reconnect.
+    ///
+    /// If the future is dropped, messages that the node had already sent for it are handed out by the next call.
+    ///
+    /// # Errors
+    /// Where the consumer was ended by the node, or there is no master.
+    pub async fn pull(&mut self, max: u32, bytes: u64, wait: Duration) -> Result<Vec<Delivery>, ClientError> {
+        let until = Instant::now() + wait;
+        let mut batch = Vec::new();
+        if max == 0 {
+            return Ok(batch);
+        }
+        loop {
+            self.consumer.take_into(&mut batch, max as usize);
+            if !batch.is_empty() {
+                return Ok(batch);
+            }
+            let settler = &self.consumer.settler;
+            settler.core.send_settlements(&settler.alive);
+            tokio::select! {
+                active = settler.core.active() => { active?; }
+                error = settler.alive.given_up() => return Err(error),
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            let make = |request| {
+                let wait_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+                let window = Window { messages: max, bytes };
+                settler.core.lock().pull = request;
+                Request::Pull(Pull { request, consumer: settler.core.handle, window, wait_ms })
+            };
+            let deadline = Instant::now() + left + settler.alive.options.timeout;
+            let answer = tokio::select! {
+                answer = settler.alive.call_until(deadline, Repeat::Never, make) => answer,
+                () = settler.core.late_arrival() => continue,
+            };
+            let count = match answer {
+                Ok(Reply::Pulled { count }) => count,
+                Ok(other) => return Err(unexpected(&other)),
+                Err(ClientError::ConnectionLost) => continue,
+                Err(ClientError::Refused(refusal)) if refusal.code == ErrorCode::UnknownHandle => {
+                    // The subscription was ended or is not renewed yet: its own state says which.
+                    tokio::time::sleep(SUBSCRIBE_AGAIN).await;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            self.consumer.take_into(&mut batch, max as usize);
+            if !batch.is_empty() || count == 0 || Instant::now() >= until {
+                return Ok(batch);
+            }
+        }
+    }
+
+    /// A handle that settles the deliveries of this consumer from other tasks.
+    #[must_use]
+    pub fn settler(&self) -> Settler {
+        self.consumer.settler()
+    }
+
+    /// Ends the consumer; see [`Consumer::close`].
+    ///
+    /// # Errors
+    /// As [`Consumer::close`].
+    pub async fn close(self) -> Result<(), ClientError> {
+        self.consumer.close().await
+    }
+}
+
+impl std::ops::Deref for PullConsumer {
+    type Target = Settler;
+
+    fn deref(&self) -> &Settler {
+        &self.consumer.settler
+    }
+}
+
+impl Settler {
+    /// Done: the group never gets the message again.
+    pub fn ack(&self, delivery: impl Into<DeliveryId>) {
+        self.settle(delivery.into(), Settlement::Ack, OffsetRange::one);
+    }
+
+    /// Done with this delivery and every earlier one (lower offset) that is with this consumer.
+    pub fn ack_up_to(&self, delivery: impl Into<DeliveryId>) {
+        self.settle(delivery.into(), Settlement::Ack, up_to);
+    }
+
+    /// Failed: again after `delay`, or after the back-off of the group where that is `None`. Counts as an attempt.
+    pub fn nack(&self, delivery: impl Into<DeliveryId>, delay: Option<Duration>) {
+        let delay_ms = delay.map(|delay| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
+        self.settle(delivery.into(), Settlement::Nack { delay_ms }, OffsetRange::one);
+    }
+
+    /// Not touched: again at once, for whoever has credit. Does not count as an attempt.
+    pub fn release(&self, delivery: impl Into<DeliveryId>) {
+        self.settle(delivery.into(), Settlement::Release, OffsetRange::one);
+    }
+
+    /// Not to be tried again: to the dead-letter topic.
+    pub fn reject(&self, delivery: impl Into<DeliveryId>) {
+        self.settle(delivery.into(), Settlement::Reject, OffsetRange::one);
+    }
+
+    /// Still at work: the lease of the delivery starts anew.
+    pub fn extend(&self, delivery: impl Into<DeliveryId>) {
+        self.settle(delivery.into(), Settlement::Extend, OffsetRange::one);
+    }
+
+    /// Sends what waits and waits until everything settled before is durable. Answers how many deliveries the node
+    /// has settled since this was last asked; a delivery whose lease had run out is not among them.
+    ///
+    /// If the future is dropped, the settlements are still sent.
+    ///
+    /// # Errors
+    /// [`ClientError::SettlementsLost`] where the connection was lost since this was last asked, before settlements
+    /// were answered: their messages come again unless they were stored.
+    pub async fn flush(&self) -> Result<u64, ClientError> {
+        self.core.send_settlements(&self.alive);
+        let target = self.core.lock().frames_sent;
+        let answered = async {
+            loop {
+                let mut notified = std::pin::pin!(self.core.settled.notified());
+                notified.as_mut().enable();
+                if self.core.lock().frames_answered >= target {
+                    return;
+                }
+                notified.await;
+            }
+        };
+        if timeout(self.alive.options.timeout, answered).await.is_err() {
+            return Err(self.no_answer());
+        }
+        let mut state = self.core.lock();
+        if state.lost > 0 {
+            return Err(ClientError::SettlementsLost { count: std::mem::take(&mut state.lost) });
+        }
+        Ok(std::mem::take(&mut state.confirmed))
+    }
+
+    fn settle(&self, delivery: DeliveryId, settlement: Settlement, range: impl Fn(Offset) -> OffsetRange) {
+        let core = &self.core;
+        let mut state = core.lock();
+        let valid = matches!(state.phase, Phase::Active)
+            && delivery.consumer == core.handle
+            && delivery.session == state.session;
+        if !valid {
+            return;
+        }
+        state.settlements.add(settlement, range(delivery.offset));
+        if state.settlements.count() >= state.merge_at {
+            let mut link = locked(&self.alive.link);
+            if link.queued_bytes() > OUTPUT_BYTES_MAX {
+                drop(link);
+                state.settlements.merge();
+                state.merge_at = core.settle_batch.max(state.settlements.count().saturating_mul(2));
+            } else {
+                core.put_settlements(&self.alive, &mut state, &mut link);
+                drop(state);
+                if link.write() == Written::Blocked {
+                    self.alive.writer.notify_one();
+                }
+                return;
+            }
+        }
+        if !state.with_writer {
+            state.with_writer = true;
+            let mut link = locked(&self.alive.link);
+            link.consumers.push(core.clone());
+            if link.settle_at.is_none() {
+                link.settle_at = Some(Instant::now() + SETTLE_DELAY);
+                self.alive.writer.notify_one();
+            }
+        }
+    }
+
+    fn no_answer(&self) -> ClientError {
+        let connection = self.alive.connection.borrow();
+        match &connection.master {
+            Some(master) => {
+                ClientError::NoAnswer { node: master.address.clone(), within: self.alive.options.timeout }
+            }
+            None => self.alive.no_master(connection.last_error.clone()),
+        }
+    }
+}
+
+impl From<&Delivery> for DeliveryId {
+    fn from(delivery: &Delivery) -> Self {
+        delivery.id
+    }
+}

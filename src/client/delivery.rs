@@ -1,0 +1,117 @@
+//! A message as a consumer gets it.
+
+use bytes::{Buf, Bytes};
+
+use super::link::Session;
+use crate::model::chunk::Origin;
+use crate::model::id::Offset;
+use crate::model::message::{Message, MessageError};
+use crate::model::time::Timestamp;
+use crate::protocol::request::Handle;
+use crate::protocol::response::Run;
+
+/// One hand-over of a message to a consumer. It is settled by its [`id`](Self::id).
+///
+/// Key, header values and body share the memory of the frame in which they came: a body that is kept for long
+/// should be copied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// What it is settled by.
+    pub id: DeliveryId,
+    /// Number of the attempt: 1 plus the attempts that failed.
+    pub attempt: u32,
+    /// Whether it may have been handed out before without that being counted.
+    pub redelivered: bool,
+    /// When it was published.
+    pub published_at: Timestamp,
+    /// Who published it; `None` for what the broker itself published.
+    pub origin: Option<Origin>,
+    /// The message.
+    pub message: Message,
+}
+
+impl Delivery {
+    /// Its offset in the topic.
+    #[must_use]
+    pub fn offset(&self) -> Offset {
+        self.id.offset
+    }
+}
+
+/// Names one delivery to one consumer over one connection.
+///
+/// When the connection is lost, the node takes the message back and will deliver it again; the old delivery can
+/// then not be settled any more, and trying has no effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DeliveryId {
+    pub(super) consumer: Handle,
+    pub(super) session: Session,
+    pub(super) offset: Offset,
+}
+
+impl DeliveryId {
+    /// Offset of the message in the topic.
+    #[must_use]
+    pub const fn offset(self) -> Offset {
+        self.offset
+    }
+}
+
+/// A message read without effect on any group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Browsed {
+    /// Its offset in the topic.
+    pub offset: Offset,
+    /// When it was published.
+    pub published_at: Timestamp,
+    /// Who published it; `None` for what the broker itself published.
+    pub origin: Option<Origin>,
+    /// The message.
+    pub message: Message,
+}
+
+/// Takes the messages behind a head apart: each with its run and its place in the run.
+///
+/// # Errors
+/// Where they are not valid, or not as many as the runs say.
+pub(super) fn unpack(
+    runs: &[Run],
+    mut messages: Bytes,
+    mut each: impl FnMut(&Run, u64, Message),
+) -> Result<(), MessageError> {
+    let mut index = 0;
+    for run in runs {
+        for at in 0..u64::from(run.count) {
+            let truncated = MessageError::Truncated { index, field: "length" };
+            let len = messages.first_chunk().map(|len| u32::from_le_bytes(*len) as usize);
+            let len = len.filter(|len| *len <= messages.remaining() - 4).ok_or(truncated)?;
+            let encoded = messages.split_to(4 + len);
+            each(run, at, Message::decode(&encoded)?);
+            index += 1;
+        }
+    }
+    if messages.has_remaining() {
+        return Err(MessageError::Invalid { index, field: "count" });
+    }
+    Ok(())
+}
+
+/// The delivery that a run says message `at` of it is.
+pub(super) fn delivery(consumer: Handle, session: Session, run: &Run, at: u64, message: Message) -> Delivery {
+    Delivery {
+        id: DeliveryId { consumer, session, offset: Offset(run.offset.0.saturating_add(at)) },
+        attempt: run.attempt,
+        redelivered: run.redelivered,
+        published_at: run.published_at,
+        origin: origin(run, at),
+        message,
+    }
+}
+
+/// Origin of message `at` of a run.
+pub(super) fn origin(run: &Run, at: u64) -> Option<Origin> {
+    run.origin.map(|first| Origin {
+        producer: first.producer,
+        sequence: crate::model::id::Sequence(first.sequence.0.saturating_add(at)),
+    })
+}

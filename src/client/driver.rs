@@ -1,0 +1,354 @@
+//! The two tasks of a client: one that keeps a connection to the master and reads it, one that writes what did not
+//! go out at once.
+//!
+//! The reading task is the only one that begins and ends connections. It hands answers to whoever waits for them
+//! directly. Input is bounded by the windows of the consumers and by the answers asked for, so it never stops
+//! reading and always hears the heartbeats.
+
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::error::{AttemptError, ClientError};
+use super::handshake::{Greeted, Greeting};
+use super::link::{Session, Written};
+use super::options::READ_BYTES;
+use super::seek::Seek;
+use super::shared::{Master, Shared, Waiting, locked, out_of_place};
+use crate::model::limits::Limits;
+use crate::protocol::error::{DecodeError, ErrorCode, Refusal};
+use crate::protocol::frame::RawFrame;
+use crate::protocol::request::Request;
+use crate::protocol::response::{Response, Welcome};
+
+/// How long the last bytes may take when the client is closed.
+const GOODBYE_WAIT: Duration = Duration::from_millis(500);
+/// Heartbeats that a client agrees to.
+const HEARTBEAT_MIN: Duration = Duration::from_millis(10);
+const HEARTBEAT_MAX: Duration = Duration::from_secs(3600);
+/// Silence for so many heartbeats is a lost connection.
+const HEARTBEATS_MISSED_MAX: u32 = 3;
+
+/// Why a connection ended.
+#[derive(Debug)]
+enum Loss {
+    /// The application closed the client.
+    Closed,
+    Error(AttemptError),
+}
+
+/// Keeps a connection to the master until the client is closed.
+pub(super) async fn run(shared: Arc<Shared>) {
+    let writer = tokio::spawn(write_rest(shared.clone()));
+    let mut session = 0;
+    let mut store_id = None;
+    loop {
+        let seek = Seek {
+            options: &shared.options,
+            greeting: Greeting {
+                name: shared.options.name.clone(),
+                heartbeat: shared.options.heartbeat,
+                epoch_seen: shared.epoch_seen(),
+            },
+            store_id: store_id.clone(),
+        };
+        let (greeted, welcome) = tokio::select! {
+            found = seek.master(|error| note(&shared, error)) => found,
+            () = shared.closing.notified() => break,
+        };
+        session += 1;
+        store_id.get_or_insert_with(|| welcome.store_id.clone());
+        let loss = serve(&shared, session, greeted, welcome).await;
+        end(&shared);
+        match loss {
+            Loss::Closed => break,
+            Loss::Error(error) => {
+                tracing::debug!(%error, "connection lost");
+                note(&shared, error);
+            }
+        }
+    }
+    writer.abort();
+    let (producers, consumers) = {
+        let registry = locked(&shared.registry);
+        let producers: Vec<_> = registry.producers.values().cloned().collect();
+        (producers, registry.consumers.values().cloned().collect::<Vec<_>>())
+    };
+    shared.connection.send_modify(|connection| connection.closed = true);
+    producers.iter().for_each(|producer| producer.client_closed());
+    consumers.iter().for_each(|consumer| consumer.client_closed());
+}
+
+/// Remembers why there is no connection, for whoever gives up waiting for one.
+fn note(shared: &Shared, error: AttemptError) {
+    shared.connection.send_if_modified(|connection| {
+        connection.last_error = Some(error);
+        false
+    });
+}
+
+/// Begins a connection, reads it until it ends, and answers why it did.
+async fn serve(shared: &Arc<Shared>, session: Session, greeted: Greeted, welcome: Welcome) -> Loss {
+    let heartbeat =
+        Duration::from_millis(u64::from(welcome.heartbeat_ms)).clamp(HEARTBEAT_MIN, HEARTBEAT_MAX);
+    let stream = Arc::new(greeted.stream);
+    let limits = Limits {
+        frame_bytes_max: welcome.frame_bytes_max,
+        body_bytes_max: welcome.body_bytes_max,
+        header_bytes_max: welcome.header_bytes_max,
+        ..Limits::default()
+    };
+    shared.see_epoch(welcome.epoch);
+    tracing::debug!(address = %greeted.address, node = %welcome.node, epoch = %welcome.epoch, "connected");
+    let master = Arc::new(Master { address: greeted.address, welcome, limits });
+    locked(&shared.link).begin(session, stream.clone());
+    resume(shared, session);
+    shared.connection.send_modify(|connection| {
+        connection.session = session;
+        connection.master = Some(master.clone());
+        connection.since = Instant::now();
+        connection.last_error = None;
+    });
+    let mut reader = Reader { shared, session, master, stream, heartbeat, input: greeted.input };
+    tokio::select! {
+        loss = reader.read() => loss,
+        () = shared.closing.notified() => {
+            say_goodbye(shared, &reader.stream).await;
+            Loss::Closed
+        }
+    }
+}
+
+/// Asks the node to open again what is open in this client.
+fn resume(shared: &Arc<Shared>, session: Session) {
+    let (producers, consumers) = {
+        let registry = locked(&shared.registry);
+        let producers: Vec<_> = registry.producers.values().cloned().collect();
+        (producers, registry.consumers.values().cloned().collect::<Vec<_>>())
+    };
+    for producer in producers {
+        producer.reopen(shared, session);
+    }
+    for consumer in consumers {
+        consumer.subscribe(shared, session);
+    }
+}
+
+/// Ends the connection for everybody who used it.
+fn end(shared: &Shared) {
+    locked(&shared.link).end();
+    let (requests, producers, consumers) = {
+        let mut registry = locked(&shared.registry);
+        let requests = registry.forget_requests();
+        let producers: Vec<_> = registry.producers.values().cloned().collect();
+        (requests, producers, registry.consumers.values().cloned().collect::<Vec<_>>())
+    };
+    producers.iter().for_each(|producer| producer.lost());
+    consumers.iter().for_each(|consumer| consumer.lost());
+    shared.connection.send_modify(|connection| {
+        connection.session = 0;
+        connection.master = None;
+        connection.since = Instant::now();
+    });
+    // Last: whoever waits for an answer finds everything else in order when it wakes.
+    drop(requests);
+}
+
+async fn say_goodbye(shared: &Arc<Shared>, stream: &TcpStream) {
+    let consumers: Vec<_> = locked(&shared.registry).consumers.values().cloned().collect();
+    let producers: Vec<_> = locked(&shared.registry).producers.values().cloned().collect();
+    producers.iter().for_each(|producer| producer.put_all(shared));
+    consumers.iter().for_each(|consumer| consumer.send_settlements(shared));
+    locked(&shared.link).put(&Request::Goodbye);
+    let written = async {
+        while locked(&shared.link).write() == Written::Blocked {
+            if stream.writable().await.is_err() {
+                return;
+            }
+        }
+    };
+    // Where the node does not read, it will find the connection closed instead.
+    let _ = tokio::time::timeout(GOODBYE_WAIT, written).await;
+}
+
+/// Reads one connection.
+struct Reader<'a> {
+    shared: &'a Arc<Shared>,
+    session: Session,
+    master: Arc<Master>,
+    stream: Arc<TcpStream>,
+    heartbeat: Duration,
+    input: BytesMut,
+}
+
+impl Reader<'_> {
+    async fn read(&mut self) -> Loss {
+        let mut heard_at = Instant::now();
+        let mut beat = tokio::time::interval(self.heartbeat / 2);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            match self.handle_input() {
+                Ok(()) => {}
+                Err(error) => return Loss::Error(error),
+            }
+            tokio::select! {
+                biased;
+                ready = self.stream.readable() => {
+                    if let Err(error) = ready {
+                        return Loss::Error(self.io(error));
+                    }
+                    if self.input.capacity() - self.input.len() < READ_BYTES / 4 {
+                        self.input.reserve(READ_BYTES);
+                    }
+                    match self.stream.try_read_buf(&mut self.input) {
+                        Ok(0) => return Loss::Error(AttemptError::Hangup { address: self.address() }),
+                        Ok(_) => heard_at = Instant::now(),
+                        Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                        Err(error) => return Loss::Error(self.io(error)),
+                    }
+                }
+                _ = beat.tick() => {
+                    let silent = heard_at.elapsed();
+                    if silent > self.heartbeat * HEARTBEATS_MISSED_MAX {
+                        return Loss::Error(AttemptError::Silent { address: self.address(), within: silent });
+                    }
+                    if !locked(&self.shared.link).take_wrote() {
+                        self.shared.send(self.session, &Request::Heartbeat);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Hands out every frame that is whole.
+    fn handle_input(&mut self) -> Result<(), AttemptError> {
+        let bytes_max = self.master.welcome.frame_bytes_max;
+        loop {
+            let frame = RawFrame::cut(&mut self.input, bytes_max).map_err(|error| self.not_baton(error))?;
+            let Some(frame) = frame else { return Ok(()) };
+            let response = Response::decode(&frame).map_err(|error| self.not_baton(error))?;
+            self.handle(response)?;
+        }
+    }
+
+    fn handle(&mut self, response: Response) -> Result<(), AttemptError> {
+        match response {
+            Response::Confirm(confirm) => {
+                let producer = locked(&self.shared.registry).producers.get(&confirm.producer).cloned();
+                if let Some(producer) = producer {
+                    producer.confirm(confirm.sequence);
+                }
+            }
+            Response::Deliver(head, messages) => {
+                let consumer = locked(&self.shared.registry).consumers.get(&head.consumer).cloned();
+                if let Some(consumer) = consumer {
+                    consumer.deliver(self.session, &head, messages).map_err(|error| {
+                        self.not_baton(DecodeError::Head { kind: 0xa0, what: error.to_string() })
+                    })?;
+                }
+            }
+            Response::Reply(request, answer) => self.answer(request, answer),
+            Response::PublishRefused(refused) => {
+                let producer = locked(&self.shared.registry).producers.get(&refused.producer).cloned();
+                if let Some(producer) = producer {
+                    producer.refused(self.shared, refused);
+                }
+            }
+            Response::ConsumerClosed(closed) => {
+                let consumer = locked(&self.shared.registry).consumers.get(&closed.consumer).cloned();
+                if let Some(consumer) = consumer {
+                    consumer.closed_by_node(closed.refusal);
+                }
+            }
+            Response::Heartbeat(heartbeat) => self.shared.see_epoch(heartbeat.epoch),
+            Response::Goodbye(refusal) | Response::Failed(refusal) => {
+                return Err(AttemptError::Refused { address: self.address(), refusal });
+            }
+            other @ (Response::Welcome(_) | Response::NotMaster(_)) => {
+                let text = format!("the node sent {} in the middle of a connection", out_of_place(&other));
+                let refusal = Refusal::new(ErrorCode::Protocol, text);
+                return Err(AttemptError::Refused { address: self.address(), refusal });
+            }
+        }
+        Ok(())
+    }
+
+    fn answer(&self, request: u32, answer: Result<crate::protocol::response::Reply, Refusal>) {
+        let waiting = locked(&self.shared.registry).answered(request);
+        match waiting {
+            // Whoever asked may have stopped waiting.
+            Some(Waiting::Call(sender)) => drop(sender.send(answer)),
+            Some(Waiting::Producer(producer)) => {
+                producer.answered(self.shared, self.session, &self.master.limits, answer);
+            }
+            Some(Waiting::Consumer(consumer)) => consumer.answered(self.shared, self.session, answer),
+            Some(Waiting::Settlement(consumer, calls)) => consumer.settled(self.session, calls, &answer),
+            None => {}
+        }
+    }
+
+    fn address(&self) -> String {
+        self.master.address.clone()
+    }
+
+    fn not_baton(&self, source: DecodeError) -> AttemptError {
+        AttemptError::NotBaton { address: self.address(), source }
+    }
+
+    fn io(&self, source: std::io::Error) -> AttemptError {
+        AttemptError::Io { address: self.address(), action: "read", source: Arc::new(source) }
+    }
+}
+
+/// Writes what the tasks that had something to say did not write themselves.
+async fn write_rest(shared: Arc<Shared>) {
+    loop {
+        let settle_at = locked(&shared.link).settle_at;
+        match settle_at {
+            Some(at) => tokio::select! {
+                () = shared.writer.notified() => {}
+                () = tokio::time::sleep_until(at) => {}
+            },
+            None => shared.writer.notified().await,
+        }
+        // Others that are ready to run may have something to add to the same write.
+        tokio::task::yield_now().await;
+        loop {
+            let (written, stream) = {
+                let mut link = locked(&shared.link);
+                (link.write(), link.stream())
+            };
+            if written == Written::All {
+                break;
+            }
+            // Ended with the connection; a lost one is shut down, which makes it writable.
+            if let Some(stream) = stream
+                && stream.writable().await.is_err()
+            {
+                break;
+            }
+        }
+        let (producers, consumers) = {
+            let mut link = locked(&shared.link);
+            let due = link.settle_at.is_some_and(|at| at <= Instant::now());
+            let consumers = if due { std::mem::take(&mut link.consumers) } else { Vec::new() };
+            if due {
+                link.settle_at = None;
+            }
+            (std::mem::take(&mut link.producers), consumers)
+        };
+        producers.iter().for_each(|producer| producer.put_all(&shared));
+        consumers.iter().for_each(|consumer| consumer.send_settlements(&shared));
+        shared.write();
+    }
+}
+
+/// What the client says when it was asked to connect and there is nobody.
+pub(super) async fn first_connection(shared: &Shared) -> Result<(), ClientError> {
+    let deadline = Instant::now() + shared.options.timeout;
+    shared.connected(0, deadline).await.map(|_| ())
+}

@@ -1,0 +1,259 @@
+//! What a call of the client library can end with.
+//!
+//! Every variant says whether trying again makes sense. Nothing here closes the client: after an error the same
+//! call may be made again, unless the variant says that something has ended.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::producer::Ticket;
+use crate::model::id::Epoch;
+use crate::model::message::MessageError;
+use crate::model::name::NameError;
+use crate::protocol::error::{DecodeError, Refusal};
+use crate::protocol::response::Role;
+
+/// Why a call of the client library failed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// An option makes no sense.
+    #[error("client option {option}: {what}")]
+    Option {
+        /// Name of the option.
+        option: &'static str,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// A topic, group or producer cannot be called that.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// A message passes a limit. Nothing of it was sent.
+    #[error(transparent)]
+    Message(#[from] MessageError),
+    /// No node was master for as long as the call was willing to wait. The client goes on looking.
+    #[error("no master found at {servers} within {within:?}: {last}")]
+    NoMaster {
+        /// The addresses that were tried.
+        servers: String,
+        /// How long.
+        within: Duration,
+        /// What the last attempt met.
+        last: LastAttempt,
+    },
+    /// Connected, but the node did not answer for as long as the call was willing to wait.
+    #[error("{node} did not answer within {within:?}")]
+    NoAnswer {
+        /// Address of the node.
+        node: String,
+        /// How long.
+        within: Duration,
+    },
+    /// Messages are not confirmed yet, and nothing was confirmed for the time given. They are still being tried.
+    #[error("messages {first} to {last} are not confirmed and nothing moved for {within:?}; they are still being tried{}", refused_for(.refusal))]
+    Unconfirmed {
+        /// First message that is not confirmed.
+        first: Ticket,
+        /// Last message that was waited for.
+        last: Ticket,
+        /// How long.
+        within: Duration,
+        /// Why the node puts them off, if it does.
+        refusal: Option<Refusal>,
+    },
+    /// The node refused some messages for good. They are not stored; everything else that was waited for is.
+    #[error("{}", failures_text(.0))]
+    MessagesRefused(Vec<Failure>),
+    /// The node refused the request.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The producer has ended. Whether its unconfirmed messages are stored is not known.
+    #[error(
+        "producer {name} has ended, it is not known whether {unknown} unconfirmed messages are stored: {refusal}"
+    )]
+    ProducerEnded {
+        /// Its name.
+        name: String,
+        /// Messages whose fate is not known.
+        unknown: u64,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// The node remembers less of a producer than it had confirmed: confirmed messages are lost, or the store was
+    /// replaced by an older copy.
+    #[error(
+        "producer {name}: the store ends with message {stored}, but {confirmed} was confirmed; was an old copy of the store put in place?"
+    )]
+    StoreWentBack {
+        /// Name of the producer.
+        name: String,
+        /// Sequence that the store has.
+        stored: u64,
+        /// Sequence that had been confirmed.
+        confirmed: u64,
+    },
+    /// The node ended the consumer.
+    #[error("consumer of group {group} on topic {topic} has ended: {refusal}")]
+    ConsumerEnded {
+        /// Name of the topic.
+        topic: String,
+        /// Name of the group.
+        group: String,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// The connection was lost before settlements were answered: what was not stored is delivered again.
+    #[error(
+        "the connection was lost before {count} settlements were answered: what is not stored will be delivered again"
+    )]
+    SettlementsLost {
+        /// How many.
+        count: u64,
+    },
+    /// The connection was lost before a request that must not be repeated was answered.
+    #[error(
+        "the connection was lost before the request was answered; it is not known whether it was carried out"
+    )]
+    ConnectionLost,
+    /// The node answered with something that does not fit the question.
+    #[error("the node answered {0} to another question; is it newer than this client?")]
+    UnexpectedReply(String),
+    /// A connection attempt failed, where only one address was to be tried.
+    #[error(transparent)]
+    Attempt(#[from] AttemptError),
+    /// The client was closed.
+    #[error("the client is closed")]
+    Closed,
+}
+
+/// What the last attempt to find a master met.
+#[derive(Clone, Debug)]
+pub struct LastAttempt(pub Option<AttemptError>);
+
+impl fmt::Display for LastAttempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Some(error) => write!(f, "last error: {error}"),
+            None => f.write_str("no attempt came to an end"),
+        }
+    }
+}
+
+/// Messages that a node refused for good.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The first of them.
+    pub first: Ticket,
+    /// The last of them.
+    pub last: Ticket,
+    /// Why.
+    pub refusal: Refusal,
+}
+
+/// Why one attempt to connect to one address did not find a master.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AttemptError {
+    /// A system call failed.
+    #[error("{address}: {action}: {source}")]
+    Io {
+        /// The address.
+        address: String,
+        /// What was tried.
+        action: &'static str,
+        /// The system's answer.
+        source: Arc<io::Error>,
+    },
+    /// There was no answer.
+    #[error("{address}: no answer within {within:?}")]
+    Silent {
+        /// The address.
+        address: String,
+        /// How long.
+        within: Duration,
+    },
+    /// The node closed the connection in the middle of the greeting.
+    #[error("{address}: closed the connection before it said what it is")]
+    Hangup {
+        /// The address.
+        address: String,
+    },
+    /// What answers there does not speak the protocol.
+    #[error("{address}: {source}")]
+    NotBaton {
+        /// The address.
+        address: String,
+        /// What is wrong.
+        source: DecodeError,
+    },
+    /// The node speaks no version of the protocol that this client speaks.
+    #[error(
+        "{address}: speaks the protocol up to version {highest}, this client does not; use a client of the node's version"
+    )]
+    Version {
+        /// The address.
+        address: String,
+        /// Highest version that the node speaks.
+        highest: u8,
+    },
+    /// The node is not master.
+    #[error("{address}: is {role}, not master{}", master_at(.master))]
+    NotMaster {
+        /// The address.
+        address: String,
+        /// What it is.
+        role: Role,
+        /// Where it says the master is.
+        master: Option<String>,
+    },
+    /// The node's mastership is older than one that the client has seen: it has lost it and does not know yet.
+    #[error("{address}: is master of epoch {epoch}, but epoch {seen} has begun")]
+    OldEpoch {
+        /// The address.
+        address: String,
+        /// Its epoch.
+        epoch: Epoch,
+        /// The highest epoch seen.
+        seen: Epoch,
+    },
+    /// The node serves another store than the one that the client began with.
+    #[error("{address}: serves store {found}, this client began with store {expected}")]
+    OtherStore {
+        /// The address.
+        address: String,
+        /// Identity of its store.
+        found: String,
+        /// Identity of the store that the client knows.
+        expected: String,
+    },
+    /// The node refused the connection.
+    #[error("{address}: {refusal}")]
+    Refused {
+        /// The address.
+        address: String,
+        /// Why.
+        refusal: Refusal,
+    },
+}
+
+fn master_at(master: &Option<String>) -> String {
+    master.as_ref().map_or_else(String::new, |master| format!("; it says the master is {master}"))
+}
+
+fn refused_for(refusal: &Option<Refusal>) -> String {
+    refusal.as_ref().map_or_else(String::new, |refusal| format!(": {refusal}"))
+}
+
+fn failures_text(failures: &[Failure]) -> String {
+    let count: u64 = failures.iter().map(|failure| failure.last.0 - failure.first.0 + 1).sum();
+    match failures.first() {
+        Some(failure) if count == 1 => format!("message {} was refused: {}", failure.first, failure.refusal),
+        Some(failure) => format!(
+            "{count} messages were refused; the first is message {}: {}",
+            failure.first, failure.refusal
+        ),
+        None => "no message was refused".to_owned(),
+    }
+}

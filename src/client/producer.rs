@@ -1,0 +1,349 @@
+//! Publishing: the handle that applications use, and its state across connections.
+//!
+//! Publishing puts the encoded message into the producer's outbox and returns; nothing is allocated
+//! per message. The frame leaves when it is full, when somebody waits for a confirm, or when the writer task comes
+//! around, whichever is first. What the node has not confirmed is sent again after a reconnect, under the same
+//! sequences, so that it is stored once.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::Poll;
+
+use tokio::time::timeout;
+
+use super::Alive;
+use super::error::{ClientError, Failure};
+use super::options::{FAILURES_MAX, ProducerOptions};
+use super::producer_core::{Decided, Phase, ProducerCore, Urgency, wait_with};
+use super::shared::{Shared, locked};
+use super::topic::Topic;
+use crate::model::id::{Sequence, TopicId};
+use crate::model::message::Message;
+use crate::protocol::error::Refusal;
+
+/// Number of a message within its producer, counted from 1 in the order of publishing.
+///
+/// Valid for the life of the producer, whatever happens to connections and to other messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub u64);
+
+impl fmt::Display for Ticket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Publishes messages. Made by [`Client::producer`](super::Client::producer); clones are the same producer.
+///
+/// Messages of one producer are stored in the order in which they were published. When the last clone is dropped
+/// the producer is closed: what is not confirmed then may or may not be stored, so [`flush`](Self::flush) first.
+#[derive(Clone, Debug)]
+pub struct Producer(Arc<Open>);
+
+/// Closes the producer when nobody has it any more.
+#[derive(Debug)]
+struct Open {
+    alive: Alive,
+    core: Arc<ProducerCore>,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.core.close(&self.alive);
+    }
+}
+
+impl Producer {
+    /// Registers a producer and waits until it is open.
+    pub(super) async fn open(alive: Alive, options: ProducerOptions) -> Result<Self, ClientError> {
+        options.check()?;
+        let name = match &options.name {
+            Some(name) => crate::model::name::Name::new(name)?.as_str().to_owned(),
+            None => uuid::Uuid::now_v7().to_string(),
+        };
+        let core = {
+            let mut registry = locked(&alive.registry);
+            let handle = registry.next_handle();
+            let core = Arc::new(ProducerCore::new(handle, name, options));
+            registry.producers.insert(handle, core.clone());
+            core
+        };
+        core.reopen(&alive, alive.session());
+        let producer = Self(Arc::new(Open { alive, core }));
+        let opened = timeout(producer.shared().options.timeout, producer.opened());
+        tokio::select! {
+            opened = opened => match opened {
+                Ok(result) => result?,
+                Err(_) => return Err(producer.no_answer()),
+            },
+            error = producer.shared().given_up() => return Err(error),
+        }
+        Ok(producer)
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.core().name
+    }
+
+    /// Publishes a message and waits until it is confirmed: until then it is durable.
+    ///
+    /// If the future is dropped, the message may or may not be stored: it stays in the producer and is still sent.
+    ///
+    /// # Errors
+    /// As [`publish`](Self::publish), and where the message was refused or is not confirmed within the timeout of
+    /// the client. Refusals of other messages are not reported here.
+    pub async fn send(&self, topic: &Topic, message: &Message) -> Result<(), ClientError> {
+        let ticket = self.take_in(topic, message, Urgency::Shared).await?;
+        self.decided(ticket).await?;
+        match self.core().lock().outbox.take_failure_of(ticket.0) {
+            Some(failure) => Err(ClientError::MessagesRefused(vec![failure])),
+            None => Ok(()),
+        }
+    }
+
+    /// Publishes a message; waits only where as much is in flight as may be.
+    ///
+    /// If the future is dropped, the message is published or not at all known to the producer.
+    ///
+    /// # Errors
+    /// Where the message passes a limit, no room comes free within the timeout of the client, the producer has
+    /// ended, or so many refusals have not been asked for that they are reported here.
+    pub async fn publish(&self, topic: &Topic, message: &Message) -> Result<Ticket, ClientError> {
+        self.take_in(topic, message, Urgency::Soon).await
+    }
+
+    /// Publishes messages in their order; answers the ticket of the last one.
+    ///
+    /// If the future is dropped, some messages from the beginning are published and the others are not:
+    /// [`last_ticket`](Self::last_ticket) says how many.
+    ///
+    /// # Errors
+    /// As [`publish`](Self::publish), with the messages before the one in question published.
+    pub async fn send_batch<'a>(
+        &self,
+        topic: &Topic,
+        messages: impl IntoIterator<Item = &'a Message>,
+    ) -> Result<Ticket, ClientError> {
+        let mut messages = messages.into_iter().peekable();
+        while messages.peek().is_some() {
+            let id = self.id_of(topic).await?;
+            self.room().await?;
+            let mut full = false;
+            let mut state = self.core().lock();
+            while let Some(message) = messages.peek() {
+                if !state.has_room(&self.core().options) {
+                    break;
+                }
+                message.check(&state.limits)?;
+                full |= state.outbox.push(id, message).1;
+                messages.next();
+            }
+            self.core().pass_on(self.shared(), state, if full { Urgency::Now } else { Urgency::Soon });
+        }
+        Ok(self.last_ticket())
+    }
+
+    /// Ticket of the last message published; 0 before the first.
+    #[must_use]
+    pub fn last_ticket(&self) -> Ticket {
+        Ticket(self.core().lock().outbox.last_ticket())
+    }
+
+    /// Waits until everything up to `ticket` is decided: stored and durable, or refused for good.
+    ///
+    /// If the future is dropped, nothing is lost; refusals are reported to the next call.
+    ///
+    /// # Errors
+    /// [`ClientError::MessagesRefused`] with all refused messages up to `ticket` that were not reported yet;
+    /// everything else up to it is stored. [`ClientError::Unconfirmed`] and [`ClientError::NoMaster`] where nothing
+    /// moved within the timeout of the client: messages are still being tried, and the call may be made again.
+    pub async fn confirmed(&self, ticket: Ticket) -> Result<(), ClientError> {
+        self.decided(ticket).await?;
+        let failures = self.core().lock().outbox.take_failures(ticket.0);
+        if failures.is_empty() { Ok(()) } else { Err(ClientError::MessagesRefused(failures)) }
+    }
+
+    /// Waits until everything published so far is decided. The same as [`confirmed`](Self::confirmed) with the last
+    /// ticket.
+    ///
+    /// # Errors
+    /// As [`confirmed`](Self::confirmed).
+    pub async fn flush(&self) -> Result<(), ClientError> {
+        self.confirmed(self.last_ticket()).await
+    }
+
+    /// Everything up to this ticket is decided: stored, or refused.
+    #[must_use]
+    pub fn confirmed_up_to(&self) -> Ticket {
+        Ticket(self.core().lock().outbox.decided())
+    }
+
+    /// Sequence of its last message that is known to be stored: right after opening, where a producer of this name
+    /// ended before.
+    #[must_use]
+    pub fn last_stored(&self) -> Sequence {
+        self.core().lock().outbox.last_stored()
+    }
+
+    /// Takes the refusals that were not reported yet.
+    #[must_use]
+    pub fn failures(&self) -> Vec<Failure> {
+        self.core().lock().outbox.take_failures(u64::MAX)
+    }
+
+    fn core(&self) -> &Arc<ProducerCore> {
+        &self.0.core
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.0.alive
+    }
+
+    async fn take_in(
+        &self,
+        topic: &Topic,
+        message: &Message,
+        urgency: Urgency,
+    ) -> Result<Ticket, ClientError> {
+        let id = match topic.id() {
+            Some(id) => id,
+            None => self.id_of(topic).await?,
+        };
+        loop {
+            if let Some(ticket) = self.try_take_in(id, message, urgency)? {
+                return Ok(ticket);
+            }
+            self.room().await?;
+        }
+    }
+
+    /// Takes a message in if there is room.
+    fn try_take_in(
+        &self,
+        topic: TopicId,
+        message: &Message,
+        urgency: Urgency,
+    ) -> Result<Option<Ticket>, ClientError> {
+        let mut state = self.core().lock();
+        if !state.has_room(&self.core().options) {
+            return Ok(None);
+        }
+        message.check(&state.limits)?;
+        let (ticket, full) = state.outbox.push(topic, message);
+        self.core().pass_on(self.shared(), state, if full { Urgency::Now } else { urgency });
+        Ok(Some(Ticket(ticket)))
+    }
+
+    async fn id_of(&self, topic: &Topic) -> Result<TopicId, ClientError> {
+        if let Some(id) = topic.id() {
+            return Ok(id);
+        }
+        let id = self.shared().find_topic(topic.full_name()).await?;
+        topic.found(id);
+        locked(&self.shared().registry).remember_topic(id, &topic.0);
+        Ok(id)
+    }
+
+    /// Waits until a message may be published.
+    async fn room(&self) -> Result<(), ClientError> {
+        {
+            let state = self.core().lock();
+            if state.has_room(&self.core().options) {
+                return Ok(());
+            }
+            self.core().pass_on(self.shared(), state, Urgency::Now);
+        }
+        let core = self.core();
+        self.patiently(|| {
+            poll_fn(|context| {
+                let mut state = core.lock();
+                if let Phase::Ended(error) = &state.phase {
+                    return Poll::Ready(Err(error.clone()));
+                }
+                if state.outbox.failure_count() >= FAILURES_MAX {
+                    let failures = state.outbox.take_failures(u64::MAX);
+                    return Poll::Ready(Err(ClientError::MessagesRefused(failures)));
+                }
+                if state.has_room(&core.options) {
+                    return Poll::Ready(Ok(()));
+                }
+                wait_with(&mut state.other_waiters, context.waker());
+                Poll::Pending
+            })
+        })
+        .await
+    }
+
+    /// Waits until the producer is open on some connection.
+    async fn opened(&self) -> Result<(), ClientError> {
+        poll_fn(|context| {
+            let mut state = self.core().lock();
+            match &state.phase {
+                Phase::Ended(error) => Poll::Ready(Err(error.clone())),
+                Phase::Open | Phase::Waiting => Poll::Ready(Ok(())),
+                Phase::Opening => {
+                    wait_with(&mut state.other_waiters, context.waker());
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+
+    /// Waits until everything up to `ticket` is decided.
+    async fn decided(&self, ticket: Ticket) -> Result<(), ClientError> {
+        {
+            let state = self.core().lock();
+            if state.outbox.decided() >= ticket.0 {
+                return Ok(());
+            }
+            self.core().pass_on(self.shared(), state, Urgency::Now);
+        }
+        self.patiently(|| Decided { core: self.core(), ticket, registered: None }).await
+    }
+
+    /// Waits for `make()`, as long as the producer gets on in between.
+    async fn patiently<F: Future<Output = Result<(), ClientError>>>(
+        &self,
+        make: impl Fn() -> F,
+    ) -> Result<(), ClientError> {
+        loop {
+            let before = self.core().lock().outbox.decided();
+            if let Ok(result) = timeout(self.shared().options.timeout, make()).await {
+                return result;
+            }
+            let state = self.core().lock();
+            if state.outbox.decided() == before {
+                let refusal = state.put_off.as_ref().map(|put_off| put_off.refusal.clone());
+                let last = Ticket(state.outbox.last_ticket());
+                drop(state);
+                return Err(self.stuck(Ticket(before + 1), last, refusal));
+            }
+        }
+    }
+
+    fn stuck(&self, first: Ticket, last: Ticket, refusal: Option<Refusal>) -> ClientError {
+        let connection = self.shared().connection.borrow();
+        let within = self.shared().options.timeout;
+        match connection.session {
+            _ if connection.closed => ClientError::Closed,
+            0 if connection.since.elapsed() >= within => {
+                self.shared().no_master(connection.last_error.clone())
+            }
+            _ => ClientError::Unconfirmed { first, last, within, refusal },
+        }
+    }
+
+    fn no_answer(&self) -> ClientError {
+        let connection = self.shared().connection.borrow();
+        match &connection.master {
+            Some(master) => {
+                ClientError::NoAnswer { node: master.address.clone(), within: self.shared().options.timeout }
+            }
+            None => self.shared().no_master(connection.last_error.clone()),
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! Settlements that wait in the client, so that many of them leave in one frame. Pure.
+//!
+//! What was settled in which way stays in the order in which the application said it; within one way, ranges of
+//! offsets are merged.
+
+use crate::model::id::{Offset, OffsetRange};
+use crate::protocol::request::Settlement;
+
+/// See the head of this file.
+#[derive(Debug, Default)]
+pub(super) struct Settlements {
+    entries: Vec<Entry>,
+    count: u32,
+}
+
+/// Offsets that are settled in the same way, one after the other.
+#[derive(Debug)]
+struct Entry {
+    settlement: Settlement,
+    ranges: Vec<OffsetRange>,
+    /// Calls that made it.
+    count: u64,
+}
+
+impl Settlements {
+    /// Calls that wait.
+    pub(super) fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// Adds a range.
+    pub(super) fn add(&mut self, settlement: Settlement, range: OffsetRange) {
+        self.count += 1;
+        if let Some(entry) = self.entries.last_mut()
+            && entry.settlement == settlement
+        {
+            entry.count += 1;
+            match entry.ranges.last_mut() {
+                Some(last) if last.end == range.start => last.end = range.end,
+                _ => entry.ranges.push(range),
+            }
+            return;
+        }
+        self.entries.push(Entry { settlement, ranges: vec![range], count: 1 });
+    }
+
+    /// Makes it as small as it can be: what is there twice goes.
+    pub(super) fn merge(&mut self) {
+        for entry in &mut self.entries {
+            merge(&mut entry.ranges);
+        }
+        self.count = 0;
+        for entry in &self.entries {
+            self.count += u32::try_from(entry.ranges.len()).unwrap_or(u32::MAX);
+        }
+    }
+
+    /// Takes everything out, in order: what to do, to which offsets, by how many calls.
+    pub(super) fn take(&mut self) -> impl Iterator<Item = (Settlement, Vec<OffsetRange>, u64)> + use<> {
+        self.count = 0;
+        std::mem::take(&mut self.entries).into_iter().map(|mut entry| {
+            merge(&mut entry.ranges);
+            (entry.settlement, entry.ranges, entry.count)
+        })
+    }
+
+    /// Forgets everything. Answers how many calls it was.
+    pub(super) fn clear(&mut self) -> u64 {
+        self.count = 0;
+        self.entries.drain(..).map(|entry| entry.count).sum()
+    }
+}
+
+/// Sorts ranges and joins what touches or overlaps.
+fn merge(ranges: &mut Vec<OffsetRange>) {
+    if ranges.len() < 2 {
+        return;
+    }
+    ranges.sort_unstable();
+    let mut kept = 0;
+    for at in 1..ranges.len() {
+        if ranges[at].start <= ranges[kept].end {
+            ranges[kept].end = ranges[kept].end.max(ranges[at].end);
+        } else {
+            kept += 1;
+            ranges[kept] = ranges[at];
+        }
+    }
+    ranges.truncate(kept + 1);
+}
+
+/// Everything up to and including `offset`.
+pub(super) fn up_to(offset: Offset) -> OffsetRange {
+    OffsetRange { start: Offset(0), end: offset.next() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn acks_in_any_order_become_few_ranges() {
+        let mut settlements = Settlements::default();
+        for offset in [5, 3, 4, 9, 0, 1] {
+            settlements.add(Settlement::Ack, OffsetRange::one(Offset(offset)));
+        }
+        let taken: Vec<_> = settlements.take().collect();
+        let ranges = vec![OffsetRange::new(0, 2), OffsetRange::new(3, 6), OffsetRange::new(9, 10)];
+        assert_eq!(taken, [(Settlement::Ack, ranges, 6)]);
+        assert_eq!(settlements.take().count(), 0);
+    }
+
+    #[test]
+    fn different_settlements_keep_their_order() {
+        let mut settlements = Settlements::default();
+        let one = |offset| OffsetRange::one(Offset(offset));
+        settlements.add(Settlement::Extend, one(1));
+        settlements.add(Settlement::Ack, one(1));
+        settlements.add(Settlement::Extend, one(2));
+        let kinds: Vec<_> = settlements.take().map(|(settlement, ..)| settlement).collect();
+        assert_eq!(kinds, [Settlement::Extend, Settlement::Ack, Settlement::Extend]);
+    }
+
+    #[test]
+    fn merging_forgets_what_is_there_twice() {
+        let mut settlements = Settlements::default();
+        for _ in 0..10_000 {
+            settlements.add(Settlement::Extend, OffsetRange::one(Offset(7)));
+        }
+        settlements.merge();
+        assert_eq!(settlements.count(), 1);
+        assert_eq!(settlements.clear(), 10_000);
+    }
+}

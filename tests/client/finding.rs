@@ -1,0 +1,216 @@
+//! Finding the master, and finding it again.
+
+use std::time::{Duration, Instant};
+
+use batonmq::client::{AttemptError, Client, ClientError, ClientOptions, ProducerOptions, status_of};
+use batonmq::model::id::Epoch;
+use batonmq::model::message::Message;
+use batonmq::protocol::response::Role;
+use tokio::net::TcpListener;
+
+use crate::node::{Behaviour, Node};
+use crate::{connected, options, soon, until, world};
+
+fn standby(master: Option<&Node>) -> Behaviour {
+    Behaviour { not_master: Some(master.map(|node| node.address.clone())), ..Behaviour::default() }
+}
+
+#[tokio::test]
+async fn a_standby_leads_to_the_master_that_it_names() {
+    let world = world();
+    let master = Node::start(&world, Behaviour::default()).await;
+    let other = Node::start(&world, standby(Some(&master))).await;
+    let client = soon(Client::connect(options(&[&other]))).await.unwrap();
+    assert_eq!(client.master().unwrap().address, master.address);
+}
+
+#[tokio::test]
+async fn the_master_is_found_among_nodes_that_are_not() {
+    let world = world();
+    let mute = Node::start(&world, Behaviour { mute: true, ..Behaviour::default() }).await;
+    let other = Node::start(&world, standby(None)).await;
+    let master = Node::start(&world, Behaviour::default()).await;
+    // Longer than this test waits: it passes only if the mute node holds nobody up.
+    let attempt_timeout = Duration::from_secs(3600);
+    let options = ClientOptions { attempt_timeout, ..options(&[&mute, &other, &master]) };
+    let client = soon(Client::connect(options)).await.unwrap();
+    assert_eq!(client.master().unwrap().address, master.address);
+}
+
+#[tokio::test]
+async fn a_node_of_a_lower_epoch_is_refused() {
+    let world = world();
+    let new = Node::start(&world, Behaviour { epoch: 7, ..Behaviour::default() }).await;
+    let old = Node::start(&world, Behaviour { epoch: 6, ..standby(None) }).await;
+    let client = soon(Client::connect(options(&[&new, &old]))).await.unwrap();
+    assert_eq!(client.master().unwrap().welcome.epoch, Epoch(7));
+    old.set(|behaviour| behaviour.not_master = None);
+    new.kill().await;
+    let waiting = ClientOptions { timeout: Duration::from_millis(300), ..options(&[&old]) };
+    drop(waiting);
+    until(|| client.master().is_none()).await;
+    let found = tokio::time::timeout(Duration::from_millis(300), client.status()).await;
+    assert!(found.is_err(), "the node of epoch 6 was used after epoch 7 was seen");
+    old.set(|behaviour| behaviour.epoch = 8);
+    assert_eq!(soon(client.status()).await.unwrap().epoch, Epoch(8));
+}
+
+#[tokio::test]
+async fn a_node_of_another_store_is_refused() {
+    let world = world();
+    let ours = Node::start(&world, Behaviour::default()).await;
+    let theirs = Node::start(&world, Behaviour { store_id: "other", epoch: 9, ..standby(None) }).await;
+    let servers = options(&[&ours, &theirs]);
+    let client =
+        Client::connect(ClientOptions { timeout: Duration::from_millis(300), ..servers }).await.unwrap();
+    theirs.set(|behaviour| behaviour.not_master = None);
+    let address = ours.address.clone();
+    ours.kill().await;
+    until(|| client.master().is_none()).await;
+    let error = soon(client.status()).await.unwrap_err();
+    assert!(matches!(error, ClientError::NoMaster { .. }), "{error}");
+    let listener = TcpListener::bind(&address).await.unwrap();
+    let _back = Node::on(listener, &world, Behaviour { epoch: 2, ..Behaviour::default() });
+    assert_eq!(soon(client.status()).await.unwrap().epoch, Epoch(2));
+}
+
+#[tokio::test]
+async fn without_a_master_the_error_says_where_it_was_looked_for_and_why_it_failed() {
+    let world = world();
+    let other = Node::start(&world, standby(None)).await;
+    let options = ClientOptions { timeout: Duration::from_millis(200), ..options(&[&other]) };
+    let error = soon(Client::connect(options)).await.unwrap_err();
+    let address = &other.address;
+    let expected =
+        format!("no master found at {address} within 200ms: last error: {address}: is standby, not master");
+    assert_eq!(error.to_string(), expected);
+}
+
+#[tokio::test]
+async fn options_that_make_no_sense_are_named() {
+    let none = ClientOptions { servers: Vec::new(), ..ClientOptions::default() };
+    assert!(matches!(Client::start(none), Err(ClientError::Option { option: "servers", .. })));
+    let no_port = ClientOptions::servers("localhost");
+    assert!(matches!(Client::start(no_port), Err(ClientError::Option { option: "servers", .. })));
+    assert_eq!(ClientOptions::servers("a:1, b:2,").servers, ["a:1", "b:2"]);
+}
+
+#[tokio::test]
+async fn a_node_that_falls_silent_is_left() {
+    let (world, node, client) = connected(Behaviour::default()).await;
+    let second = Node::start(&world, standby(None)).await;
+    drop(client);
+    let client = Client::connect(options(&[&node, &second])).await.unwrap();
+    let began = Instant::now();
+    node.set(|behaviour| {
+        behaviour.silent = true;
+        behaviour.mute = true;
+    });
+    second.set(|behaviour| {
+        behaviour.not_master = None;
+        behaviour.epoch = 2;
+    });
+    let master = soon(client.master_after(Epoch(1))).await.unwrap();
+    assert_eq!(master.address, second.address);
+    // Three heartbeats of 100 ms, less what had passed of the first.
+    assert!(began.elapsed().as_millis() >= 200, "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_connection_without_traffic_stays() {
+    let (_world, _node, client) = connected(Behaviour::default()).await;
+    let before = client.master().unwrap();
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert!(std::sync::Arc::ptr_eq(&client.master().unwrap(), &before), "it was reconnected");
+}
+
+#[tokio::test]
+async fn answers_torn_into_single_bytes_are_understood() {
+    let (_world, node, client) = connected(Behaviour { write_bytes: 1, ..Behaviour::default() }).await;
+    let status = soon(client.status()).await.unwrap();
+    assert_eq!((status.node.as_str(), status.role), ("node", Role::Master));
+    drop(node);
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_frame_end_the_connection_and_not_the_client() {
+    let world = world();
+    let node = Node::start(&world, Behaviour { garbage: true, ..Behaviour::default() }).await;
+    let client = Client::start(options(&[&node])).unwrap();
+    until(|| world.lock().unwrap().frames.len() > 3).await;
+    node.set(|behaviour| behaviour.garbage = false);
+    soon(client.status()).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_does_not_speak_the_protocol_is_named() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\n").await;
+        }
+    });
+    let error = soon(status_of(&address, Duration::from_secs(5))).await.unwrap_err();
+    assert!(matches!(error, ClientError::Attempt(AttemptError::NotBaton { .. })), "{error}");
+}
+
+#[tokio::test]
+async fn a_standby_tells_its_status() {
+    let world = world();
+    let node = Node::start(&world, standby(None)).await;
+    let status = soon(status_of(&node.address, Duration::from_secs(5))).await.unwrap();
+    assert_eq!(status.role, Role::Standby);
+}
+
+#[tokio::test]
+async fn the_connection_ends_with_the_last_handle() {
+    let (world, _node, client) = connected(Behaviour::default()).await;
+    let producer = client.producer(ProducerOptions::default()).await.unwrap();
+    let topic = client.topic("t").await.unwrap();
+    drop(client);
+    soon(producer.send(&topic, &Message::new("still here"))).await.unwrap();
+    drop(producer);
+    until(|| world.lock().unwrap().open_connections == 0).await;
+    assert_eq!(world.lock().unwrap().bodies("t"), ["still here"]);
+}
+
+#[tokio::test]
+async fn a_closed_client_says_goodbye_and_answers_closed() {
+    let (world, _node, client) = connected(Behaviour::default()).await;
+    let producer = client.producer(ProducerOptions::default()).await.unwrap();
+    let topic = client.topic("t").await.unwrap();
+    let clone = client.clone();
+    soon(client.close()).await;
+    until(|| world.lock().unwrap().open_connections == 0).await;
+    let last = world.lock().unwrap().frames.last().cloned();
+    assert_eq!(last, Some(batonmq::protocol::request::Request::Goodbye));
+    assert!(matches!(soon(clone.status()).await, Err(ClientError::Closed)));
+    let sent = soon(producer.send(&topic, &Message::new("x"))).await;
+    assert!(matches!(sent, Err(ClientError::Closed)), "{sent:?}");
+}
+
+#[tokio::test]
+async fn a_request_that_may_be_repeated_survives_the_loss_of_the_connection() {
+    let (_world, node, client) = connected(Behaviour { silent: true, ..Behaviour::default() }).await;
+    let address = node.address.clone();
+    let world = _world;
+    let asked = tokio::spawn({
+        let client = client.clone();
+        async move { client.topics().await }
+    });
+    until(|| world.lock().unwrap().frames.len() >= 2).await;
+    node.kill().await;
+    let _back = Node::on(TcpListener::bind(&address).await.unwrap(), &world, Behaviour::default());
+    assert!(soon(asked).await.unwrap().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_refusal_of_a_request_reaches_the_caller() {
+    let (_world, _node, client) = connected(Behaviour::default()).await;
+    let error = soon(client.delete_topic("nothing")).await.unwrap_err();
+    assert_eq!(error.to_string(), "there is no topic nothing");
+    assert!(matches!(client.topic("not a name").await, Err(ClientError::Name(_))));
+    assert!(matches!(client.topic(&"x".repeat(10_000)).await, Err(ClientError::Name(_))));
+}

@@ -1,0 +1,532 @@
+//! A node made for tests: speaks protocol version 1, keeps its store in memory, and misbehaves on demand.
+//!
+//! Several nodes may share one [`World`], as a pair shares its disk. One group per topic; deliveries in order of
+//! offset; what is in flight on a connection goes back when that ends.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex};
+
+use batonmq::model::chunk::Origin;
+use batonmq::model::id::{Epoch, GroupId, Offset, ProducerId, Sequence, TopicId};
+use batonmq::model::limits::Limits;
+use batonmq::model::message::MessageBlock;
+use batonmq::model::time::Timestamp;
+use batonmq::protocol::error::{ErrorCode, Refusal};
+use batonmq::protocol::frame::RawFrame;
+use batonmq::protocol::preface;
+use batonmq::protocol::request::{AdminCommand, Publish, Request, Settlement, Subscribe};
+use batonmq::protocol::response::{
+    Confirm, ConsumerClosed, Deliver, Heartbeat, NodeStatus, NotMaster, PublishRefused, Reply, Response,
+    Role, Run, Welcome,
+};
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+/// How a node behaves. May be changed while it runs.
+#[derive(Clone, Debug)]
+pub struct Behaviour {
+    pub epoch: u64,
+    pub store_id: &'static str,
+    /// `Some` for a node that is not master: where it says the master is.
+    pub not_master: Option<Option<String>>,
+    /// Says nothing at all, not even its preface.
+    pub mute: bool,
+    /// Sends no heartbeats and no answers after the greeting.
+    pub silent: bool,
+    /// Keeps confirms for itself.
+    pub withhold_confirms: bool,
+    /// Closes a connection after so many frames, with whatever it was about to answer.
+    pub drop_after_frames: Option<usize>,
+    /// Writes so many bytes at a time.
+    pub write_bytes: usize,
+    /// Refuses so many publish frames as if the store were full.
+    pub full: usize,
+    /// Body of messages that are refused for good.
+    pub refuse_body: &'static [u8],
+    /// Refuses every publish with this.
+    pub refuse_all: Option<ErrorCode>,
+    /// Refuses to open producers again with this.
+    pub refuse_resume: Option<ErrorCode>,
+    /// Sends bytes that are no frame after the greeting.
+    pub garbage: bool,
+    pub frame_bytes_max: u64,
+}
+
+impl Default for Behaviour {
+    fn default() -> Self {
+        Self {
+            epoch: 1,
+            store_id: "store",
+            not_master: None,
+            mute: false,
+            silent: false,
+            withhold_confirms: false,
+            drop_after_frames: None,
+            write_bytes: usize::MAX,
+            full: 0,
+            refuse_body: b"bad",
+            refuse_all: None,
+            refuse_resume: None,
+            garbage: false,
+            frame_bytes_max: 72 << 20,
+        }
+    }
+}
+
+/// What the nodes of a pair have in common.
+#[derive(Debug, Default)]
+pub struct World {
+    pub topics: HashMap<String, TopicId>,
+    pub stored: BTreeMap<TopicId, Vec<Stored>>,
+    pub settled: BTreeMap<TopicId, BTreeSet<u64>>,
+    pub attempts: BTreeMap<(TopicId, u64), u32>,
+    producers: HashMap<String, ProducerId>,
+    last: HashMap<ProducerId, u64>,
+    owners: HashMap<ProducerId, (u64, u32)>,
+    consumers: Vec<Member>,
+    next_topic: u32,
+    next_connection: u64,
+    pub open_connections: usize,
+    pub frames: Vec<Request>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Stored {
+    pub message: Bytes,
+    pub origin: Origin,
+}
+
+#[derive(Debug)]
+struct Member {
+    connection: u64,
+    handle: u32,
+    topic: TopicId,
+    window: u32,
+    flight: BTreeSet<u64>,
+    out: mpsc::UnboundedSender<Response>,
+    pulls: Vec<(u32, u32)>,
+}
+
+impl World {
+    /// Bodies of what is stored in a topic.
+    pub fn bodies(&self, topic: &str) -> Vec<String> {
+        let Some(id) = self.topics.get(topic) else { return Vec::new() };
+        let stored = self.stored.get(id).map(Vec::as_slice).unwrap_or_default();
+        stored.iter().map(|stored| String::from_utf8(stored.message[5..].to_vec()).unwrap()).collect()
+    }
+
+    pub fn settled(&self, topic: &str) -> Vec<u64> {
+        self.settled.get(&self.topics[topic]).into_iter().flatten().copied().collect()
+    }
+
+    pub fn count_frames(&self, is: impl Fn(&Request) -> bool) -> usize {
+        self.frames.iter().filter(|frame| is(frame)).count()
+    }
+
+    /// Deletes a topic, so that its id means nothing any more.
+    pub fn delete_topic(&mut self, name: &str) {
+        let id = self.topics.remove(name).unwrap();
+        self.stored.remove(&id);
+    }
+
+    /// Ends every consumer.
+    pub fn close_consumers(&mut self) {
+        for member in self.consumers.drain(..) {
+            let refusal = Refusal::new(ErrorCode::Deleted, "the group was deleted");
+            let closed = ConsumerClosed { consumer: member.handle, refusal };
+            let _ = member.out.send(Response::ConsumerClosed(closed));
+        }
+    }
+
+    fn topic(&mut self, name: &str) -> TopicId {
+        if let Some(id) = self.topics.get(name) {
+            return *id;
+        }
+        self.next_topic += 1;
+        let id = TopicId(self.next_topic);
+        self.topics.insert(name.to_owned(), id);
+        self.stored.insert(id, Vec::new());
+        id
+    }
+
+    fn end(&mut self, connection: u64) {
+        self.consumers.retain(|member| member.connection != connection);
+        self.owners.retain(|_, owner| owner.0 != connection);
+        self.hand_out();
+    }
+
+    fn hand_out(&mut self) {
+        for index in 0..self.consumers.len() {
+            let topic = self.consumers[index].topic;
+            let taken: BTreeSet<u64> = self
+                .consumers
+                .iter()
+                .filter(|member| member.topic == topic)
+                .flat_map(|member| member.flight.iter().copied())
+                .chain(self.settled.get(&topic).into_iter().flatten().copied())
+                .collect();
+            let Some(stored) = self.stored.get(&topic) else { continue };
+            let waiting: Vec<u64> = (0..stored.len() as u64).filter(|at| !taken.contains(at)).collect();
+            let member = &mut self.consumers[index];
+            let (request, credit) = match member.pulls.first() {
+                Some(&(request, max)) => (request, max),
+                None => (0, member.window.saturating_sub(member.flight.len() as u32)),
+            };
+            let offsets: Vec<u64> = waiting.into_iter().take(credit as usize).collect();
+            if offsets.is_empty() {
+                continue;
+            }
+            let mut runs = Vec::new();
+            let mut messages = BytesMut::new();
+            for at in &offsets {
+                let attempt = self.attempts.entry((topic, *at)).or_default();
+                *attempt += 1;
+                let stored = &stored[*at as usize];
+                runs.push(Run {
+                    offset: Offset(*at),
+                    count: 1,
+                    attempt: *attempt,
+                    redelivered: *attempt > 1,
+                    published_at: Timestamp(1),
+                    origin: Some(stored.origin),
+                });
+                messages.extend_from_slice(&stored.message);
+            }
+            member.flight.extend(&offsets);
+            let deliver = Deliver { consumer: member.handle, request, runs };
+            let _ = member.out.send(Response::Deliver(deliver, messages.freeze()));
+            if request != 0 {
+                member.pulls.remove(0);
+                let count = offsets.len() as u32;
+                let _ = member.out.send(Response::Reply(request, Ok(Reply::Pulled { count })));
+            }
+        }
+    }
+}
+
+/// A running node. Dropping it kills it: listener and connections are gone at once.
+pub struct Node {
+    pub address: String,
+    pub behaviour: Arc<Mutex<Behaviour>>,
+    tasks: JoinSet<()>,
+}
+
+impl Node {
+    pub async fn start(world: &Arc<Mutex<World>>, behaviour: Behaviour) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::on(listener, world, behaviour)
+    }
+
+    /// A node that takes over an address.
+    pub fn on(listener: TcpListener, world: &Arc<Mutex<World>>, behaviour: Behaviour) -> Self {
+        let address = listener.local_addr().unwrap().to_string();
+        let behaviour = Arc::new(Mutex::new(behaviour));
+        let (world, shared) = (world.clone(), behaviour.clone());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                connections.spawn(serve(stream, world.clone(), shared.clone()));
+            }
+        });
+        Self { address, behaviour, tasks }
+    }
+
+    pub fn set(&self, change: impl FnOnce(&mut Behaviour)) {
+        change(&mut self.behaviour.lock().unwrap());
+    }
+
+    /// Ends listener and connections and waits until they are gone.
+    pub async fn kill(mut self) {
+        self.tasks.shutdown().await;
+    }
+}
+
+/// Takes a connection out of the world however it ends.
+struct Connected {
+    world: Arc<Mutex<World>>,
+    number: u64,
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        let mut world = self.world.lock().unwrap();
+        world.open_connections -= 1;
+        world.end(self.number);
+    }
+}
+
+async fn serve(stream: TcpStream, world: Arc<Mutex<World>>, behaviour: Arc<Mutex<Behaviour>>) {
+    let connected = {
+        let mut locked = world.lock().unwrap();
+        locked.next_connection += 1;
+        locked.open_connections += 1;
+        Connected { world: world.clone(), number: locked.next_connection }
+    };
+    stream.set_nodelay(true).unwrap();
+    let _ = talk(stream, connected.number, &world, &behaviour).await;
+}
+
+async fn talk(
+    mut stream: TcpStream,
+    number: u64,
+    world: &Arc<Mutex<World>>,
+    behaviour: &Arc<Mutex<Behaviour>>,
+) -> std::io::Result<()> {
+    if behaviour.lock().unwrap().mute {
+        std::future::pending::<()>().await;
+    }
+    let mut client = [0; preface::PREFACE_BYTES];
+    stream.read_exact(&mut client).await?;
+    let (answer, _) = preface::answer(client).unwrap();
+    stream.write_all(&answer).await?;
+    let (out, mut outgoing) = mpsc::unbounded_channel();
+    let mut input = BytesMut::new();
+    let mut frames = 0;
+    let mut beat = tokio::time::interval(std::time::Duration::from_millis(20));
+    loop {
+        while let Some(frame) = RawFrame::cut(&mut input, 100 << 20).unwrap() {
+            frames += 1;
+            let request = Request::decode(&frame).unwrap();
+            let behaviour = &mut *behaviour.lock().unwrap();
+            let world = &mut *world.lock().unwrap();
+            world.frames.push(request.clone());
+            handle(number, world, behaviour, request, &out);
+            world.hand_out();
+            if behaviour.drop_after_frames.is_some_and(|max| frames >= max) {
+                return Ok(());
+            }
+        }
+        tokio::select! {
+            read = stream.read_buf(&mut input) => if read? == 0 { return Ok(()) },
+            Some(response) = outgoing.recv() => {
+                let current = behaviour.lock().unwrap().clone();
+                if current.silent && !matches!(response, Response::Welcome(_)) {
+                    continue;
+                }
+                if matches!(response, Response::Confirm(_)) && current.withhold_confirms {
+                    continue;
+                }
+                let mut bytes = BytesMut::new();
+                response.encode(&mut bytes);
+                if current.garbage && matches!(response, Response::Welcome(_)) {
+                    bytes.extend_from_slice(&[3, 0, 0, 0, 0x7f, 1, 2]);
+                }
+                for piece in bytes.chunks(current.write_bytes) {
+                    stream.write_all(piece).await?;
+                    if current.write_bytes != usize::MAX {
+                        tokio::task::yield_now().await;
+                    }
+                }
+            }
+            _ = beat.tick() => if frames > 0 {
+                let epoch = Epoch(behaviour.lock().unwrap().epoch);
+                let _ = out.send(Response::Heartbeat(Heartbeat { epoch, fence_age_ms: 0 }));
+            },
+        }
+    }
+}
+
+fn handle(
+    number: u64,
+    world: &mut World,
+    behaviour: &mut Behaviour,
+    request: Request,
+    out: &mpsc::UnboundedSender<Response>,
+) {
+    let reply = |request, result| {
+        let _ = out.send(Response::Reply(request, result));
+    };
+    match request {
+        Request::Hello(hello) => {
+            let _ = out.send(match &behaviour.not_master {
+                Some(master) => {
+                    Response::NotMaster(NotMaster { role: Role::Standby, master: master.clone() })
+                }
+                None => Response::Welcome(Welcome {
+                    epoch: Epoch(behaviour.epoch),
+                    node: "node".into(),
+                    store_id: behaviour.store_id.into(),
+                    server: "test".into(),
+                    heartbeat_ms: hello.heartbeat_ms,
+                    frame_bytes_max: behaviour.frame_bytes_max,
+                    body_bytes_max: 64 << 20,
+                    header_bytes_max: 64 << 10,
+                }),
+            });
+        }
+        Request::OpenProducer(open) => {
+            if let Some(code) = behaviour.refuse_resume
+                && open.resume.is_some()
+            {
+                return reply(open.request, Err(Refusal::new(code, "no such producer any more")));
+            }
+            let count = world.producers.len() as u64;
+            let id = *world.producers.entry(open.name).or_insert(ProducerId(count));
+            world.owners.insert(id, (number, open.producer));
+            let last = Sequence(*world.last.entry(id).or_default());
+            reply(open.request, Ok(Reply::Producer { id, last }));
+        }
+        Request::Publish(head, messages) => publish(number, world, behaviour, &head, messages, out),
+        Request::CloseProducer(close) => {
+            world.owners.retain(|_, owner| *owner != (number, close.producer));
+        }
+        Request::Subscribe(subscribe) => join(number, world, subscribe, out),
+        Request::Settle(settle) => {
+            let settled = match world
+                .consumers
+                .iter_mut()
+                .find(|m| (m.connection, m.handle) == (number, settle.consumer))
+            {
+                Some(member) => {
+                    let (inside, outside): (BTreeSet<u64>, BTreeSet<u64>) = member
+                        .flight
+                        .iter()
+                        .partition(|at| settle.ranges.iter().any(|range| range.contains(Offset(**at))));
+                    let count = inside.len() as u64;
+                    if settle.settlement != Settlement::Extend {
+                        member.flight = outside;
+                    }
+                    if matches!(settle.settlement, Settlement::Ack | Settlement::Reject) {
+                        world.settled.entry(member.topic).or_default().extend(inside);
+                    }
+                    Ok(Reply::Settled { count })
+                }
+                None => Err(Refusal::new(ErrorCode::UnknownHandle, "no such consumer")),
+            };
+            reply(settle.request, settled);
+        }
+        Request::Unsubscribe(unsubscribe) => {
+            world
+                .consumers
+                .retain(|member| (member.connection, member.handle) != (number, unsubscribe.consumer));
+            reply(unsubscribe.request, Ok(Reply::Done));
+        }
+        Request::Pull(pull) => {
+            let member = world
+                .consumers
+                .iter_mut()
+                .find(|m| (m.connection, m.handle) == (number, pull.consumer))
+                .unwrap();
+            if pull.wait_ms == 0 {
+                reply(pull.request, Ok(Reply::Pulled { count: 0 }));
+            } else {
+                member.pulls.push((pull.request, pull.window.messages));
+            }
+        }
+        Request::FindTopic(find) => {
+            let id = world.topic(&find.name);
+            reply(find.request, Ok(Reply::Topic { id }));
+        }
+        Request::Admin(admin) => match admin.command {
+            AdminCommand::Status => reply(admin.request, Ok(Reply::Status(Box::new(status(behaviour))))),
+            AdminCommand::DeleteTopic { name } => {
+                let text = format!("there is no topic {name}");
+                reply(admin.request, Err(Refusal::new(ErrorCode::UnknownTopic, text)));
+            }
+            AdminCommand::ListTopics { .. } => {
+                reply(admin.request, Ok(Reply::Topics { topics: Vec::new(), more: false }));
+            }
+            _ => reply(admin.request, Ok(Reply::Done)),
+        },
+        Request::Heartbeat | Request::Goodbye | Request::Flow(_) => {}
+    }
+}
+
+fn join(number: u64, world: &mut World, subscribe: Subscribe, out: &mpsc::UnboundedSender<Response>) {
+    let topic = world.topic(&subscribe.topic);
+    world.consumers.push(Member {
+        connection: number,
+        handle: subscribe.consumer,
+        topic,
+        window: subscribe.window.messages,
+        flight: BTreeSet::new(),
+        out: out.clone(),
+        pulls: Vec::new(),
+    });
+    let settings = subscribe.settings.unwrap_or_default();
+    let joined = Reply::Subscribed { group: GroupId(1), topic, settings };
+    let _ = out.send(Response::Reply(subscribe.request, Ok(joined)));
+}
+
+fn publish(
+    number: u64,
+    world: &mut World,
+    behaviour: &mut Behaviour,
+    head: &Publish,
+    messages: Bytes,
+    out: &mpsc::UnboundedSender<Response>,
+) {
+    let owner = (number, head.producer);
+    let Some(id) = world.owners.iter().find(|(_, known)| **known == owner).map(|(id, _)| *id) else {
+        let refusal = Refusal::new(ErrorCode::ProducerReplaced, "opened by another connection");
+        let (producer, sequence) = (head.producer, head.sequence);
+        let refused = PublishRefused { producer, sequence, expected: sequence, refusal };
+        let _ = out.send(Response::PublishRefused(refused));
+        return;
+    };
+    let last = world.last[&id];
+    let refuse = |code, text: &str| {
+        let refused = PublishRefused {
+            producer: head.producer,
+            sequence: head.sequence,
+            expected: Sequence(last + 1),
+            refusal: Refusal::new(code, text),
+        };
+        let _ = out.send(Response::PublishRefused(refused));
+    };
+    let block = MessageBlock::parse(messages, &Limits::default()).unwrap();
+    let count: u64 = head.parts.iter().map(|(_, count)| u64::from(*count)).sum();
+    assert_eq!(block.count() as u64, count, "the parts add up to the messages");
+    if let Some(code) = behaviour.refuse_all {
+        return refuse(code, "refused");
+    }
+    if head.sequence.0 > last + 1 {
+        return refuse(ErrorCode::OutOfSequence, "out of sequence");
+    }
+    if behaviour.full > 0 {
+        behaviour.full -= 1;
+        return refuse(ErrorCode::StoreFull, "the store is full");
+    }
+    let messages: Vec<Bytes> = block.iter().collect();
+    let bad = !behaviour.refuse_body.is_empty();
+    if bad && messages.iter().any(|message| &message[5..] == behaviour.refuse_body) {
+        return refuse(ErrorCode::Invalid, "a bad message");
+    }
+    if head.parts.iter().any(|(topic, _)| !world.stored.contains_key(topic)) {
+        return refuse(ErrorCode::UnknownTopic, "no such topic");
+    }
+    let topics = head.parts.iter().flat_map(|(topic, count)| (0..*count).map(|_| *topic));
+    for (at, (topic, message)) in topics.zip(messages).enumerate() {
+        let sequence = head.sequence.0 + at as u64;
+        if sequence > last {
+            let origin = Origin { producer: id, sequence: Sequence(sequence) };
+            world.stored.get_mut(&topic).unwrap().push(Stored { message, origin });
+        }
+    }
+    let end = (head.sequence.0 + count - 1).max(last);
+    world.last.insert(id, end);
+    let confirm = Confirm { producer: head.producer, sequence: Sequence(end) };
+    let _ = out.send(Response::Confirm(confirm));
+}
+
+fn status(behaviour: &Behaviour) -> NodeStatus {
+    NodeStatus {
+        node: "node".into(),
+        role: if behaviour.not_master.is_some() { Role::Standby } else { Role::Master },
+        epoch: Epoch(behaviour.epoch),
+        mode: "file".into(),
+        store_id: behaviour.store_id.into(),
+        master: None,
+        version: "test".into(),
+        role_seconds: 1,
+        connections: 1,
+        topics: 1,
+        groups: 1,
+        messages: 0,
+    }
+}

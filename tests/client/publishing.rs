@@ -1,0 +1,352 @@
+//! Publishing: what is confirmed is stored once and in order, whatever happens to connections.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use batonmq::client::{Client, ClientError, ClientOptions, Producer, ProducerOptions, Ticket, Topic};
+use batonmq::model::message::Message;
+use batonmq::protocol::error::ErrorCode;
+use batonmq::protocol::request::Request;
+use tokio::net::TcpListener;
+
+use crate::node::{Behaviour, Node};
+use crate::{bodies, connected, numbered, options, soon, until, world};
+
+async fn producer(client: &Client) -> (Producer, Topic) {
+    let producer = soon(client.producer(ProducerOptions::default())).await.unwrap();
+    (producer, soon(client.topic("t")).await.unwrap())
+}
+
+fn is_publish(request: &Request) -> bool {
+    matches!(request, Request::Publish(..))
+}
+
+#[tokio::test]
+async fn what_is_published_is_stored_in_order_and_in_few_frames() {
+    let (world, _node, client) = connected(Behaviour::default()).await;
+    let (producer, topic) = producer(&client).await;
+    let messages = numbered(0, 20_000);
+    let last = soon(producer.send_batch(&topic, &messages)).await.unwrap();
+    assert_eq!(last, Ticket(20_000));
+    soon(producer.confirmed(last)).await.unwrap();
+    let world = world.lock().unwrap();
+    assert_eq!(world.bodies("t"), bodies(0, 20_000));
+    let frames = world.count_frames(is_publish);
+    assert!(frames < 200, "{frames} frames");
+}
+
+#[tokio::test]
+async fn a_single_message_is_sent_without_company() {
+    let (world, _node, client) = connected(Behaviour::default()).await;
+    let (producer, topic) = producer(&client).await;
+    for message in numbered(0, 50) {
+        soon(producer.send(&topic, &message)).await.unwrap();
+    }
+    assert_eq!(world.lock().unwrap().bodies("t"), bodies(0, 50));
+}
+
+#[tokio::test]
+async fn publishing_without_waiting_reaches_the_node_by_itself() {
+    let (world, _node, client) = connected(Behaviour::default()).await;
+    let (producer, topic) = producer(&client).await;
+    producer.publish(&topic, &Message::new("0")).await.unwrap();
+    until(|| world.lock().unwrap().bodies("t") == ["0"]).await;
+}
+
+#[tokio::test]
+async fn connections_that_break_neither_lose_nor_repeat_nor_reorder() {
+    for frames in [4, 5, 7, 12] {
+        let behaviour = Behaviour { drop_after_frames: Some(frames), ..Behaviour::default() };
+        let (world, _node, client) = connected(behaviour).await;
+        let (producer, topic) = producer(&client).await;
+        for (round, message) in numbered(0, 200).iter().enumerate() {
+            producer.publish(&topic, message).await.unwrap();
+            if round % 5 == 4 {
+                soon(producer.flush()).await.unwrap();
+            }
+        }
+        soon(producer.flush()).await.unwrap();
+        assert_eq!(world.lock().unwrap().bodies("t"), bodies(0, 200), "with {frames} frames a connection");
+    }
+}
+
+#[tokio::test]
+async fn many_tasks_share_a_producer_over_broken_connections() {
+    let behaviour = Behaviour { drop_after_frames: Some(20), ..Behaviour::default() };
+    let (world, _node, client) = connected(behaviour).await;
+    let (producer, topic) = producer(&client).await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for task in 0..50 {
+        let (producer, topic) = (producer.clone(), topic.clone());
+        tasks.spawn(async move {
+            for number in 0..10 {
+                producer.send(&topic, &Message::new(format!("{task}-{number}"))).await.unwrap();
+            }
+        });
+    }
+    soon(async { while tasks.join_next().await.transpose().unwrap().is_some() {} }).await;
+    let stored = world.lock().unwrap().bodies("t");
+    assert_eq!(stored.len(), 500);
+    assert_eq!(stored.iter().collect::<HashSet<_>>().len(), 500);
+}
+
+#[tokio::test]
+async fn a_stored_message_whose_confirm_was_lost_is_not_stored_again() {
+    let (world, node, client) =
+        connected(Behaviour { withhold_confirms: true, ..Behaviour::default() }).await;
+    let (producer, topic) = producer(&client).await;
+    let address = node.address.clone();
+    let last = producer.send_batch(&topic, &numbered(0, 3)).await.unwrap();
+    until(|| world.lock().unwrap().bodies("t").len() == 3).await;
+    node.kill().await;
+    let _back = Node::on(TcpListener::bind(&address).await.unwrap(), &world, Behaviour::default());
+    soon(producer.confirmed(last)).await.unwrap();
+    let world = world.lock().unwrap();
+    assert_eq!(world.bodies("t"), bodies(0, 3));
+    assert_eq!(world.count_frames(is_publish), 1, "what the node said it has was sent again");
+}
+
+/// For 50 ms neither node is master, as in a takeover; the client must keep trying both.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_publisher_goes_on_where_the_other_node_takes_over() {
+    let world = world();
+    let first = Node::start(&world, Behaviour::default()).await;
+    let mut other =
+        Some(Node::start(&world, Behaviour { not_master: Some(None), ..Behaviour::default() }).await);
+    let client = Client::connect(options(&[&first, other.as_ref().unwrap()])).await.unwrap();
+    let (producer, topic) = producer(&client).await;
+    soon(producer.send(&topic, &Message::new("0"))).await.unwrap();
+    first.kill().await;
+    let serving = tokio::spawn({
+        let other = other.take().unwrap();
+        async move {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            other.set(|behaviour| {
+                behaviour.not_master = None;
+                behaviour.epoch = 2;
+            });
+            other
+        }
+    });
+    soon(producer.send(&topic, &Message::new("1"))).await.unwrap();
+    drop(serving.await);
+    assert_eq!(world.lock().unwrap().bodies("t"), bodies(0, 2));
+}
+
+#[tokio::test]
+async fn only_the_message_that_is_refused_fails() {
+    let (world, _node, client) = connected(Behaviour::default()).await;
+    let (producer, topic) = producer(&client).await;
+    let mut messages = numbered(0, 1000);
+    for at in [0, 500, 501, 999] {
+        messages[at] = Message::new("bad");
+    }
+    let last = soon(producer.send_batch(&topic, &messages)).await.unwrap();
+    let Err(ClientError::MessagesRefused(failures)) = soon(producer.confirmed(last)).await else {
+        panic!("nothing was refused");
+    };
+    let failed: Vec<_> = failures.iter().map(|failure| (failure.first.0, failure.last.0)).collect();
+    assert_eq!(failed, [(1, 1), (501, 501), (502, 502), (1000, 1000)]);
+    assert!(failures.iter().all(|failure| failure.refusal.code == ErrorCode::Invalid));
+    let mut expected = bodies(0, 1000);
+    expected.retain(|body| !["0", "500", "501", "999"].contains(&body.as_str()));
+    assert_eq!(world.lock().unwrap().bodies("t"), expected);
+    soon(producer.flush()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_refusal_reaches_the_task_that_sent_the_message_and_no_other() {
+    let (world, _node, client) = connected(Behaviour::default()).await;
+    let (producer, topic) = producer(&client).await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for number in 0..100 {
+        let (producer, topic) = (producer.clone(), topic.clone());
+        let body = if number % 10 == 3 { "bad".to_owned() } else { number.to_string() };
+        tasks.spawn(async move { (body.clone(), producer.send(&topic, &Message::new(body)).await) });
+    }
+    while let Some(done) = soon(tasks.join_next()).await {
+        let (body, result) = done.unwrap();
+        assert_eq!(result.is_err(), body == "bad", "{body}: {result:?}");
+    }
+    assert_eq!(world.lock().unwrap().bodies("t").len(), 90);
+    assert!(producer.failures().is_empty());
+}
+
+#[tokio::test]
+async fn what_the_node_puts_off_is_tried_again() {
+    let (world, node, client) = connected(Behaviour { full: 3, ..Behaviour::default() }).await;
+    let (producer, topic) = producer(&client).await;
+    let last = producer.send_batch(&topic, &numbered(0, 10)).await.unwrap();
+    soon(producer.confirmed(last)).await.unwrap();
+    assert_eq!(world.lock().unwrap().bodies("t"), bodies(0, 10));
+    assert_eq!(node.behaviour.lock().unwrap().full, 0);
+}
+
+#[tokio::test]
+async fn a_call_that_gets_nowhere_says_why_and_may_be_made_again() {
+    let world = world();
+    let node = Node::start(&world, Behaviour { full: usize::MAX, ..Behaviour::default() }).await;
+    let options = ClientOptions { timeout: Duration::from_millis(200), ..options(&[&node]) };
+    let client = Client::connect(options).await.unwrap();
+    let (producer, topic) = producer(&client).await;
+    let error = soon(producer.send(&topic, &Message::new("0"))).await.unwrap_err();
+    let expected = "messages 1 to 1 are not confirmed and nothing moved for 200ms; they are still being tried: the store is full";
+    assert_eq!(error.to_string(), expected);
+    node.set(|behaviour| behaviour.full = 0);
+    soon(producer.flush()).await.unwrap();
+    assert_eq!(world.lock().unwrap().bodies("t"), ["0"]);
+}
+
+#[tokio::test]
+async fn publishing_waits_when_as_much_is_in_flight_as_may_be() {
+    let (world, node, client) =
+        connected(Behaviour { withhold_confirms: true, ..Behaviour::default() }).await;
+    let limits = ProducerOptions { in_flight_messages: 10, ..ProducerOptions::default() };
+    let producer = client.producer(limits).await.unwrap();
+    let topic = client.topic("t").await.unwrap();
+    let messages = numbered(0, 30);
+    {
+        let mut publishing = std::pin::pin!(producer.send_batch(&topic, &messages));
+        let early = tokio::time::timeout(Duration::from_millis(100), publishing.as_mut()).await;
+        assert!(early.is_err(), "more than 10 messages were taken");
+        assert_eq!(producer.last_ticket(), Ticket(10));
+        node.set(|behaviour| behaviour.withhold_confirms = false);
+        let address = node.address.clone();
+        node.kill().await;
+        let back = Node::on(TcpListener::bind(&address).await.unwrap(), &world, Behaviour::default());
+        soon(publishing).await.unwrap();
+        soon(producer.flush()).await.unwrap();
+        drop(back);
+    }
+    assert_eq!(world.lock().unwrap().bodies("t"), bodies(0, 30));
+}
+
+#[tokio::test]
+async fn a_message_larger_than_all_that_may_be_in_flight_goes_alone() {
+    let (world, _node, client) = connected(Behaviour::default()).await;
+    let limits = ProducerOptions { in_flight_bytes: 100, ..ProducerOptions::default() };
+    let producer = client.producer(limits).await.unwrap();
+    let topic = client.topic("t").await.unwrap();
+    let messages = [Message::new("x".repeat(3 << 20)), Message::new("y".repeat(3 << 20))];
+    soon(producer.send_batch(&topic, &messages)).await.unwrap();
+    soon(producer.flush()).await.unwrap();
+    assert_eq!(world.lock().unwrap().bodies("t").len(), 2);
+}
+
+#[tokio::test]
+async fn a_dropped_send_neither_loses_its_message_nor_harms_others() {
+    let (world, node, client) =
+        connected(Behaviour { withhold_confirms: true, ..Behaviour::default() }).await;
+    let (producer, topic) = producer(&client).await;
+    let message = Message::new("0");
+    let sent = tokio::time::timeout(Duration::from_millis(50), producer.send(&topic, &message)).await;
+    assert!(sent.is_err());
+    node.set(|behaviour| behaviour.withhold_confirms = false);
+    soon(producer.send(&topic, &Message::new("1"))).await.unwrap();
+    assert_eq!(world.lock().unwrap().bodies("t"), bodies(0, 2));
+}
+
+#[tokio::test]
+async fn messages_to_a_deleted_topic_fail_and_the_next_one_finds_it_anew() {
+    let (world, _node, client) = connected(Behaviour::default()).await;
+    let (producer, topic) = producer(&client).await;
+    let other = client.topic("other").await.unwrap();
+    world.lock().unwrap().delete_topic("t");
+    producer.send_batch(&other, &numbered(0, 2)).await.unwrap();
+    producer.send_batch(&topic, &numbered(0, 5)).await.unwrap();
+    producer.send_batch(&other, &numbered(2, 2)).await.unwrap();
+    let Err(ClientError::MessagesRefused(failures)) = soon(producer.flush()).await else {
+        panic!("nothing was refused");
+    };
+    assert_eq!((failures.len(), failures[0].first, failures[0].last), (1, Ticket(3), Ticket(7)));
+    assert_eq!(world.lock().unwrap().bodies("other"), bodies(0, 4));
+    soon(producer.send(&topic, &Message::new("again"))).await.unwrap();
+    assert_eq!(world.lock().unwrap().bodies("t"), ["again"]);
+}
+
+#[tokio::test]
+async fn a_producer_that_the_node_forgot_ends_and_says_what_is_not_known() {
+    let (world, node, client) =
+        connected(Behaviour { withhold_confirms: true, ..Behaviour::default() }).await;
+    let (producer, topic) = producer(&client).await;
+    producer.send_batch(&topic, &numbered(0, 4)).await.unwrap();
+    let address = node.address.clone();
+    node.kill().await;
+    let forgetful = Behaviour { refuse_resume: Some(ErrorCode::ProducerExpired), ..Behaviour::default() };
+    let _back = Node::on(TcpListener::bind(&address).await.unwrap(), &world, forgetful);
+    let error = soon(producer.flush()).await.unwrap_err();
+    assert!(matches!(error, ClientError::ProducerEnded { unknown: 4, .. }), "{error}");
+    let next = soon(producer.publish(&topic, &Message::new("x"))).await;
+    assert!(matches!(next, Err(ClientError::ProducerEnded { .. })));
+}
+
+#[tokio::test]
+async fn a_producer_whose_name_another_took_ends() {
+    let (_world, node, client) = connected(Behaviour::default()).await;
+    let named = ProducerOptions { name: Some("p".into()), ..ProducerOptions::default() };
+    let mine = client.producer(named.clone()).await.unwrap();
+    let topic = client.topic("t").await.unwrap();
+    soon(mine.send(&topic, &Message::new("0"))).await.unwrap();
+    let other = Client::connect(options(&[&node])).await.unwrap();
+    let theirs = other.producer(named).await.unwrap();
+    let error = soon(mine.send(&topic, &Message::new("1"))).await.unwrap_err();
+    let ClientError::ProducerEnded { refusal, .. } = error else { panic!("{error}") };
+    assert_eq!(refusal.code, ErrorCode::ProducerReplaced);
+    soon(theirs.send(&topic, &Message::new("2"))).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_store_that_went_back_is_noticed() {
+    let (world, node, client) = connected(Behaviour::default()).await;
+    let (producer, topic) = producer(&client).await;
+    soon(producer.send_batch(&topic, &numbered(0, 3))).await.unwrap();
+    soon(producer.flush()).await.unwrap();
+    let address = node.address.clone();
+    node.kill().await;
+    let older = crate::world();
+    drop(world);
+    let _back = Node::on(TcpListener::bind(&address).await.unwrap(), &older, Behaviour::default());
+    let error = soon(async {
+        loop {
+            match producer.send(&topic, &Message::new("x")).await {
+                Ok(()) => {}
+                Err(error) => return error,
+            }
+        }
+    })
+    .await;
+    assert!(matches!(error, ClientError::StoreWentBack { stored: 0, confirmed: 3, .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_message_beyond_a_limit_is_refused_before_it_is_sent() {
+    let (world, _node, client) = connected(Behaviour::default()).await;
+    let (producer, topic) = producer(&client).await;
+    let long = Message { key: Some(vec![0; 5000].into()), ..Message::default() };
+    assert!(matches!(producer.publish(&topic, &long).await, Err(ClientError::Message(_))));
+    soon(producer.send(&topic, &Message::new("0"))).await.unwrap();
+    assert_eq!(world.lock().unwrap().bodies("t"), ["0"]);
+}
+
+#[tokio::test]
+async fn a_message_that_no_frame_of_the_new_master_holds_fails_and_the_others_do_not() {
+    let world = world();
+    let node =
+        Node::start(&world, Behaviour { withhold_confirms: true, silent: false, ..Behaviour::default() })
+            .await;
+    let client = Client::connect(options(&[&node])).await.unwrap();
+    let (producer, topic) = producer(&client).await;
+    node.set(|behaviour| behaviour.refuse_all = Some(ErrorCode::StoreFull));
+    let large = Message::new("x".repeat(2 << 20));
+    let messages = [Message::new("0"), large, Message::new("1")];
+    producer.send_batch(&topic, &messages).await.unwrap();
+    let address = node.address.clone();
+    node.kill().await;
+    let smaller = Behaviour { frame_bytes_max: 1 << 20, ..Behaviour::default() };
+    let _back = Node::on(TcpListener::bind(&address).await.unwrap(), &world, smaller);
+    let Err(ClientError::MessagesRefused(failures)) = soon(producer.flush()).await else {
+        panic!("nothing was refused");
+    };
+    assert_eq!((failures[0].first, failures[0].last), (Ticket(2), Ticket(2)));
+    assert_eq!(world.lock().unwrap().bodies("t"), bodies(0, 2));
+}
