@@ -1,0 +1,184 @@
+//! `baton consume`: the messages of a group, one body a line, and what to do with them.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use batonmq::client::{ClientError, Consumer, ConsumerOptions, Delivery};
+use batonmq::model::name::Name;
+use batonmq::model::settings::{GroupSettings, Start};
+use clap::{Args, ValueEnum};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::client::ClientArgs;
+use super::exit::End;
+use super::group::PolicyName;
+use super::output::Output;
+use super::received::{self, Format};
+use super::value;
+
+/// Deliveries taken over at a time.
+const BATCH_MESSAGES: usize = 1024;
+
+/// Write the messages of a group to standard output.
+///
+/// Every group of a topic gets every message; consumers of one group share them. A message is settled when it has
+/// been written. Without --count and --idle-timeout this goes on until it is stopped.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Ends with 0 when --count messages have come or none came for --idle-timeout. Messages that were not written are given
+back, uncounted. At a takeover a message may come a second time; --format json says so (redelivered).
+
+Examples:
+  baton consume orders --group billing
+  baton consume orders --group billing --count 10 --format json | jq .body
+  baton consume orders --group slow --policy fair --prefetch 10 --work 100ms
+  baton consume orders --group test --count 1 --then nack")]
+pub struct ConsumeArgs {
+    /// The topic
+    #[arg(value_parser = value::name)]
+    topic: Name,
+    /// The group; it is made if it does not exist
+    #[arg(long, value_parser = value::name)]
+    group: Name,
+    /// End after so many messages
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+    /// End when no message has come for so long
+    #[arg(long, value_name = "DURATION", value_parser = value::duration_above_zero)]
+    idle_timeout: Option<Duration>,
+    /// How the group shares its messages, if this makes it
+    #[arg(long, value_enum)]
+    policy: Option<PolicyName>,
+    /// Messages that may be here and not settled
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), default_value_t = 1000)]
+    prefetch: u32,
+    /// What to write of a message
+    #[arg(long, value_enum, default_value_t = Format::Raw)]
+    format: Format,
+    /// Where the group begins, if this makes it: earliest, latest or an offset
+    #[arg(long, value_name = "WHERE", value_parser = value::start, default_value = "earliest")]
+    from: Start,
+    /// Pretend to work so long on each message before it is settled
+    #[arg(long, value_name = "DURATION", value_parser = value::duration)]
+    work: Option<Duration>,
+    /// What to do with a message that has been written
+    #[arg(long, value_enum, default_value_t = Then::Ack)]
+    then: Then,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+/// What to do with a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Then {
+    /// Done with it
+    Ack,
+    /// Failed: again later, counted as an attempt
+    Nack,
+    /// To the dead letters
+    Reject,
+    /// Back at once, not counted
+    Release,
+    /// Keep it; at the end it goes back, not counted
+    Nothing,
+}
+
+/// Runs it.
+pub async fn run(args: ConsumeArgs) -> anyhow::Result<()> {
+    let mut signals = Signals::new()?;
+    let client = args.client.connect().await?;
+    let settings =
+        args.policy.map(|policy| GroupSettings { policy: policy.into(), ..GroupSettings::default() });
+    let mut consumer = client
+        .consumer(ConsumerOptions {
+            start: args.from,
+            settings: settings.clone(),
+            prefetch: args
+                .count
+                .map_or(args.prefetch, |count| args.prefetch.min(u32::try_from(count).unwrap_or(u32::MAX))),
+            ..ConsumerOptions::new(args.topic.as_str(), args.group.as_str())
+        })
+        .await?;
+    let actual = consumer.subscription().settings.policy;
+    if settings.is_some_and(|asked| asked.policy != actual) {
+        tracing::warn!(group = %args.group, "the group exists and keeps its policy; see `baton group set`");
+    }
+    let taken = tokio::select! {
+        taken = take(&args, &mut consumer) => taken,
+        number = signals.next() => Err(End::Signal(number).into()),
+    };
+    let ended = consumer.close().await;
+    client.close().await;
+    taken?;
+    match ended {
+        Ok(()) => Ok(()),
+        Err(error @ ClientError::SettlementsLost { .. }) => {
+            tracing::warn!("{error}");
+            Ok(())
+        }
+        Err(error) => Err(anyhow::Error::new(error).context("what was settled last may come again")),
+    }
+}
+
+async fn take(args: &ConsumeArgs, consumer: &mut Consumer) -> anyhow::Result<()> {
+    let mut left = args.count.unwrap_or(u64::MAX);
+    while left > 0 {
+        let max = if args.work.is_some() { 1 } else { BATCH_MESSAGES };
+        let next = consumer.next_batch(max.min(usize::try_from(left).unwrap_or(usize::MAX)));
+        let batch = match args.idle_timeout {
+            None => next.await?,
+            Some(idle) => match tokio::time::timeout(idle, next).await {
+                Ok(batch) => batch?,
+                Err(_) => return Ok(()),
+            },
+        };
+        anyhow::ensure!(!batch.is_empty(), "the connection was closed");
+        left -= batch.len() as u64;
+        write(args, &batch)?;
+        if let Some(work) = args.work {
+            tokio::time::sleep(work).await;
+        }
+        batch.iter().for_each(|delivery| settle(args.then, consumer, delivery));
+    }
+    Ok(())
+}
+
+/// Writes the deliveries. When this returns, whoever reads standard output has them.
+fn write(args: &ConsumeArgs, batch: &[Delivery]) -> anyhow::Result<()> {
+    let mut output = Output::new();
+    for delivery in batch {
+        received::write(&mut output, args.topic.as_str(), delivery, args.format)?;
+    }
+    output.flush()
+}
+
+fn settle(then: Then, consumer: &Consumer, delivery: &Delivery) {
+    match then {
+        Then::Ack => consumer.ack(delivery),
+        Then::Nack => consumer.nack(delivery, None),
+        Then::Reject => consumer.reject(delivery),
+        Then::Release => consumer.release(delivery),
+        Then::Nothing => {}
+    }
+}
+
+/// The signals that ask for a clean end.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("cannot listen for signals");
+        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+    }
+
+    /// Waits for one and answers its number.
+    async fn next(&mut self) -> u8 {
+        tokio::select! {
+            _ = self.interrupt.recv() => 2,
+            _ = self.terminate.recv() => 15,
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! How a command ends: the exit codes, and which error becomes which.
+//!
+//! Errors are written to standard error in one place, here, and only here. A closed standard output (`| head`)
+//! is no error: the command ends quietly.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use batonmq::client::ClientError;
+use batonmq::config::error::ConfigError;
+
+/// What the help says about exit codes.
+pub const HELP: &str = "\
+Exit codes:
+  0    done; for publish: everything was confirmed
+  1    failed; the reason is on standard error
+  2    the command line or the configuration is wrong; nothing was done
+  3    no master was reached, or nothing moved, within --timeout
+  130  stopped by Ctrl-C (143: by SIGTERM) after settling what was finished";
+
+/// An end that has an exit code of its own.
+#[derive(Debug, thiserror::Error)]
+pub enum End {
+    /// The command line asks for something that cannot be. Code 2.
+    #[error("{0}")]
+    Usage(String),
+    /// Nothing moved for as long as it was waited. Code 3.
+    #[error("{0}")]
+    TimedOut(String),
+    /// Whoever reads standard output has gone. Code 0, without a word.
+    #[error("standard output was closed")]
+    OutputClosed,
+    /// A signal asked for the end, and it was a clean one. 128 and the number of the signal, without a word.
+    #[error("stopped by signal {0}")]
+    Signal(u8),
+}
+
+/// The exit code of a result; writes the error to standard error.
+pub fn code(result: anyhow::Result<()>) -> ExitCode {
+    let Err(error) = result else {
+        return ExitCode::SUCCESS;
+    };
+    let code = match error.downcast_ref::<End>() {
+        Some(End::OutputClosed) => return ExitCode::SUCCESS,
+        Some(End::Signal(number)) => return ExitCode::from(128 + number),
+        Some(End::Usage(_)) => 2,
+        Some(End::TimedOut(_)) => 3,
+        None if error.downcast_ref::<ConfigError>().is_some() => 2,
+        None if error.downcast_ref::<ClientError>().is_some_and(timed_out) => 3,
+        None => 1,
+    };
+    // Standard error may be closed as well; there is nobody left to tell.
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), text(&error).as_bytes());
+    ExitCode::from(code)
+}
+
+fn timed_out(error: &ClientError) -> bool {
+    matches!(
+        error,
+        ClientError::NoMaster { .. } | ClientError::NoAnswer { .. } | ClientError::Unconfirmed { .. }
+    )
+}
+
+/// The error with its causes, leaving out a cause with which the text already ends.
+fn text(error: &anyhow::Error) -> String {
+    let mut text = format!("baton: {error}");
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.ends_with(&cause) {
+            // Writing to a string does not fail.
+            let _ = write!(text, ": {cause}");
+        }
+    }
+    text.push('\n');
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::{Context, anyhow};
+
+    use super::*;
+
+    #[test]
+    fn causes_are_told_once() {
+        let error = anyhow!("no space").context("cannot write x: no space").context("publish");
+        assert_eq!(text(&error), "baton: publish: cannot write x: no space\n");
+        let plain: anyhow::Result<()> = Err(anyhow!("b")).context("a");
+        assert_eq!(text(&plain.unwrap_err()), "baton: a: b\n");
+    }
+}

@@ -1,0 +1,315 @@
+//! `baton group`: list, create, delete, change and describe groups.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use batonmq::client::Client;
+use batonmq::model::name::Name;
+use batonmq::model::settings::{GroupSettings, Policy, Start};
+use batonmq::protocol::response::GroupInfo;
+use clap::{Args, Subcommand, ValueEnum};
+use serde::Serialize;
+
+use super::client::ClientArgs;
+use super::exit::End;
+use super::output::{Output, Table, grouped, milliseconds_text};
+use super::value;
+
+/// List, create, delete, change and describe groups.
+#[derive(Debug, Subcommand)]
+pub enum GroupCommand {
+    /// All groups, or those of one topic: how far they are
+    List(ListArgs),
+    /// Make a group; no error if it exists with the same settings
+    Create(CreateArgs),
+    /// Delete a group with its progress, at once and for good
+    Delete(OneArgs),
+    /// Change settings of a group; the others stay
+    Set(SetArgs),
+    /// A group and its settings
+    Describe(DescribeArgs),
+}
+
+/// For all groups.
+#[derive(Args, Debug)]
+pub struct ListArgs {
+    /// Only the groups of this topic
+    #[arg(value_parser = value::name)]
+    topic: Option<Name>,
+    /// One JSON object a line for each group
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+/// For one group.
+#[derive(Args, Debug)]
+pub struct OneArgs {
+    /// The topic
+    #[arg(value_parser = value::name)]
+    topic: Name,
+    /// The group
+    #[arg(value_parser = value::name)]
+    group: Name,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+/// For a new group.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Example: two attempts a second apart, then the dead letters
+  baton group create orders billing --policy fair --max-attempts 2 --backoff-initial 1s")]
+pub struct CreateArgs {
+    #[command(flatten)]
+    one: OneArgs,
+    #[command(flatten)]
+    settings: SettingsArgs,
+    /// Where it begins: earliest, latest or an offset
+    #[arg(long, value_name = "WHERE", value_parser = value::start, default_value = "earliest")]
+    from: Start,
+}
+
+/// For changes of a group.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Example:
+  baton group set orders billing --lease 5m")]
+pub struct SetArgs {
+    #[command(flatten)]
+    one: OneArgs,
+    #[command(flatten)]
+    settings: SettingsArgs,
+}
+
+/// For one group and its settings.
+#[derive(Args, Debug)]
+pub struct DescribeArgs {
+    #[command(flatten)]
+    one: OneArgs,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Settings of a group.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+#[command(next_help_heading = "Settings")]
+pub struct SettingsArgs {
+    /// How the group shares its messages among its consumers
+    #[arg(long, value_enum)]
+    policy: Option<PolicyName>,
+    /// How long a consumer may hold a message before it goes back
+    #[arg(long, value_name = "DURATION", value_parser = value::duration_above_zero)]
+    lease: Option<Duration>,
+    /// After so many failed attempts a message goes to the dead letters; 0 is never
+    #[arg(long, value_name = "N")]
+    max_attempts: Option<u32>,
+    /// Wait after the first failed attempt
+    #[arg(long, value_name = "DURATION", value_parser = value::duration)]
+    backoff_initial: Option<Duration>,
+    /// Factor from one wait to the next, such as 2.0
+    #[arg(long, value_name = "FACTOR", value_parser = value::percent)]
+    backoff_multiplier: Option<u32>,
+    /// Longest wait between attempts
+    #[arg(long, value_name = "DURATION", value_parser = value::duration)]
+    backoff_maximum: Option<Duration>,
+    /// Largest change of a wait by chance, as a share of it, such as 0.2
+    #[arg(long, value_name = "SHARE", value_parser = value::percent)]
+    backoff_jitter: Option<u32>,
+    /// Topic for messages that failed for good [default: the topic's name with .dead-letter behind it]
+    #[arg(long, value_name = "TOPIC", value_parser = value::name)]
+    dead_letter: Option<Name>,
+}
+
+impl SettingsArgs {
+    const NONE: Self = Self {
+        policy: None,
+        lease: None,
+        max_attempts: None,
+        backoff_initial: None,
+        backoff_multiplier: None,
+        backoff_maximum: None,
+        backoff_jitter: None,
+        dead_letter: None,
+    };
+
+    /// The settings with what the flags change.
+    fn apply(&self, mut settings: GroupSettings) -> anyhow::Result<GroupSettings> {
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let backoff = &mut settings.backoff;
+        settings.policy = self.policy.map_or(settings.policy, Policy::from);
+        settings.lease_ms = self.lease.map_or(settings.lease_ms, ms);
+        settings.max_attempts = self.max_attempts.unwrap_or(settings.max_attempts);
+        backoff.initial_ms = self.backoff_initial.map_or(backoff.initial_ms, ms);
+        backoff.multiplier_percent = self.backoff_multiplier.unwrap_or(backoff.multiplier_percent);
+        backoff.maximum_ms = self.backoff_maximum.map_or(backoff.maximum_ms, ms);
+        backoff.jitter_percent = self.backoff_jitter.unwrap_or(backoff.jitter_percent);
+        if backoff.initial_ms > backoff.maximum_ms {
+            let text = "--backoff-initial is longer than --backoff-maximum; raise that or lower it";
+            return Err(End::Usage(text.to_owned()).into());
+        }
+        if backoff.jitter_percent > 100 {
+            return Err(End::Usage("--backoff-jitter is a share, from 0 to 1".to_owned()).into());
+        }
+        if self.dead_letter.is_some() {
+            settings.dead_letter.clone_from(&self.dead_letter);
+        }
+        Ok(settings)
+    }
+}
+
+/// How a group shares its messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PolicyName {
+    /// Strict turn among the consumers that have credit
+    RoundRobin,
+    /// To the consumer with the fewest messages in flight
+    Fair,
+}
+
+impl From<PolicyName> for Policy {
+    fn from(name: PolicyName) -> Self {
+        match name {
+            PolicyName::RoundRobin => Self::RoundRobin,
+            PolicyName::Fair => Self::Fair,
+        }
+    }
+}
+
+/// A group in JSON.
+#[derive(Serialize)]
+pub struct GroupView<'a> {
+    topic: &'a str,
+    group: &'a str,
+    floor: u64,
+    waiting: u64,
+    in_flight: u64,
+    retries: u64,
+    consumers: u32,
+    settings: &'a GroupSettings,
+}
+
+impl<'a> GroupView<'a> {
+    /// The view of `info`.
+    pub fn new(info: &'a GroupInfo) -> Self {
+        Self {
+            topic: &info.topic,
+            group: &info.name,
+            floor: info.floor.0,
+            waiting: info.waiting,
+            in_flight: info.in_flight,
+            retries: info.retries,
+            consumers: info.consumers,
+            settings: &info.settings,
+        }
+    }
+}
+
+/// Groups for people.
+pub fn table(groups: &[GroupInfo]) -> Table {
+    let mut table =
+        Table::new(&["topic", "group", "policy", "waiting", "in flight", "retries", "consumers", "floor"]);
+    for info in groups {
+        let numbers = [info.waiting, info.in_flight, info.retries, u64::from(info.consumers), info.floor.0];
+        let words = [info.topic.clone(), info.name.clone(), policy_text(info.settings.policy).to_owned()];
+        table.row(words.into_iter().chain(numbers.map(grouped)));
+    }
+    table
+}
+
+/// Runs it.
+pub async fn run(command: GroupCommand) -> anyhow::Result<()> {
+    match command {
+        GroupCommand::List(args) => list(&args).await,
+        GroupCommand::Describe(args) => describe(&args).await,
+        GroupCommand::Create(args) => create(&args).await,
+        GroupCommand::Set(args) => set(&args).await,
+        GroupCommand::Delete(args) => {
+            let client = args.client.connect().await?;
+            client.delete_group(args.topic.as_str(), args.group.as_str()).await?;
+            client.close().await;
+            Ok(())
+        }
+    }
+}
+
+async fn list(args: &ListArgs) -> anyhow::Result<()> {
+    let client = args.client.connect().await?;
+    let mut groups = client.groups(args.topic.as_ref().map(Name::as_str)).await?;
+    client.close().await;
+    groups.sort_by(|one, other| (&one.topic, &one.name).cmp(&(&other.topic, &other.name)));
+    let mut output = Output::new();
+    if args.json {
+        groups.iter().try_for_each(|group| output.json(&GroupView::new(group)))?;
+    } else {
+        table(&groups).print(&mut output)?;
+    }
+    output.flush()
+}
+
+async fn create(args: &CreateArgs) -> anyhow::Result<()> {
+    let settings = args.settings.apply(GroupSettings::default())?;
+    let client = args.one.client.connect().await?;
+    client.create_group(args.one.topic.as_str(), args.one.group.as_str(), settings, args.from).await?;
+    client.close().await;
+    Ok(())
+}
+
+async fn set(args: &SetArgs) -> anyhow::Result<()> {
+    if args.settings == SettingsArgs::NONE {
+        return Err(End::Usage("nothing to change: name at least one setting".to_owned()).into());
+    }
+    let client = args.one.client.connect().await?;
+    let info = find(&client, &args.one).await?;
+    let settings = args.settings.apply(info.settings)?;
+    client.change_group(args.one.topic.as_str(), args.one.group.as_str(), settings).await?;
+    client.close().await;
+    Ok(())
+}
+
+async fn describe(args: &DescribeArgs) -> anyhow::Result<()> {
+    let client = args.one.client.connect().await?;
+    let info = find(&client, &args.one).await?;
+    client.close().await;
+    let mut output = Output::new();
+    if args.json {
+        output.json(&GroupView::new(&info))?;
+        return output.flush();
+    }
+    table(std::slice::from_ref(&info)).print(&mut output)?;
+    let GroupSettings { lease_ms, max_attempts, backoff, dead_letter, .. } = &info.settings;
+    let attempts = match max_attempts {
+        0 => "without end".to_owned(),
+        attempts => format!("{attempts}, then to {}", dead_letter_topic(&info.topic, dead_letter.as_ref())),
+    };
+    output.line(format_args!("lease: {}", milliseconds_text(*lease_ms)))?;
+    output.line(format_args!("attempts: {attempts}"))?;
+    output.line(format_args!(
+        "wait between attempts: {}, then {} % of the wait before, up to {}, changed by up to {} %",
+        milliseconds_text(backoff.initial_ms),
+        backoff.multiplier_percent,
+        milliseconds_text(backoff.maximum_ms),
+        backoff.jitter_percent
+    ))?;
+    output.flush()
+}
+
+/// Name of the topic where the dead messages of a group go.
+pub fn dead_letter_topic(topic: &str, configured: Option<&Name>) -> String {
+    configured.map_or_else(|| format!("{topic}.dead-letter"), Name::to_string)
+}
+
+async fn find(client: &Client, args: &OneArgs) -> anyhow::Result<GroupInfo> {
+    let groups = client.groups(Some(args.topic.as_str())).await?;
+    let found = groups.into_iter().find(|group| group.name == args.group.as_str());
+    found.with_context(|| format!("topic {} has no group {}", args.topic, args.group))
+}
+
+fn policy_text(policy: Policy) -> &'static str {
+    match policy {
+        Policy::RoundRobin => "round-robin",
+        Policy::Fair => "fair",
+    }
+}

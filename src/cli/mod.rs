@@ -1,0 +1,90 @@
+//! The command line: one file for each subcommand, and what they share.
+//!
+//! Nothing here decides anything about messages, stores or mastership: `serve` runs a node, `bench disk` measures the
+//! disk, and everything else is a client like any other, through the client library.
+
+mod bench;
+mod client;
+mod consume;
+mod dead_letter;
+mod demo;
+pub mod exit;
+mod group;
+mod log;
+mod output;
+mod publish;
+mod pull;
+mod received;
+mod serve;
+mod status;
+mod switchover;
+mod topic;
+mod value;
+
+use clap::{Parser, Subcommand};
+
+/// A message broker for two hosts and one shared disk.
+///
+/// What it confirmed is on disk, survives any single failure, and is delivered at least once. `baton demo` shows it.
+#[derive(Debug, Parser)]
+#[command(name = "baton", version, after_help = exit::HELP, max_term_width = 110)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    log: log::LogArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Demo(demo::DemoArgs),
+    Serve(serve::ServeArgs),
+    Publish(publish::PublishArgs),
+    Consume(consume::ConsumeArgs),
+    Pull(pull::PullArgs),
+    Status(status::StatusArgs),
+    Switchover(switchover::SwitchoverArgs),
+    #[command(subcommand)]
+    Topic(topic::TopicCommand),
+    #[command(subcommand)]
+    Group(group::GroupCommand),
+    #[command(subcommand)]
+    DeadLetter(dead_letter::DeadLetterCommand),
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
+}
+
+impl Cli {
+    /// Does what was asked for.
+    pub fn run(self) -> anyhow::Result<()> {
+        if let Command::Serve(args) = self.command {
+            return serve::run(args, &self.log);
+        }
+        log::init_client(&self.log)?;
+        match self.command {
+            Command::Serve(_) => Ok(()),
+            Command::Demo(args) => client::block_on(demo::run(args)),
+            Command::Publish(args) => client::block_on(publish::run(args)),
+            Command::Consume(args) => client::block_on(consume::run(args)),
+            Command::Pull(args) => client::block_on(pull::run(args)),
+            Command::Status(args) => client::block_on(status::run(args)),
+            Command::Switchover(args) => client::block_on(switchover::run(args)),
+            Command::Topic(command) => client::block_on(topic::run(command)),
+            Command::Group(command) => client::block_on(group::run(command)),
+            Command::DeadLetter(command) => client::block_on(dead_letter::run(command)),
+            Command::Bench(command) => bench::run(command),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

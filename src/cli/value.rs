@@ -1,0 +1,81 @@
+//! Values of flags that are more than a text or a number.
+
+use std::time::Duration;
+
+use batonmq::config::value;
+use batonmq::model::id::Offset;
+use batonmq::model::name::Name;
+use batonmq::model::settings::Start;
+use bytes::Bytes;
+
+/// A duration with its unit.
+pub fn duration(text: &str) -> Result<Duration, value::ValueError> {
+    value::duration(text)
+}
+
+/// A duration above zero.
+pub fn duration_above_zero(text: &str) -> Result<Duration, value::ValueError> {
+    let time = value::duration(text)?;
+    if time.is_zero() { Err(value::ValueError::new(text, "longer than nothing")) } else { Ok(time) }
+}
+
+/// A size in bytes, with or without a unit; fits into memory.
+pub fn size(text: &str) -> Result<usize, value::ValueError> {
+    let size = value::size(text)?;
+    usize::try_from(size).map_err(|_| value::ValueError::new(text, "a size that fits into memory"))
+}
+
+/// A factor or share, in percent.
+pub fn percent(text: &str) -> Result<u32, value::ValueError> {
+    value::percent(text)
+}
+
+/// One address of a node.
+pub fn server(text: &str) -> Result<String, value::ValueError> {
+    value::host_port(text)
+}
+
+/// A name of a topic, group or producer.
+pub fn name(text: &str) -> Result<Name, batonmq::model::name::NameError> {
+    Name::new(text)
+}
+
+/// Where a new group begins.
+pub fn start(text: &str) -> Result<Start, value::ValueError> {
+    match text {
+        "earliest" => Ok(Start::Earliest),
+        "latest" => Ok(Start::Latest),
+        _ => value::integer(text)
+            .map(|offset| Start::Offset(Offset(offset)))
+            .map_err(|_| value::ValueError::new(text, "earliest, latest or an offset")),
+    }
+}
+
+/// A header, `NAME=VALUE`.
+pub fn header(text: &str) -> Result<(String, Bytes), value::ValueError> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => {
+            Ok((name.to_owned(), Bytes::copy_from_slice(value.as_bytes())))
+        }
+        _ => Err(value::ValueError::new(text, "a header NAME=VALUE")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_starts_at_a_word_or_an_offset() {
+        assert_eq!(start("earliest"), Ok(Start::Earliest));
+        assert_eq!(start("17"), Ok(Start::Offset(Offset(17))));
+        assert!(start("yesterday").unwrap_err().to_string().contains("earliest, latest or an offset"));
+    }
+
+    #[test]
+    fn the_value_of_a_header_may_contain_the_sign() {
+        assert_eq!(header("a=b=c").unwrap(), ("a".to_owned(), Bytes::from("b=c")));
+        assert_eq!(header("a=").unwrap().1.len(), 0);
+        assert!(header("=b").is_err() && header("a").is_err());
+    }
+}

@@ -1,0 +1,266 @@
+//! Nodes that are set up wrong, and stores that they must not touch. Each is refused with its exit code and a text
+//! that says what to do, before an epoch is claimed; a healthy master does not notice.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use batonmq::client::{Client, ConsumerOptions, ProducerOptions};
+use batonmq::model::message::Message;
+use batonmq::protocol::response::Role;
+use rustix::process::Signal;
+use support::load::options;
+use support::mount::Mount;
+use support::pair::{Node, PATIENCE};
+
+/// The configuration is wrong.
+const WRONG: i32 = 2;
+/// The node cannot start.
+const FAILED: i32 = 1;
+
+/// Name and content of every file below a directory.
+fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(contents(&path));
+        } else {
+            found.insert(path.clone(), fs::read(&path).unwrap());
+        }
+    }
+    found
+}
+
+/// Starts a node that must not start; its log must have these parts in its last line.
+fn is_refused(mut node: Node, code: i32, parts: &[&str]) {
+    node.start();
+    let status = node.wait();
+    let log = node.log();
+    let last = log.lines().last().unwrap_or_default();
+    assert_eq!(status.code(), Some(code), "{parts:?}: {log}");
+    assert!(last.starts_with("baton: "), "{log}");
+    for part in parts {
+        assert!(last.contains(part), "{part:?} is not in: {log}");
+    }
+    println!("{code}: {last}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_set_up_wrong_does_not_start_and_unseats_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    let mut master = Node::new("a", &store, "file", dir.path());
+    master.start();
+    let healthy = master.wait_for(Role::Master).await;
+    let mut number = 0;
+    let mut node = |store: &Path| {
+        number += 1;
+        Node::new(&format!("b{number}"), store, "file", dir.path())
+    };
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let before = contents(&store.join("epochs"));
+
+    let contradiction = node(&store).set("BATON_LIMITS_BODY_BYTES_MAX", "500MiB");
+    is_refused(
+        contradiction,
+        WRONG,
+        &["BATON_LIMITS_BODY_BYTES_MAX: ", "raise limits.frame_bytes_max to 501MiB"],
+    );
+    let beyond = node(&store).set("BATON_LIMITS_FRAME_BYTES_MAX", "5");
+    is_refused(beyond, WRONG, &["limits.frame_bytes_max: 5 is out of bounds; set it from 8MiB to 1GiB"]);
+    for (text, parts) in [
+        ("\npoll_intervall = '1s'", &["wrong.toml:2: ", "did you mean \"poll_interval\"?"][..]),
+        ("heartbeat = 5", &["wrong.toml:1: heartbeat: \"5\" is not a duration with a unit"]),
+        ("store_id = 'mine'", &["wrong.toml:1: store_id: \"mine\" is not the id of a store"]),
+        ("node = [", &["wrong.toml:1: "]),
+    ] {
+        let path = file("wrong.toml", text);
+        is_refused(node(&store).set("BATON_CONFIG", path), WRONG, parts);
+    }
+    is_refused(
+        node(&store).set("BATON_CONFIG", "/nowhere/baton.toml"),
+        WRONG,
+        &["cannot read", "/nowhere/baton.toml"],
+    );
+    let nowhere = node(&store).set("BATON_ADVERTISE", "0.0.0.0:7470");
+    is_refused(nowhere, WRONG, &["set `advertise` to the address under which they reach this node"]);
+    let long = node(&store).set("BATON_ADVERTISE", format!("{}:1", "x".repeat(300)));
+    is_refused(long, WRONG, &["BATON_ADVERTISE: advertise: it has 302 bytes, at most 255"]);
+
+    let mut same = node(&store);
+    same.address.clone_from(&master.address);
+    is_refused(same, FAILED, &["cannot listen on 127.0.0.1:", "another process listens there", "`listen`"]);
+
+    let missing = dir.path().join("missing");
+    let unmounted = node(&missing).set("BATON_CREATE_STORE", false);
+    is_refused(
+        unmounted,
+        FAILED,
+        &["/missing does not exist: is the shared file system mounted?", "create_store = true"],
+    );
+    let deep = node(&missing.join("deep"));
+    is_refused(deep, FAILED, &["/missing/deep cannot be made (", "the rest must exist"]);
+    assert!(!missing.exists());
+
+    let empty = dir.path().join("empty");
+    fs::create_dir(&empty).unwrap();
+    let expecting = node(&empty).set("BATON_CREATE_STORE", false);
+    is_refused(
+        expecting,
+        FAILED,
+        &["/empty holds no store: is the shared file system mounted?", "create_store = true"],
+    );
+    assert!(contents(&empty).is_empty());
+
+    let photos = dir.path().join("photos");
+    fs::create_dir(&photos).unwrap();
+    fs::write(photos.join("me.jpeg"), b"me").unwrap();
+    is_refused(node(&photos), FAILED, &["/photos holds \"me.jpeg\" but no store: use an empty directory"]);
+    is_refused(
+        node(&photos.join("me.jpeg")),
+        FAILED,
+        &["me.jpeg is not a directory: `store` names the directory"],
+    );
+    assert_eq!(contents(&photos).len(), 1);
+
+    let other = node(&store).set("BATON_STORE_ID", "019ab5c2-7d1e-7a44-9c0f-3f1b2a6d5e88");
+    is_refused(other, FAILED, &["holds the store ", &healthy.store_id, "not 019ab5c2-", "`store_id`"]);
+    let view = Mount::new(&store, &dir.path().join("view"), "ro");
+    is_refused(node(&view.path), FAILED, &["cannot write in ", "/view", "is it mounted read-only"]);
+
+    let still = master.wait_for(Role::Master).await;
+    assert_eq!((still.epoch, still.store_id), (healthy.epoch, healthy.store_id.clone()));
+    assert_eq!(contents(&store.join("epochs")), before);
+    // The right id is no obstacle.
+    let mut standby = node(&store).set("BATON_STORE_ID", &healthy.store_id);
+    standby.start();
+    standby.wait_for(Role::Standby).await;
+}
+
+const COUNT: u64 = 50;
+
+/// A store with messages that two masters have left cleanly.
+async fn left_store(dir: &Path, mode: &'static str) -> PathBuf {
+    let store = dir.join(format!("store-{mode}"));
+    for _ in 0..2 {
+        let mut node = Node::new(&format!("before-{mode}"), &store, mode, dir);
+        node.start();
+        node.wait_for(Role::Master).await;
+        let client = Client::connect(options(&node.address)).await.unwrap();
+        let topic = client.topic("t").await.unwrap();
+        let producer = client.producer(ProducerOptions::default()).await.unwrap();
+        for number in 0..COUNT {
+            producer.publish(&topic, &Message::new(number.to_string())).await.unwrap();
+        }
+        producer.flush().await.unwrap();
+        node.signal(Signal::TERM);
+        assert!(node.wait().success(), "{}", node.log());
+    }
+    store
+}
+
+fn newest(folder: &Path, wanted: impl Fn(&str) -> bool) -> PathBuf {
+    let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    folder.join(names.filter(|name| wanted(name)).max().expect("there is one"))
+}
+
+fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
+    bytes[at..at + value.len()].copy_from_slice(value);
+}
+
+/// Raises the version in the file's own way, checksum included.
+type Raise = fn(&mut [u8]);
+
+fn raise_control(bytes: &mut [u8]) {
+    let block = bytes.len() - 4096;
+    put(bytes, block + 8, &2_u32.to_le_bytes());
+    let sum = crc32c::crc32c(&bytes[block..block + 4092]);
+    put(bytes, block + 4092, &sum.to_le_bytes());
+}
+
+fn raise_manifest(bytes: &mut [u8]) {
+    put(bytes, 0, b"baton-manifest 2 ");
+}
+
+fn raise_segment(bytes: &mut [u8]) {
+    put(bytes, 12, &2_u32.to_le_bytes());
+    let sum = crc32c::crc32c(&bytes[12..64]);
+    put(bytes, 8, &sum.to_le_bytes());
+}
+
+fn raise_checkpoint(bytes: &mut [u8]) {
+    put(bytes, 12, &2_u32.to_le_bytes());
+    let sum = crc32c::crc32c(&bytes[12..]);
+    put(bytes, 8, &sum.to_le_bytes());
+}
+
+fn raise_database(bytes: &mut [u8]) {
+    put(bytes, 60, &99_u32.to_be_bytes());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_of_a_newer_format_is_left_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    for mode in ["file", "database"] {
+        let store = left_store(dir.path(), mode).await;
+        let mut files: Vec<(PathBuf, Raise, &str)> = vec![
+            (store.join("control"), raise_control, "control: format 2"),
+            (newest(&store.join("manifest"), |_| true), raise_manifest, ": format 2"),
+        ];
+        if mode == "file" {
+            let journal = store.join("journal");
+            files.push((newest(&journal, |name| name.ends_with(".log")), raise_segment, ".log: format 2"));
+            let checkpoint =
+                newest(&journal, |name| name.starts_with("checkpoint-") && !name.ends_with(".new"));
+            files.push((checkpoint, raise_checkpoint, ": format 2"));
+        } else {
+            files.push((newest(&store, |name| name.ends_with(".db")), raise_database, ".db: format 99"));
+        }
+        for (number, (path, raise, part)) in files.into_iter().enumerate() {
+            let good = fs::read(&path).unwrap();
+            let mut newer = good.clone();
+            raise(&mut newer);
+            assert_ne!(newer, good);
+            fs::write(&path, &newer).unwrap();
+            let before = contents(&store);
+            let node = Node::new(&format!("old-{mode}-{number}"), &store, mode, dir.path());
+            is_refused(
+                node,
+                FAILED,
+                &[part, "this version knows up to 1; run the newer baton on both nodes"],
+            );
+            let after = contents(&store);
+            assert!(after == before, "{}: {:?}", path.display(), after.keys().collect::<Vec<_>>());
+            fs::write(&path, &good).unwrap();
+        }
+        if mode == "database" {
+            // What the manifest names must be there; nothing is made in its place.
+            let database = newest(&store, |name| name.ends_with(".db"));
+            fs::rename(&database, dir.path().join("aside")).unwrap();
+            let node = Node::new("without", &store, mode, dir.path());
+            is_refused(node, FAILED, &[".db is missing: is the right file system mounted?"]);
+            fs::rename(dir.path().join("aside"), &database).unwrap();
+        }
+        let epochs = contents(&store.join("epochs")).len();
+        assert_eq!(epochs, 2, "an epoch was claimed in vain");
+
+        let mut node = Node::new(&format!("after-{mode}"), &store, mode, dir.path());
+        node.start();
+        assert_eq!(node.wait_for(Role::Master).await.epoch.0, 3);
+        let client = Client::connect(options(&node.address)).await.unwrap();
+        let mut consumer = client.consumer(ConsumerOptions::new("t", "g")).await.unwrap();
+        for number in (0..COUNT).chain(0..COUNT) {
+            let delivery = tokio::time::timeout(PATIENCE, consumer.next()).await.unwrap().unwrap().unwrap();
+            assert_eq!(delivery.message.body, number.to_string());
+            consumer.settler().ack(&delivery);
+        }
+        consumer.close().await.unwrap();
+    }
+}

@@ -1,0 +1,72 @@
+//! Views of one folder through mounts of their own, as two hosts have them of a shared disk.
+//!
+//! Through `bindfs`, locks do not exclude across two mounts, each mount keeps attributes and names for a while, and a
+//! descriptor held open reads old pages. An exclusive creation excludes.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::pair::PATIENCE;
+
+/// What a mount keeps, as options of `bindfs`. Its defaults: attributes and names that are there for a second.
+pub const DEFAULT: &str = "";
+/// The same said aloud, and for a second also that a name is not there.
+pub const FORGETFUL: &str = "attr_timeout=1,entry_timeout=1,negative_timeout=1";
+
+/// A mount that lasts as long as this.
+pub struct Mount {
+    pub path: PathBuf,
+    process: Child,
+}
+
+impl Mount {
+    /// Mounts the folder `real` at `path`, which is made.
+    pub fn new(real: &Path, path: &Path, options: &str) -> Self {
+        let missing = |what: &str| -> ! {
+            panic!(
+                "{what}: this test needs root, /dev/fuse and bindfs; \
+                 as root: apt-get install -y --no-install-recommends bindfs fuse3"
+            )
+        };
+        if !rustix::process::geteuid().is_root() {
+            missing("not root");
+        }
+        if !Path::new("/dev/fuse").exists() {
+            missing("no /dev/fuse");
+        }
+        fs::create_dir(path).unwrap();
+        let device = fs::metadata(path).unwrap().dev();
+        let mut command = Command::new("bindfs");
+        command.arg("-f").args((!options.is_empty()).then_some(["-o", options]).into_iter().flatten());
+        command.args([real, path]).stdin(Stdio::null());
+        let process = command.spawn().unwrap_or_else(|error| missing(&format!("bindfs: {error}")));
+        let mut mount = Self { path: path.to_owned(), process };
+        let deadline = Instant::now() + PATIENCE;
+        while fs::metadata(path).unwrap().dev() == device {
+            let ended = mount.process.try_wait().unwrap();
+            assert!(ended.is_none() && Instant::now() < deadline, "bindfs does not mount: {ended:?}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        mount
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        // Lazily, so that it also goes where a process still has something open in it.
+        let unmounted = Command::new("fusermount3").args(["-u", "-z"]).arg(&self.path).status();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while unmounted.is_ok() && Instant::now() < deadline {
+            if matches!(self.process.try_wait(), Ok(Some(_)) | Err(_)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        // Without its process, the mount is gone as well.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
