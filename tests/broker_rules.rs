@@ -227,6 +227,25 @@ fn a_lease_that_ends_gives_the_message_back_and_keeps_the_consumer() {
     assert_eq!(world.groups[&group][&0].attempts, 1);
 }
 
+/// A lease that was made shorter and then extended ended when the old one would have: the group was next looked at
+/// for the deadlines that it had handed out. Found by the property test.
+#[test]
+fn an_extension_under_a_shortened_lease_ends_with_the_new_one() {
+    let (mut world, topic) = world();
+    let settings = GroupSettings { lease_ms: 10_000, ..at_once() };
+    world.subscribe(0, 0, "t", "g", messages(2), Some(settings.clone()));
+    publish(&mut world, topic, 2);
+    world.finish();
+    let (topic, name) = ("t".into(), "g".into());
+    let settings = GroupSettings { lease_ms: 1_000, ..settings };
+    world.admin(0, AdminCommand::ChangeGroup { topic, name, settings });
+    world.settle(0, 0, Settlement::Extend, range(1, 2));
+    world.finish();
+    world.now.0 += 1_000;
+    world.finish();
+    assert_eq!(delivered(&world), [(0, 1)]);
+}
+
 #[test]
 fn a_lost_consumer_counts_as_an_attempt_and_a_closed_one_does_not() {
     for (ending, attempts) in [(Ending::Lost, 1), (Ending::Closed, 0)] {

@@ -189,6 +189,10 @@ impl Broker {
         }
         out.records.push(Record::GroupChanged { group: id, settings: settings.clone() });
         group.state.settings = settings;
+        if group.lease_check.is_some() {
+            // The next check may have been put off by a part of the old lease that is longer than the new one.
+            group.check_leases_by(self.now);
+        }
         group.refresh_all();
         let named = self.topics.get(&group.state.topic).map(|topic| &topic.state.name);
         let mortal = named.is_some_and(|topic| dead_letter::target(topic, &group.state.settings).is_some());

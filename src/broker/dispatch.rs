@@ -198,8 +198,7 @@ impl Dispatch<'_> {
             at.0 += count as u64;
         }
         if at > range.start {
-            let check = self.group.lease_check.map_or(deadline, |check| check.min(deadline));
-            self.group.lease_check = Some(check);
+            self.group.check_leases_by(deadline);
         }
         at
     }

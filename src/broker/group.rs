@@ -366,6 +366,11 @@ impl Group {
         }
     }
 
+    /// Has the leases looked at by `deadline` at the latest.
+    pub fn check_leases_by(&mut self, deadline: Timestamp) {
+        self.lease_check = Some(self.lease_check.map_or(deadline, |check| check.min(deadline)));
+    }
+
     /// When the group must be looked at though nothing happens to it.
     pub fn next_wake(&self) -> Option<Timestamp> {
         let due = self.redelivery.due.first().map(|(due_at, _)| *due_at);

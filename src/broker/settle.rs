@@ -165,6 +165,10 @@ impl Group {
         for (piece, bytes) in pieces {
             consumer.flights.add(piece, bytes, deadline);
         }
+        // The lease may have been made shorter since the others were handed out.
+        if count > 0 {
+            self.check_leases_by(deadline);
+        }
         count
     }
 
