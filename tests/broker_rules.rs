@@ -336,6 +336,59 @@ fn a_message_waits_while_there_is_no_room_for_its_dead_letter_topic() {
 }
 
 #[test]
+fn a_publish_beyond_the_space_is_refused_and_stored_once_there_is_space() {
+    let (mut world, topic) = world();
+    world.subscribe(0, 0, "t", "g", messages(5), None);
+    let block = MessageBlock::encode(&[Message::new(vec![0; 10_000]), Message::new("small")]);
+    let publish_both = |world: &mut World| {
+        let parts = vec![(topic, 2)];
+        world.handle(
+            S,
+            Command::Publish(Publish { producer: 0, sequence: Sequence(1), parts }, block.clone()),
+        );
+    };
+    world.broker.begin_cycle(10_000);
+    publish_both(&mut world);
+    world.finish();
+    assert_eq!(world.refused, [(S, 0, ErrorCode::StoreFull, Sequence(1))]);
+    assert!(world.store.get(&topic).is_none_or(|stored| stored.is_empty()), "neither of both is stored");
+    world.broker.begin_cycle(25_000);
+    publish(&mut world, topic, 2);
+    world.finish();
+    assert_eq!(delivered(&world), [(0, 0), (0, 1)]);
+    assert_eq!(world.refused.len(), 1);
+}
+
+#[test]
+fn what_one_publish_takes_of_the_space_the_next_does_not_have() {
+    let (mut world, topic) = world();
+    world.broker.begin_cycle(3_000);
+    for sequence in 1..=2 {
+        let block = MessageBlock::encode(&[Message::new(vec![0; 2_000])]);
+        let publish = Publish { producer: 0, sequence: Sequence(sequence), parts: vec![(topic, 1)] };
+        world.handle(S, Command::Publish(publish, block));
+    }
+    assert_eq!(world.out.records.len(), 1, "{:?}", world.out.records);
+}
+
+#[test]
+fn a_dying_message_waits_while_there_is_no_space_for_its_copy() {
+    let (mut world, topic) = world();
+    world.subscribe(0, 0, "t", "g", messages(5), Some(at_once()));
+    publish(&mut world, topic, 1);
+    world.finish();
+    world.broker.begin_cycle(100);
+    world.settle(0, 0, Settlement::Reject, range(0, 1));
+    world.finish();
+    assert!(world.dead.is_empty());
+    assert_eq!(group_numbers(&mut world, "g"), (0, 1, 1));
+    world.broker.begin_cycle(10_000);
+    world.now = world.broker.next_timeout().unwrap();
+    world.finish();
+    assert_eq!(world.dead.len(), 1);
+}
+
+#[test]
 fn nothing_dies_in_a_dead_letter_topic_it_is_tried_again() {
     let mut world = World::new(Limits::default(), AutoCreate::Allowed);
     world.begin(0);

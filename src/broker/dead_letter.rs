@@ -6,7 +6,8 @@
 //! last [`HISTORY_LINES`] of which are kept. The limits on headers do not apply to these.
 //!
 //! The topic is the one that the group's settings name, or the topic's own name with `.dead-letter` behind it. It is
-//! created when it is needed, even where topics are not created by using them. Where it cannot be, the messages wait.
+//! created when it is needed, even where topics are not created by using them. Where it cannot be, or there is no space
+//! for the copies, the messages wait.
 //! There are no dead letters of dead letters: in a topic whose name ends in `.dead-letter`, and in a group that names
 //! its own topic, nothing dies unless the settings name another topic. What fails there is tried again with the
 //! back-off, whatever `max_attempts` says, and so is what is rejected there.
@@ -14,6 +15,7 @@
 use super::Output;
 use super::machine::Broker;
 use super::reading::{READ_BYTES, READ_ONE_BYTES, RETRY_READS_MAX, Want};
+use super::topic::stored_bytes;
 use crate::model::id::{GroupId, Offset, OffsetRange, TopicId};
 use crate::model::limits::NAME_BYTES_MAX;
 use crate::model::message::{Message, MessageBlock};
@@ -43,7 +45,7 @@ pub const HISTORY_LINES: usize = 16;
 /// Messages and bytes that a group moves in one cycle.
 const MOVED_PER_CYCLE: usize = 256;
 const MOVED_BYTES_PER_CYCLE: usize = 1 << 20;
-/// Milliseconds until a topic that could not be created is tried again.
+/// Milliseconds until a move that had no topic or no space is tried again.
 const TRY_AGAIN_MS: u64 = 1_000;
 
 /// Where dead messages of a group go; `None` where nothing dies.
@@ -123,20 +125,32 @@ impl Broker {
             return;
         };
         let Some(to) = self.dead_letter_topic(target, out) else {
-            if let Some(group) = self.groups.get_mut(&id) {
-                group.dying_not_before = Some(Timestamp(now.0.saturating_add(TRY_AGAIN_MS)));
-            }
+            self.put_off_dying(id);
             return;
         };
         let (messages, offsets) = self.take_dead(id, out);
         if messages.is_empty() {
             return;
         }
-        self.append(to, MessageBlock::encode(&messages), None, out);
+        let block = MessageBlock::encode(&messages);
+        let Some(left) = self.space.checked_sub(stored_bytes(&block)) else {
+            self.put_off_dying(id);
+            return;
+        };
+        self.space = left;
+        self.append(to, block, None, out);
         let Some(group) = self.groups.get_mut(&id) else { return };
         for offset in offsets {
             group.redelivery.dying.remove(&offset);
             group.settle(OffsetRange::one(offset));
+        }
+    }
+
+    /// Leaves the dying messages of a group where they are for a while.
+    fn put_off_dying(&mut self, id: GroupId) {
+        let at = Timestamp(self.now.0.saturating_add(TRY_AGAIN_MS));
+        if let Some(group) = self.groups.get_mut(&id) {
+            group.dying_not_before = Some(at);
         }
     }
 

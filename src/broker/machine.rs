@@ -1,8 +1,8 @@
 //! The broker itself: its state, what the engine calls, and the order of things within a cycle.
 //!
-//! A cycle is any number of [`Broker::handle`] and [`Broker::loaded`] and one [`Broker::finish`]. Everything that
-//! a cycle puts out is one commit. Handing out, confirming, moving to dead letters and dropping old messages happen
-//! once per cycle, in `finish`, and only for what the cycle has touched.
+//! A cycle is [`Broker::begin_cycle`], any number of [`Broker::handle`] and [`Broker::loaded`], and one
+//! [`Broker::finish`]. Everything that a cycle puts out is one commit. Handing out, confirming, moving to dead
+//! letters and dropping old messages happen once per cycle, in `finish`, and only for what the cycle has touched.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -94,6 +94,8 @@ pub struct Broker {
     pub(super) cache: Cache,
     pub(super) reads: Reads,
     pub(super) cycle: Cycle,
+    /// Bytes of messages that this cycle may still put out.
+    pub(super) space: u64,
     /// When groups are to be looked at by themselves.
     timers: BTreeSet<(Timestamp, GroupId)>,
     /// When waiting pulls are to be answered in vain, by the number of the pull.
@@ -124,6 +126,7 @@ impl Broker {
             cache: Cache::new(limits.cache_bytes_max),
             reads: Reads::new((limits.cache_bytes_max / 2 / READ_BYTES as u64).clamp(2, 64) as usize),
             cycle: Cycle::default(),
+            space: u64::MAX,
             timers: BTreeSet::new(),
             pull_timers: BTreeMap::new(),
             next_pull: 1,
@@ -155,6 +158,12 @@ impl Broker {
         }
         broker.work_left = true;
         broker
+    }
+
+    /// Begins a cycle in which messages of at most `space` bytes can be stored, heads included; without a word, any
+    /// number can. Publishes beyond it are refused, and dying messages wait.
+    pub fn begin_cycle(&mut self, space: u64) {
+        self.space = space;
     }
 
     /// Takes one command of a session.

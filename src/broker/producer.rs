@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::machine::Broker;
 use super::refusals;
+use super::topic::stored_bytes;
 use super::{Content, Effect, Output};
 use crate::model::chunk::Origin;
 use crate::model::id::{ProducerId, Sequence, SessionId};
@@ -281,6 +282,8 @@ impl Broker {
                 return Err(self.missing_topic(topic));
             }
         }
+        let bytes = stored_bytes(&block);
+        self.space = self.space.checked_sub(bytes).ok_or_else(|| refusals::store_full(bytes))?;
         producer.state.last = end;
         producer.state.seen_at = self.now;
         wait_for_confirm(producer, &mut self.cycle.unconfirmed);

@@ -15,6 +15,15 @@ pub(super) fn limit(name: &str, max: u64, of_what: &str) -> Refusal {
     Refusal::new(ErrorCode::Limit, format!("there are {max} {of_what} already: the limit {name} is reached"))
 }
 
+/// There is no space for messages of so many bytes.
+pub(super) fn store_full(bytes: u64) -> Refusal {
+    let text = format!(
+        "no space left for messages of {bytes} bytes: free some on the shared disk, or consume what waits; \
+         consuming goes on"
+    );
+    Refusal::new(ErrorCode::StoreFull, text)
+}
+
 /// No such topic, and it may not be created by using it.
 pub(super) fn unknown_topic(name: &str) -> Refusal {
     Refusal::new(ErrorCode::UnknownTopic, format!("there is no topic {name:?}; create it first"))

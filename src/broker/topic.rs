@@ -19,6 +19,16 @@ use crate::protocol::response::Reply;
 /// Messages that are dropped together, unless none is left.
 const TRIM_STEP: u64 = 256;
 
+/// Bytes that a store may need for a message beside what it is.
+const MESSAGE_COST: u64 = 64;
+/// Bytes that a store may need for what is appended together.
+const APPEND_COST: u64 = 256;
+
+/// Bytes that a store may need for the messages.
+pub(super) fn stored_bytes(block: &MessageBlock) -> u64 {
+    block.bytes().len() as u64 + block.count() as u64 * MESSAGE_COST + APPEND_COST
+}
+
 /// A topic.
 #[derive(Debug)]
 pub(super) struct Topic {

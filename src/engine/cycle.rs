@@ -68,10 +68,7 @@ impl Cycle {
                 taken.reverse();
                 std::mem::swap(&mut self.backlog, &mut taken);
             }
-            let now = self.clock.now();
-            self.work(now)?;
-            self.broker.finish(now, &mut self.output);
-            self.release()?;
+            self.round()?;
             self.shared.vitals.count(self.broker.counts());
             if self.store.maintenance_due() {
                 let Self { broker, store, guard, .. } = &mut self;
@@ -98,6 +95,15 @@ impl Cycle {
             Some(drain_until) => until.min(drain_until),
             None => until,
         }
+    }
+
+    /// One cycle of the broker: a commit's worth of what was taken, durable, and its effects out.
+    fn round(&mut self) -> Result<(), EngineError> {
+        let now = self.clock.now();
+        self.broker.begin_cycle(self.store.space()?);
+        self.work(now)?;
+        self.broker.finish(now, &mut self.output);
+        self.release()
     }
 
     /// Lets the broker work on what was taken, up to a commit's worth.
@@ -205,10 +211,7 @@ impl Cycle {
         taken.append(&mut self.backlog);
         self.backlog = taken;
         while !self.backlog.is_empty() {
-            let now = self.clock.now();
-            self.work(now)?;
-            self.broker.finish(now, &mut self.output);
-            self.release()?;
+            self.round()?;
         }
         self.sending.goodbye(&Refusal::new(
             ErrorCode::Draining,

@@ -93,6 +93,10 @@ impl Store for FakeStore {
         }
     }
 
+    fn space(&mut self) -> Result<u64, StoreError> {
+        Ok(u64::MAX)
+    }
+
     fn reader(&self) -> Result<Box<dyn Reader>, StoreError> {
         Ok(Box::new(FakeReader))
     }

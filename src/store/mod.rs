@@ -14,6 +14,7 @@ pub mod codec;
 pub mod database;
 pub mod file;
 pub mod manifest;
+pub mod space;
 
 use std::path::PathBuf;
 
@@ -206,6 +207,13 @@ pub trait Store: Send {
     /// # Errors
     /// Any error but [`StoreError::Full`] is final: what is on disk is not known.
     fn commit(&mut self, records: &[Record]) -> Result<(), StoreError>;
+
+    /// Bytes of messages, heads included, that the next commit may have: less than what is free, so that a full disk
+    /// can be drained. Another program that fills the disk meanwhile can make it wrong.
+    ///
+    /// # Errors
+    /// Where the system does not say, or something has failed before.
+    fn space(&mut self) -> Result<u64, StoreError>;
 
     /// A reader of committed messages, to be used on any other thread.
     ///

@@ -24,6 +24,7 @@ use rusqlite::Connection;
 use rusqlite::wal::CheckpointMode;
 
 use super::manifest::{Manifest, sync_dir};
+use super::space::FreeSpace;
 use super::{FenceCheck, Fenced, Mode, OpenOptions, Predecessor, Reader, Store, StoreError};
 use crate::model::id::Epoch;
 use crate::model::record::Record;
@@ -34,10 +35,7 @@ use connection::{Access, failed, is_full};
 use message::Inserts;
 use reader::DatabaseReader;
 pub use schema::FORMAT;
-use upkeep::{StepError, Upkeep};
-
-/// Bytes of messages after which the free space is looked at again.
-const SPACE_INTERVAL_BYTES: u64 = 1 << 20;
+use upkeep::{StepError, Thrift, Upkeep};
 
 /// Opens the store for the epoch, as its new master: takes the database of the newest manifest over, or makes a new
 /// one where there is no manifest.
@@ -57,17 +55,18 @@ pub(super) fn check(dir: &Path, manifest: &Manifest) -> Result<(), StoreError> {
     schema::check_head(&dir.join(database_of(manifest, dir)?))
 }
 
+/// A message is written twice: into the log and into the database.
+const COPIES: u64 = 2;
+
 /// A store whose records are rows.
 struct DatabaseStore {
     path: PathBuf,
-    dir: PathBuf,
     epoch: Epoch,
     connection: Connection,
     catalog: Catalog,
     inserts: Inserts,
     upkeep: Upkeep,
-    /// Bytes that may still be published before the free space is looked at.
-    space: u64,
+    space: FreeSpace,
     /// The error after which nothing is done any more.
     failed: Option<String>,
 }
@@ -112,13 +111,12 @@ impl DatabaseStore {
         let upkeep = Upkeep::new(&mut connection, options.segment_bytes).map_err(failed("watch the log"))?;
         let store = Self {
             path,
-            dir: dir.clone(),
             epoch: *epoch,
             connection,
             catalog,
             inserts: Inserts::new(),
             upkeep,
-            space: 0,
+            space: FreeSpace::around(dir),
             failed: None,
         };
         Ok((store, snapshot))
@@ -141,9 +139,7 @@ impl DatabaseStore {
 
     fn commit_records(&mut self, records: &[Record]) -> Result<(), StoreError> {
         let bytes = published_bytes(records);
-        if bytes > 0 {
-            self.look_for_space(bytes)?;
-        }
+        self.space.spend(COPIES * bytes);
         self.run("BEGIN IMMEDIATE").map_err(failed("begin a commit"))?;
         let written = commit::write(&self.connection, &mut self.catalog, &self.inserts, records);
         let written = written.and_then(|()| self.run("COMMIT").map_err(CommitError::Database));
@@ -172,26 +168,6 @@ impl DatabaseStore {
         Ok(())
     }
 
-    /// Refuses messages while the space left is what settling and checkpoints may need: a full disk can be drained.
-    fn look_for_space(&mut self, bytes: u64) -> Result<(), StoreError> {
-        if bytes <= self.space {
-            self.space -= bytes;
-            return Ok(());
-        }
-        let stat = rustix::fs::statvfs(&self.dir).map_err(|error| StoreError::Io {
-            action: "look for space in",
-            path: self.dir.clone(),
-            source: error.into(),
-        })?;
-        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-        // Every byte is written twice: into the log and into the database.
-        if free < self.upkeep.reserve_bytes() + 2 * bytes + 2 * SPACE_INTERVAL_BYTES {
-            return Err(StoreError::Full(bytes));
-        }
-        self.space = SPACE_INTERVAL_BYTES;
-        Ok(())
-    }
-
     fn run(&self, sql: &str) -> rusqlite::Result<()> {
         self.connection.prepare_cached(sql)?.raw_execute().map(|_| ())
     }
@@ -217,6 +193,13 @@ impl Store for DatabaseStore {
             return Ok(());
         }
         self.guarded(|store| store.commit_records(records))
+    }
+
+    fn space(&mut self) -> Result<u64, StoreError> {
+        let free = self.guarded(|store| store.space.bytes())?;
+        let reserve = self.upkeep.reserve_bytes();
+        self.upkeep.be(if free < 2 * reserve { Thrift::KeepsNothing } else { Thrift::KeepsSome });
+        Ok(free.saturating_sub(reserve) / COPIES)
     }
 
     fn reader(&self) -> Result<Box<dyn Reader>, StoreError> {
@@ -353,13 +336,16 @@ mod tests {
     }
 
     #[test]
-    fn messages_are_refused_while_the_rest_of_the_disk_is_needed_for_draining() {
+    fn what_draining_needs_is_not_for_messages() {
         let dir = tempfile::tempdir().unwrap();
         let mut store = opened(dir.path());
+        let free = store.space.bytes().unwrap();
+        let (reserve, space) = (store.upkeep.reserve_bytes(), store.space().unwrap());
+        assert_eq!(space, (free - reserve) / 2);
         store.commit(&[published(0, 10)]).unwrap();
-        let missing = StoreError::Full(u64::MAX / 4).to_string();
-        assert_eq!(store.look_for_space(u64::MAX / 4).unwrap_err().to_string(), missing);
-        store.commit(&[published(10, 10)]).unwrap();
+        assert!(store.space().unwrap() < space);
+        store.space.spend(u64::MAX / 4);
+        assert!(store.space().unwrap() > 0, "looked at again");
     }
 
     #[test]

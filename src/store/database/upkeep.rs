@@ -51,6 +51,8 @@ pub(super) struct Upkeep {
     step_rows: u64,
     old_files: OldFiles,
     vacuum: Vacuum,
+    /// What stays in the file where pages are given back.
+    thrift: Thrift,
     resting_until: Option<Instant>,
 }
 
@@ -95,6 +97,15 @@ enum Vacuum {
     Done,
 }
 
+/// How much of what is free in the file stays there, because filling it costs less than making it longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Thrift {
+    /// Half of the file, or so much that it does not matter.
+    KeepsSome,
+    /// Nothing: the disk is nearly full.
+    KeepsNothing,
+}
+
 impl Upkeep {
     /// Upkeep of the database that `connection` writes.
     ///
@@ -114,6 +125,7 @@ impl Upkeep {
             step_rows: STEP_ROWS.0,
             old_files: OldFiles::NotLookedFor,
             vacuum: Vacuum::Done,
+            thrift: Thrift::KeepsSome,
             resting_until: None,
         })
     }
@@ -121,6 +133,13 @@ impl Upkeep {
     /// Space that upkeep may need though the disk is full: for the log, and for the checkpoint of it.
     pub(super) const fn reserve_bytes(&self) -> u64 {
         2 * self.log_bytes
+    }
+
+    /// From now on keeps so much of what is free in the file.
+    pub(super) fn be(&mut self, thrift: Thrift) {
+        if self.thrift != thrift {
+            (self.thrift, self.vacuum) = (thrift, Vacuum::Unknown);
+        }
     }
 
     /// Whether there is something to do.
@@ -166,7 +185,7 @@ impl Upkeep {
                 catalog.orphans.pop();
             }
         } else if self.vacuum == Vacuum::Unknown {
-            self.vacuum = give_back(connection)?;
+            self.vacuum = give_back(connection, self.thrift)?;
         } else if self.ahead == Ahead::Growing {
             self.ahead = write_ahead(&files::log(database), self.log_bytes)?;
         } else if self.old_files == OldFiles::NotLookedFor {
@@ -302,11 +321,15 @@ fn delete_rows(connection: &Connection, first: i64, end: i64) -> rusqlite::Resul
     connection.prepare_cached("DELETE FROM message WHERE id >= ?1 AND id < ?2")?.execute((first, end))
 }
 
-/// Gives free pages back to the file system where more than half of a large file is free.
-fn give_back(connection: &Connection) -> rusqlite::Result<Vacuum> {
+/// Gives free pages back to the file system: where more than half of a large file is free, or all there are.
+fn give_back(connection: &Connection, thrift: Thrift) -> rusqlite::Result<Vacuum> {
     let count = |name| connection.pragma_query_value(None, name, |row| row.get::<_, u32>(0));
     let (free, pages) = (count("freelist_count")?, count("page_count")?);
-    if free <= KEPT_PAGES || free <= pages / 2 {
+    let kept = match thrift {
+        Thrift::KeepsSome => KEPT_PAGES.max(pages / 2),
+        Thrift::KeepsNothing => 0,
+    };
+    if free <= kept {
         return Ok(Vacuum::Done);
     }
     // It answers with an empty row for each page, and stops where nobody asks for the next.

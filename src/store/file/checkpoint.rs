@@ -93,7 +93,7 @@ impl CheckpointBody {
         match write() {
             Ok(()) => sync_dir(journal).map(|()| bytes.len() as u64),
             Err(error) if is_full(&error) => {
-                fs::remove_file(&temporary).map_err(io_error("remove", &temporary))?;
+                super::remove(&temporary)?;
                 Err(StoreError::Full(bytes.len() as u64))
             }
             Err(error) => Err(io_error("write to", &temporary)(error)),

@@ -16,6 +16,7 @@ use super::segment::{ENTRIES_START, Position, Reach, SegmentHead, SegmentId};
 use super::{Shared, io_error};
 use crate::model::id::OffsetRange;
 use crate::model::record::Record;
+use crate::store::space::FreeSpace;
 use crate::store::{StoreError, codec};
 
 /// Bytes of the first segment of an epoch, made before the epoch can serve. Each later one is
@@ -23,6 +24,9 @@ use crate::store::{StoreError, codec};
 pub const FIRST_SEGMENT_BYTES: u64 = 1 << 20;
 /// See [`FIRST_SEGMENT_BYTES`].
 pub const SEGMENT_GROWTH: u64 = 4;
+/// Bytes that the heads of a commit take beside its messages, and what else is in it. One with larger heads may need
+/// another segment.
+const HEADS_BYTES: u64 = 64 << 10;
 /// Bytes of the smallest segment.
 const SMALLEST_BYTES: u64 = 16 * ENTRIES_START;
 
@@ -42,6 +46,7 @@ pub struct Journal {
     reach: Reach,
     /// Head and heads of the entry that is being written; kept for its memory.
     front: Vec<u8>,
+    free: FreeSpace,
     failed: bool,
 }
 
@@ -60,6 +65,7 @@ impl Journal {
         };
         let mut preallocation = Preallocation::start(&shared.journal)?;
         shared.places_mut().open_segment(head.id, ENTRIES_START);
+        let free = FreeSpace::around(&shared.journal);
         let next = SegmentHead { id: head.id.next(), ..head };
         preallocation.ask(next, planned_bytes(segment_bytes, capacity));
         Ok(Self {
@@ -75,6 +81,7 @@ impl Journal {
             synced: Position::start_of(head.id),
             reach: Reach::default(),
             front: Vec::new(),
+            free,
             failed: false,
         })
     }
@@ -108,6 +115,25 @@ impl Journal {
         Ok(())
     }
 
+    /// Bytes of messages for which the next commit finds space.
+    ///
+    /// # Errors
+    /// Where the system does not say, or the next segment could not be made for another reason than space.
+    pub fn space(&mut self) -> Result<u64, StoreError> {
+        self.check()?;
+        if self.preallocation.is_full()? {
+            // What is left of this segment is for acks, which are what makes space.
+            self.ask_for_next();
+            return Ok(0);
+        }
+        // Twice what messages never take: the next segment leaves that much alone, and the one after it.
+        let behind = self.free.bytes()?.saturating_sub(2 * FREE_BYTES);
+        let index_bytes = self.shared.places().active_index().entry_bytes_max(0);
+        let here = self.capacity.saturating_sub(self.at + index_bytes + HEADS_BYTES);
+        let next = self.preallocation.ready_bytes().saturating_sub(ENTRIES_START + index_bytes + HEADS_BYTES);
+        Ok(here.max(next).max(behind))
+    }
+
     /// Makes the records durable. Answers the bytes that the journal grew by.
     ///
     /// # Errors
@@ -128,11 +154,6 @@ impl Journal {
             .map_err(|error| io_error("encode a commit for", &self.path)(std::io::Error::other(error)))?;
         let blocks_bytes = blocks.iter().map(|block| block.len() as u64).sum::<u64>();
         let entry_bytes = self.front.len() as u64 + blocks_bytes;
-        if self.preallocation.is_full()? && !blocks.is_empty() {
-            // What is left of this segment is for acks, which are what makes room.
-            self.ask_for_next();
-            return Err(StoreError::Full(entry_bytes));
-        }
         let target_count: usize = records
             .iter()
             .map(|record| if let Record::Published(published) = record { published.targets.len() } else { 0 })
@@ -208,7 +229,9 @@ impl Journal {
 
     fn ask_for_next(&mut self) {
         let next = SegmentHead { id: self.head.id.next(), ..self.head };
-        self.preallocation.ask(next, planned_bytes(self.segment_bytes, self.capacity));
+        let planned = planned_bytes(self.segment_bytes, self.capacity);
+        self.free.spend(planned);
+        self.preallocation.ask(next, planned);
     }
 
     /// Writes and syncs the entry whose heads are in `front`, behind room for its head.

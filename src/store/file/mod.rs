@@ -21,6 +21,7 @@ pub mod entry;
 pub mod folder;
 pub mod index;
 pub mod journal;
+pub mod open_segments;
 pub mod places;
 pub mod preallocation;
 pub mod reader;
@@ -31,7 +32,7 @@ pub mod walk;
 pub mod window;
 
 use std::fs;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -39,6 +40,7 @@ use self::checkpoint::CheckpointBody;
 use self::folder::Folder;
 use self::index::SegmentIndex;
 use self::journal::Journal;
+use self::open_segments::OpenSegments;
 use self::places::Places;
 use self::reader::FileReader;
 use self::segment::{SegmentHead, SegmentId};
@@ -94,6 +96,7 @@ fn open_file(options: &OpenOptions) -> Result<(FileStore, Snapshot), StoreError>
         journal,
         places: RwLock::new(recovered.places),
         indexes: Mutex::new(IndexCache::default()),
+        open: OpenSegments::default(),
     });
     let journal = Journal::start(Arc::clone(&shared), head, options.segment_bytes)?;
     let upkeep = Upkeep::new(
@@ -138,6 +141,10 @@ impl Store for FileStore {
         Ok(())
     }
 
+    fn space(&mut self) -> Result<u64, StoreError> {
+        self.journal.space()
+    }
+
     fn reader(&self) -> Result<Box<dyn Reader>, StoreError> {
         Ok(Box::new(FileReader::new(Arc::clone(&self.shared))))
     }
@@ -177,6 +184,7 @@ pub struct Shared {
     journal: PathBuf,
     places: RwLock<Places>,
     indexes: Mutex<IndexCache>,
+    open: OpenSegments,
 }
 
 impl Shared {
@@ -199,6 +207,7 @@ impl Shared {
     fn forget(&self, segment: SegmentId) {
         self.places_mut().forget(segment);
         self.indexes().forget(segment);
+        self.open.close(segment);
     }
 }
 
@@ -241,6 +250,14 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Stor
 
 fn damaged(path: &Path, position: u64, what: impl Into<String>) -> StoreError {
     StoreError::Damaged { path: path.to_owned(), position, what: what.into() }
+}
+
+/// Removes a file, if it is there.
+fn remove(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(io_error("remove", path)(error)),
+        _ => Ok(()),
+    }
 }
 
 /// Whether the error says that there is no space left.

@@ -37,6 +37,8 @@ pub struct Preallocation {
     requests: SyncSender<(SegmentHead, u64)>,
     answers: Receiver<Result<Prepared, StoreError>>,
     state: State,
+    /// What the last attempt found.
+    disk: Disk,
 }
 
 #[derive(Debug)]
@@ -44,6 +46,11 @@ enum State {
     Idle,
     Asked,
     Ready(Prepared),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Disk {
+    HasSpace,
     Full,
 }
 
@@ -67,17 +74,17 @@ impl Preallocation {
             .name("preallocation".into())
             .spawn(work)
             .map_err(io_error("start a thread for", journal))?;
-        Ok(Self { journal: journal.to_owned(), requests, answers, state: State::Idle })
+        Ok(Self { journal: journal.to_owned(), requests, answers, state: State::Idle, disk: Disk::HasSpace })
     }
 
     /// Asks for the next segment, unless it is there or was asked for.
     pub fn ask(&mut self, head: SegmentHead, bytes: u64) {
-        if matches!(self.state, State::Idle | State::Full) && self.requests.try_send((head, bytes)).is_ok() {
+        if matches!(self.state, State::Idle) && self.requests.try_send((head, bytes)).is_ok() {
             self.state = State::Asked;
         }
     }
 
-    /// Whether the disk was too full for the next segment when it was last tried.
+    /// Whether the disk was too full for the next segment when it was last tried, and no attempt since has ended.
     ///
     /// # Errors
     /// Where preparing it failed in another way.
@@ -89,13 +96,21 @@ impl Preallocation {
                 Err(TryRecvError::Disconnected) => self.state = State::Idle,
             }
         }
-        Ok(matches!(self.state, State::Full))
+        Ok(self.disk == Disk::Full)
+    }
+
+    /// Bytes of the next segment, as far as it is there.
+    pub const fn ready_bytes(&self) -> u64 {
+        match &self.state {
+            State::Ready(prepared) => prepared.bytes,
+            State::Idle | State::Asked => 0,
+        }
     }
 
     fn note(&mut self, answer: Result<Prepared, StoreError>) -> Result<(), StoreError> {
-        self.state = match answer {
-            Ok(prepared) => State::Ready(prepared),
-            Err(StoreError::Full(_)) => State::Full,
+        (self.state, self.disk) = match answer {
+            Ok(prepared) => (State::Ready(prepared), Disk::HasSpace),
+            Err(StoreError::Full(_)) => (State::Idle, Disk::Full),
             Err(error) => return Err(error),
         };
         Ok(())
@@ -128,7 +143,7 @@ impl Preallocation {
                 made => return made.map(|file| Prepared { head, file, bytes }),
             }
         }
-        self.state = State::Full;
+        self.disk = Disk::Full;
         Err(StoreError::Full(bytes_min))
     }
 

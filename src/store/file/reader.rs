@@ -9,22 +9,20 @@
 //! next read of that topic, up to [`KEPT_BYTES_MAX`] over all topics.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::entry::{ENTRY_HEAD_BYTES, EntryHead, Kind};
 use super::index::SegmentIndex;
+use super::open_segments::OpenSegment;
 use super::places::{Found, IndexPlace};
-use super::segment::{ENTRIES_START, Position, SegmentHead, SegmentId};
+use super::segment::{ENTRIES_START, Position, SegmentId};
 use super::walk::{Depth, Step, Walk, published};
 use super::window::{WINDOW_BYTES_MAX, Window};
 use super::{Shared, damaged, io_error};
-use crate::disk;
 use crate::model::chunk::{Chunk, Origin, Stamp};
 use crate::model::id::{Offset, OffsetRange, Sequence, TopicId};
 use crate::model::message::MessageBlock;
@@ -35,8 +33,6 @@ use crate::store::{Reader, StoreError};
 pub const KEPT_BYTES_MAX: usize = 16 << 20;
 /// Topics of which a reader remembers where it was.
 pub const CURSORS_MAX: usize = 4096;
-/// Segments that a reader keeps open.
-pub const OPEN_FILES_MAX: usize = 8;
 
 /// Reads of up to this size are made through the window, larger ones for themselves.
 const WINDOW_BLOCK_BYTES: u32 = (WINDOW_BYTES_MAX / 4) as u32;
@@ -45,19 +41,10 @@ const WINDOW_BLOCK_BYTES: u32 = (WINDOW_BYTES_MAX / 4) as u32;
 #[derive(Debug)]
 pub struct FileReader {
     shared: Arc<Shared>,
-    /// Last used first.
-    files: Vec<Arc<OpenSegment>>,
     window: Window,
     window_segment: SegmentId,
     cursors: HashMap<TopicId, Cursor>,
     kept_bytes: usize,
-}
-
-#[derive(Debug)]
-struct OpenSegment {
-    file: File,
-    path: PathBuf,
-    head: SegmentHead,
 }
 
 /// Where the read after the last one of a topic begins.
@@ -130,7 +117,6 @@ impl FileReader {
     pub fn new(shared: Arc<Shared>) -> Self {
         Self {
             shared,
-            files: Vec::new(),
             window: Window::default(),
             window_segment: SegmentId::default(),
             cursors: HashMap::new(),
@@ -140,23 +126,17 @@ impl FileReader {
 
     /// Opens a segment. `None` where it is gone.
     fn segment(&mut self, id: SegmentId) -> Result<Option<Arc<OpenSegment>>, StoreError> {
-        if let Some(at) = self.files.iter().position(|open| open.head.id == id) {
-            self.files[..=at].rotate_right(1);
-        } else {
-            let path = id.path(&self.shared.journal);
-            let file = match disk::open(&path) {
-                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-                opened => opened.map_err(io_error("open", &path))?,
-            };
-            let head = SegmentHead::read(&file, &path, id)?;
-            self.files.insert(0, Arc::new(OpenSegment { file, path, head }));
-            self.files.truncate(OPEN_FILES_MAX);
+        let opened = self.shared.open.open(&self.shared.journal, id)?;
+        if !self.shared.places().contains(id) {
+            // Removed meanwhile, perhaps before it was opened: nobody would close it.
+            self.shared.open.close(id);
+            return Ok(None);
         }
         if self.window_segment != id {
             self.window_segment = id;
             self.window.clear();
         }
-        Ok(Some(Arc::clone(&self.files[0])))
+        Ok(opened)
     }
 
     fn read_from(

@@ -186,7 +186,7 @@ impl SegmentHead {
         match made {
             Ok(file) => sync_dir(journal).map(|()| file),
             Err(error) if is_full(&error) => {
-                fs::remove_file(&temporary).map_err(io_error("remove", &temporary))?;
+                super::remove(&temporary)?;
                 Err(StoreError::Full(bytes))
             }
             Err(error) => Err(io_error("prepare", &temporary)(error)),

@@ -6,14 +6,13 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::checkpoint::{CheckpointBody, CheckpointId};
 use super::folder::Folder;
 use super::journal::Journal;
 use super::segment::{Position, SegmentId};
-use super::{Shared, io_error};
+use super::{Shared, io_error, remove};
 use crate::model::id::Epoch;
 use crate::model::snapshot::Snapshot;
 use crate::store::manifest::sync_dir;
@@ -219,12 +218,5 @@ impl Upkeep {
             }
         }
         Ok(older)
-    }
-}
-
-fn remove(path: &Path) -> Result<(), StoreError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(io_error("remove", path)(error)),
-        _ => Ok(()),
     }
 }

@@ -1,0 +1,116 @@
+//! A disk that is full: publishing is refused, consuming goes on, and publishing goes on once there is space.
+//!
+//! The disk is a `tmpfs` of its own, so the tests need root.
+
+mod cli_support;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use cli_support::{command, free_address, run, signal, wait_for_end, wait_until};
+use rustix::process::Signal;
+
+/// Bytes of the disk: more than what either mode keeps for draining.
+const DISK_BYTES: u64 = 96 << 20;
+/// Messages published: together they are larger than the disk.
+const MESSAGES: u64 = 2_000;
+/// Bytes of a body.
+const BODY_BYTES: usize = 64 << 10;
+
+/// A small disk.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn mount(path: PathBuf) -> Self {
+        std::fs::create_dir(&path).unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={DISK_BYTES}"), "tmpfs"])
+            .arg(&path)
+            .status();
+        assert!(mounted.is_ok_and(|status| status.success()), "this test mounts a tmpfs: it needs root");
+        Self(path)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Lazily, so that it also goes where a process still has something open in it.
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+/// A node, killed when dropped.
+struct Node(Child, String);
+
+impl Node {
+    fn start(store: &Path, mode: &str, log: &Path) -> Self {
+        let address = free_address();
+        let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
+        let node = command(&["serve", "--listen", &address, "--mode", mode, "--store"])
+            .arg(store)
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        run(&["topic", "list", "--server", &address]).ok();
+        Self(node, address)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn a_full_disk_is_drained_and_filled_again(mode: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Disk::mount(dir.path().join("disk"));
+    let lines = dir.path().join("lines");
+    let padding = "x".repeat(BODY_BYTES - 4);
+    let text: String = (0..MESSAGES).map(|number| format!("{number:04}{padding}\n")).collect();
+    std::fs::write(&lines, text).unwrap();
+    let (lines, store) = (lines.to_str().unwrap(), disk.0.join("store"));
+    let mut node = Node::start(&store, mode, &dir.path().join("log"));
+    let server = node.1.clone();
+    let baton = |args: &[&str]| run(&[args, &["--server", &server]].concat());
+    let publish = |timeout: &str| {
+        baton(&["publish", "t", "--lines", lines, "--producer", "p", "--timeout", timeout, "--json"])
+    };
+    let waiting = || baton(&["group", "list", "--json"]).json()[0]["waiting"].as_u64().unwrap();
+    baton(&["topic", "create", "t"]).ok();
+    baton(&["group", "create", "t", "g"]).ok();
+
+    let refused = publish("1s").failed(3);
+    assert!(refused.contains("no space left"), "{refused}");
+    let stored = waiting();
+    assert!(stored > 100, "{stored} messages of {BODY_BYTES} bytes on a disk of {DISK_BYTES}");
+
+    let count = stored.to_string();
+    let consumed = baton(&["consume", "t", "--group", "g", "--count", &count]).ok();
+    let numbers: Vec<&str> = consumed.lines().map(|line| &line[..4]).collect();
+    let expected: Vec<String> = (0..stored).map(|number| format!("{number:04}")).collect();
+    assert_eq!(numbers, expected, "what was confirmed came, in order");
+    // Its reader empties the disk while it goes on: nothing else makes the node accept the rest.
+    let reader = &mut command(&["consume", "t", "--group", "g", "--server", &server]);
+    let mut reader = reader.stdout(Stdio::null()).spawn().unwrap();
+    let published = publish("30s").json().remove(0);
+    assert_eq!(published["messages"].as_u64().unwrap() + published["skipped"].as_u64().unwrap(), MESSAGES);
+    wait_until(|| waiting() == 0);
+    signal(&reader, Signal::TERM);
+    wait_for_end(&mut reader);
+    assert!(node.0.try_wait().unwrap().is_none(), "the node is still the one that it was");
+    signal(&node.0, Signal::TERM);
+    assert!(wait_for_end(&mut node.0).success());
+}
+
+#[test]
+fn a_full_disk_is_drained_and_filled_again_in_file_mode() {
+    a_full_disk_is_drained_and_filled_again("file");
+}
+
+#[test]
+fn a_full_disk_is_drained_and_filled_again_in_database_mode() {
+    a_full_disk_is_drained_and_filled_again("database");
+}
