@@ -6,8 +6,6 @@ mod cli;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 fn main() -> ExitCode {
-    cli::exit::code(cli::Cli::parse().run())
+    cli::exit::code(cli::Cli::read().run())
 }

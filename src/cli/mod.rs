@@ -21,6 +21,7 @@ mod switchover;
 mod topic;
 mod value;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{Parser, Subcommand};
 
 /// A message broker for two hosts and one shared disk.
@@ -54,7 +55,15 @@ enum Command {
     Bench(bench::BenchCommand),
 }
 
+/// Characters of a wrong value that are repeated in what is said about it.
+const REPEATED_CHARS_MAX: usize = 80;
+
 impl Cli {
+    /// Reads the command line. Ends the process where it is wrong or asks for help.
+    pub fn read() -> Self {
+        Self::try_parse().unwrap_or_else(|error| shortened(error).exit())
+    }
+
     /// Does what was asked for.
     pub fn run(self) -> anyhow::Result<()> {
         if let Command::Serve(args) = self.command {
@@ -77,6 +86,17 @@ impl Cli {
     }
 }
 
+/// The error without most of a value that is long.
+fn shortened(mut error: clap::Error) -> clap::Error {
+    if let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue)
+        && let Some((end, _)) = value.char_indices().nth(REPEATED_CHARS_MAX)
+    {
+        let short = format!("{}...", &value[..end]);
+        error.insert(ContextKind::InvalidValue, ContextValue::String(short));
+    }
+    error
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -86,5 +106,12 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_value_of_ten_kilobytes_is_not_repeated() {
+        let error = Cli::try_parse_from(["baton", "publish", &"x".repeat(10_000), "body"]).unwrap_err();
+        let text = shortened(error).to_string();
+        assert!(text.contains("has at most 255 bytes") && text.len() < 500, "{text}");
     }
 }
