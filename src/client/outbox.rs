@@ -21,8 +21,11 @@
 //!   start, or a frame could be refused twice and the second refusal taken for that of the next one.
 //! * A refusal of a frame concerns one message or one topic of it: the frame is split until it is known which,
 //!   so that nobody's message fails because of its neighbour's.
+//!
+//! A refusal is reported once. Where somebody waits for the fate of one message, it has *claimed* its ticket, and the
+//! refusal is kept for it; all others go to whoever asks next.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::{Bytes, BytesMut};
 
@@ -143,6 +146,8 @@ pub(super) struct Outbox {
     in_flight_bytes: u64,
     in_flight_messages: u64,
     failures: Vec<Failure>,
+    /// Tickets that somebody waits for, with their refusals.
+    claims: BTreeMap<u64, Option<Refusal>>,
 }
 
 impl Outbox {
@@ -161,6 +166,7 @@ impl Outbox {
             in_flight_bytes: 0,
             in_flight_messages: 0,
             failures: Vec::new(),
+            claims: BTreeMap::new(),
         }
     }
 
@@ -202,7 +208,7 @@ impl Outbox {
         self.failures.len()
     }
 
-    /// Takes the failures of messages up to `ticket`.
+    /// Takes the failures of messages up to `ticket`, but for those claimed.
     pub(super) fn take_failures(&mut self, ticket: u64) -> Vec<Failure> {
         if self.failures.is_empty() {
             return Vec::new();
@@ -214,20 +220,22 @@ impl Outbox {
         taken
     }
 
-    /// Takes the failure of one message.
-    pub(super) fn take_failure_of(&mut self, ticket: u64) -> Option<Failure> {
-        let at = self.failures.iter().position(|f| f.first.0 <= ticket && ticket <= f.last.0)?;
-        let found = self.failures.swap_remove(at);
-        let refusal = || found.refusal.clone();
-        if found.first.0 < ticket {
-            let last = Ticket(ticket - 1);
-            self.failures.push(Failure { first: found.first, last, refusal: refusal() });
+    /// Keeps the refusal of a message that is not decided yet for whoever will take it by its ticket.
+    pub(super) fn claim(&mut self, ticket: u64) {
+        self.claims.insert(ticket, None);
+    }
+
+    /// Takes the refusal of a message that was claimed, if it was refused.
+    pub(super) fn take_claimed(&mut self, ticket: u64) -> Option<Failure> {
+        let refusal = self.claims.get_mut(&ticket)?.take()?;
+        Some(Failure { first: Ticket(ticket), last: Ticket(ticket), refusal })
+    }
+
+    /// Nobody waits for this message alone any more: a refusal that was not taken goes to whoever asks next.
+    pub(super) fn release(&mut self, ticket: u64) {
+        if let Some(Some(refusal)) = self.claims.remove(&ticket) {
+            self.failures.push(Failure { first: Ticket(ticket), last: Ticket(ticket), refusal });
         }
-        if found.last.0 > ticket {
-            let first = Ticket(ticket + 1);
-            self.failures.push(Failure { first, last: found.last, refusal: refusal() });
-        }
-        Some(Failure { first: Ticket(ticket), last: Ticket(ticket), refusal: found.refusal })
     }
 
     /// Takes a message in. Answers its ticket, and whether a chunk has become full.
@@ -418,11 +426,23 @@ impl Outbox {
         self.numbered = self.numbered.min(at);
         self.in_flight_messages -= chunk.count;
         self.in_flight_bytes -= chunk.bytes.len() as u64;
-        self.failures.push(Failure {
-            first: Ticket(chunk.ticket),
-            last: Ticket(chunk.ticket + chunk.count - 1),
-            refusal: refusal.clone(),
-        });
+        self.note_failure(chunk.ticket, chunk.ticket + chunk.count, refusal);
+    }
+
+    /// Keeps the refusal of the messages from ticket `first` on and before `end` for those who will ask for it.
+    fn note_failure(&mut self, mut first: u64, end: u64, refusal: &Refusal) {
+        let mut note = |first: u64, end: u64| {
+            if first < end {
+                let (first, last) = (Ticket(first), Ticket(end - 1));
+                self.failures.push(Failure { first, last, refusal: refusal.clone() });
+            }
+        };
+        for (&ticket, claim) in self.claims.range_mut(first..end) {
+            *claim = Some(refusal.clone());
+            note(first, ticket);
+            first = ticket + 1;
+        }
+        note(first, end);
     }
 }
 
@@ -641,18 +661,24 @@ mod tests {
         assert_eq!(pair.outbox.resumed(Sequence(4)), Err(Mismatch::NotOurs));
     }
 
+    /// The refusal of a message that somebody waits for was taken by whoever asked for all refusals first.
     #[test]
-    fn the_failure_of_one_message_is_taken_out_of_those_of_its_frame() {
+    fn the_failure_of_a_claimed_message_is_kept_for_its_claim() {
         let mut pair = Pair::new();
-        (0..5).for_each(|_| pair.push(Kind::Lost));
+        (0..6).for_each(|_| pair.push(Kind::Lost));
+        [3, 5].into_iter().for_each(|ticket| pair.outbox.claim(ticket));
         pair.send(1);
         pair.node.take(false);
         let refused = pair.node.output.pop_front().unwrap().unwrap_err();
         let done = pair.outbox.refuse(refused.sequence, refused.expected, &refused.refusal);
         assert_eq!(done, Refused::TopicGone(LOST_TOPIC));
-        assert_eq!(pair.outbox.take_failure_of(3).unwrap().first, Ticket(3));
-        let rest: Vec<_> = pair.outbox.take_failures(9).iter().map(|f| (f.first.0, f.last.0)).collect();
-        assert_eq!(rest, [(1, 2), (4, 5)]);
+        let ranges = |failures: Vec<Failure>| -> Vec<_> {
+            failures.iter().map(|failure| (failure.first.0, failure.last.0)).collect()
+        };
+        assert_eq!(ranges(pair.outbox.take_failures(9)), [(1, 2), (4, 4), (6, 6)]);
+        assert_eq!(pair.outbox.take_claimed(3).unwrap().first, Ticket(3));
+        [3, 5].into_iter().for_each(|ticket| pair.outbox.release(ticket));
+        assert_eq!(ranges(pair.outbox.take_failures(9)), [(5, 5)]);
     }
 
     #[test]

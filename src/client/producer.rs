@@ -90,15 +90,17 @@ impl Producer {
 
     /// Publishes a message and waits until it is confirmed: until then it is durable.
     ///
-    /// If the future is dropped, the message may or may not be stored: it stays in the producer and is still sent.
+    /// If the future is dropped, the message may or may not be stored: it stays in the producer and is still sent, and
+    /// a refusal of it is reported to the next call that reports refusals.
     ///
     /// # Errors
     /// As [`publish`](Self::publish), and where the message was refused or is not confirmed within the timeout of
-    /// the client. Refusals of other messages are not reported here.
+    /// the client. Its refusal is reported here and nowhere else; those of other messages are not.
     pub async fn send(&self, topic: &Topic, message: &Message) -> Result<(), ClientError> {
-        let ticket = self.take_in(topic, message, Urgency::Shared).await?;
+        let ticket = self.take_in(topic, message, Intake::Send).await?;
+        let claim = Claim { core: self.core(), ticket };
         self.decided(ticket).await?;
-        match self.core().lock().outbox.take_failure_of(ticket.0) {
+        match claim.take() {
             Some(failure) => Err(ClientError::MessagesRefused(vec![failure])),
             None => Ok(()),
         }
@@ -112,7 +114,7 @@ impl Producer {
     /// Where the message passes a limit, no room comes free within the timeout of the client, the producer has
     /// ended, or so many refusals have not been asked for that they are reported here.
     pub async fn publish(&self, topic: &Topic, message: &Message) -> Result<Ticket, ClientError> {
-        self.take_in(topic, message, Urgency::Soon).await
+        self.take_in(topic, message, Intake::Publish).await
     }
 
     /// Publishes messages in their order; answers the ticket of the last one.
@@ -157,9 +159,10 @@ impl Producer {
     /// If the future is dropped, nothing is lost; refusals are reported to the next call.
     ///
     /// # Errors
-    /// [`ClientError::MessagesRefused`] with all refused messages up to `ticket` that were not reported yet;
-    /// everything else up to it is stored. [`ClientError::Unconfirmed`] and [`ClientError::NoMaster`] where nothing
-    /// moved within the timeout of the client: messages are still being tried, and the call may be made again.
+    /// [`ClientError::MessagesRefused`] with all refused messages up to `ticket` that were not reported yet, but for
+    /// those that a [`send`](Self::send) waits for; everything else up to it is stored.
+    /// [`ClientError::Unconfirmed`] and [`ClientError::NoMaster`] where nothing moved within the timeout of the client:
+    /// messages are still being tried, and the call may be made again.
     pub async fn confirmed(&self, ticket: Ticket) -> Result<(), ClientError> {
         self.decided(ticket).await?;
         let failures = self.core().lock().outbox.take_failures(ticket.0);
@@ -188,7 +191,7 @@ impl Producer {
         self.core().lock().outbox.last_stored()
     }
 
-    /// Takes the refusals that were not reported yet.
+    /// Takes the refusals that were not reported yet, but for those that a [`send`](Self::send) waits for.
     #[must_use]
     pub fn failures(&self) -> Vec<Failure> {
         self.core().lock().outbox.take_failures(u64::MAX)
@@ -202,18 +205,13 @@ impl Producer {
         &self.0.alive
     }
 
-    async fn take_in(
-        &self,
-        topic: &Topic,
-        message: &Message,
-        urgency: Urgency,
-    ) -> Result<Ticket, ClientError> {
+    async fn take_in(&self, topic: &Topic, message: &Message, intake: Intake) -> Result<Ticket, ClientError> {
         let id = match topic.id() {
             Some(id) => id,
             None => self.id_of(topic).await?,
         };
         loop {
-            if let Some(ticket) = self.try_take_in(id, message, urgency)? {
+            if let Some(ticket) = self.try_take_in(id, message, intake)? {
                 return Ok(ticket);
             }
             self.room().await?;
@@ -225,7 +223,7 @@ impl Producer {
         &self,
         topic: TopicId,
         message: &Message,
-        urgency: Urgency,
+        intake: Intake,
     ) -> Result<Option<Ticket>, ClientError> {
         let mut state = self.core().lock();
         if !state.has_room(&self.core().options) {
@@ -233,6 +231,13 @@ impl Producer {
         }
         message.check(&state.limits)?;
         let (ticket, full) = state.outbox.push(topic, message);
+        let urgency = match intake {
+            Intake::Publish => Urgency::Soon,
+            Intake::Send => {
+                state.outbox.claim(ticket);
+                Urgency::Shared
+            }
+        };
         self.core().pass_on(self.shared(), state, if full { Urgency::Now } else { urgency });
         Ok(Some(Ticket(ticket)))
     }
@@ -345,5 +350,33 @@ impl Producer {
             }
             None => self.shared().no_master(connection.last_error.clone()),
         }
+    }
+}
+
+/// What becomes of a message that is taken in.
+#[derive(Clone, Copy, Debug)]
+enum Intake {
+    /// It leaves with others; whoever asks for refusals learns of its own.
+    Publish,
+    /// Somebody waits for it alone, and makes a [`Claim`] of its ticket.
+    Send,
+}
+
+/// The right to learn of the refusal of one message.
+struct Claim<'a> {
+    core: &'a ProducerCore,
+    ticket: Ticket,
+}
+
+impl Claim<'_> {
+    /// The refusal, where the message was refused.
+    fn take(&self) -> Option<Failure> {
+        self.core.lock().outbox.take_claimed(self.ticket.0)
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.core.lock().outbox.release(self.ticket.0);
     }
 }

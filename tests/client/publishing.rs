@@ -172,6 +172,42 @@ async fn a_refusal_reaches_the_task_that_sent_the_message_and_no_other() {
     assert!(producer.failures().is_empty());
 }
 
+/// A clone that flushed took the refusal before the task that had sent the message woke up, and that task was told
+/// that its message is durable.
+#[tokio::test]
+async fn a_refusal_reaches_the_task_that_sent_the_message_though_others_ask_for_all() {
+    let (_world, _node, client) = connected(Behaviour::default()).await;
+    let (producer, topic) = producer(&client).await;
+    for _ in 0..20 {
+        let before = producer.last_ticket();
+        // Waits for the same answer, and is woken first.
+        let flushing = tokio::spawn({
+            let producer = producer.clone();
+            async move { producer.confirmed(Ticket(before.0 + 1)).await }
+        });
+        tokio::task::yield_now().await;
+        let sent = soon(producer.send(&topic, &Message::new("bad"))).await;
+        assert!(matches!(sent, Err(ClientError::MessagesRefused(_))), "{sent:?}");
+        soon(flushing).await.unwrap().unwrap();
+    }
+    assert!(producer.failures().is_empty());
+}
+
+/// Nobody would hear of a refusal that is kept for a task that has stopped waiting.
+#[tokio::test]
+async fn the_refusal_of_a_dropped_send_is_reported_to_the_next_flush() {
+    let (_world, node, client) = connected(Behaviour { full: usize::MAX, ..Behaviour::default() }).await;
+    let (producer, topic) = producer(&client).await;
+    let refused = Message::new("bad");
+    let sent = tokio::time::timeout(Duration::from_millis(50), producer.send(&topic, &refused)).await;
+    assert!(sent.is_err());
+    node.set(|behaviour| behaviour.full = 0);
+    let Err(ClientError::MessagesRefused(failures)) = soon(producer.flush()).await else {
+        panic!("nothing was refused");
+    };
+    assert_eq!((failures[0].first, failures[0].last), (Ticket(1), Ticket(1)));
+}
+
 #[tokio::test]
 async fn what_the_node_puts_off_is_tried_again() {
     let (world, node, client) = connected(Behaviour { full: 3, ..Behaviour::default() }).await;
