@@ -49,10 +49,30 @@ pub struct Subscription {
 /// dropped, unsettled deliveries go back to the group at once and uncounted.
 #[derive(Debug)]
 pub struct Consumer {
-    settler: Settler,
+    member: Member,
     subscription: Subscription,
     /// What has been taken over from the reader and not been handed out.
     local: VecDeque<Delivery>,
+}
+
+/// Keeps the subscription of a consumer, from before the node has answered; leaves the group when dropped.
+#[derive(Debug)]
+struct Member {
+    settler: Settler,
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.settler.core.close(&self.settler.alive);
+    }
+}
+
+impl std::ops::Deref for Member {
+    type Target = Settler;
+
+    fn deref(&self) -> &Settler {
+        &self.settler
+    }
 }
 
 /// Gets messages of a group when it asks for them. Made by
@@ -90,22 +110,16 @@ impl Consumer {
             core
         };
         core.subscribe(&alive, alive.session());
-        let settler = Settler { alive, core };
+        let member = Member { settler: Settler { alive, core } };
         let opened = async {
             tokio::select! {
-                opened = settler.core.active() => opened,
-                error = settler.alive.given_up() => Err(error),
+                opened = member.core.active() => opened,
+                error = member.alive.given_up() => Err(error),
             }
         };
-        let opened = timeout(settler.alive.options.timeout, opened).await;
-        let result = opened.unwrap_or_else(|_| Err(settler.no_answer()));
-        match result {
-            Ok(subscription) => Ok(Self { settler, subscription, local: VecDeque::new() }),
-            Err(error) => {
-                settler.core.close(&settler.alive);
-                Err(error)
-            }
-        }
+        let opened = timeout(member.alive.options.timeout, opened).await;
+        let subscription = opened.unwrap_or_else(|_| Err(member.no_answer()))?;
+        Ok(Self { member, subscription, local: VecDeque::new() })
     }
 
     /// What it has joined.
@@ -117,19 +131,19 @@ impl Consumer {
     /// Name of the topic.
     #[must_use]
     pub fn topic(&self) -> &str {
-        &self.settler.core.options.topic
+        &self.member.core.options.topic
     }
 
     /// Name of the group.
     #[must_use]
     pub fn group(&self) -> &str {
-        &self.settler.core.options.group
+        &self.member.core.options.group
     }
 
     /// A handle that settles the deliveries of this consumer from other tasks.
     #[must_use]
     pub fn settler(&self) -> Settler {
-        self.settler.clone()
+        self.member.settler.clone()
     }
 
     /// The next delivery; `None` when the client was closed. Sends waiting settlements before it waits.
@@ -175,13 +189,13 @@ impl Consumer {
     /// The next delivery, if one has arrived.
     pub fn try_next(&mut self) -> Option<Delivery> {
         loop {
-            let current = self.settler.core.current.load(Ordering::Acquire);
+            let current = self.member.core.current.load(Ordering::Acquire);
             while let Some(delivery) = self.local.pop_front() {
                 if delivery.id.session == current {
                     return Some(delivery);
                 }
             }
-            let mut state = self.settler.core.lock();
+            let mut state = self.member.core.lock();
             if state.arrived.is_empty() {
                 return None;
             }
@@ -196,11 +210,11 @@ impl Consumer {
     /// # Errors
     /// Where settlements were lost, or the node did not answer.
     pub async fn close(self) -> Result<(), ClientError> {
-        let flushed = self.settler.flush().await;
-        let core = &self.settler.core;
+        let flushed = self.member.flush().await;
+        let core = &self.member.core;
         let make = |request| Request::Unsubscribe(Unsubscribe { request, consumer: core.handle });
-        locked(&self.settler.alive.registry).consumers.remove(&core.handle);
-        match self.settler.alive.call(Repeat::Never, make).await {
+        locked(&self.member.alive.registry).consumers.remove(&core.handle);
+        match self.member.alive.call(Repeat::Never, make).await {
             // A connection that is gone has taken the consumer with it.
             Ok(_) | Err(ClientError::ConnectionLost) => flushed.map(|_| ()),
             Err(ClientError::Refused(refusal)) if refusal.code == ErrorCode::UnknownHandle => {
@@ -220,8 +234,8 @@ impl Consumer {
 
     /// Waits until something has arrived.
     async fn arrival(&self) -> Result<(), ClientError> {
-        let core = &self.settler.core;
-        core.send_settlements(&self.settler.alive);
+        let core = &self.member.core;
+        core.send_settlements(&self.member.alive);
         let arrived = poll_fn(|context| {
             let mut state = core.lock();
             if !state.arrived.is_empty() {
@@ -236,7 +250,7 @@ impl Consumer {
         tokio::select! {
             biased;
             arrived = arrived => arrived,
-            error = self.settler.alive.given_up() => Err(error),
+            error = self.member.alive.given_up() => Err(error),
         }
     }
 }
@@ -245,13 +259,7 @@ impl std::ops::Deref for Consumer {
     type Target = Settler;
 
     fn deref(&self) -> &Settler {
-        &self.settler
-    }
-}
-
-impl Drop for Consumer {
-    fn drop(&mut self) {
-        self.settler.core.close(&self.settler.alive);
+        &self.member
     }
 }
 
@@ -285,7 +293,7 @@ impl PullConsumer {
             if !batch.is_empty() {
                 return Ok(batch);
             }
-            let settler = &self.consumer.settler;
+            let settler = &self.consumer.member;
             settler.core.send_settlements(&settler.alive);
             tokio::select! {
                 active = settler.core.active() => { active?; }
@@ -340,7 +348,7 @@ impl std::ops::Deref for PullConsumer {
     type Target = Settler;
 
     fn deref(&self) -> &Settler {
-        &self.consumer.settler
+        &self.consumer.member
     }
 }
 

@@ -229,6 +229,32 @@ async fn closing_gives_back_what_is_not_settled() {
     assert_eq!(soon(last.next()).await.unwrap().unwrap().offset(), Offset(1));
 }
 
+/// The subscription of a future that was dropped while it waited for the node lived on: it took messages that nobody
+/// settled, over every reconnect.
+#[tokio::test]
+async fn a_consumer_that_is_dropped_while_it_joins_leaves_the_group() {
+    let (world, node, client) = connected(Behaviour { silent: true, ..Behaviour::default() }).await;
+    let asked = || world.lock().unwrap().count_frames(|request| matches!(request, Request::Subscribe(_)));
+    let pushed = tokio::spawn({
+        let client = client.clone();
+        async move { client.consumer(group()).await }
+    });
+    until(|| asked() >= 1).await;
+    pushed.abort();
+    let pulled = tokio::spawn({
+        let client = client.clone();
+        async move { client.pull_consumer(group()).await }
+    });
+    until(|| asked() >= 2).await;
+    pulled.abort();
+    until(|| world.lock().unwrap().consumer_count() == 0).await;
+    let address = node.address.clone();
+    node.kill().await;
+    let _back = Node::on(TcpListener::bind(&address).await.unwrap(), &world, Behaviour::default());
+    soon(client.status()).await.unwrap();
+    assert_eq!(world.lock().unwrap().consumer_count(), 0, "it joined again after the reconnect");
+}
+
 #[tokio::test]
 async fn the_end_of_the_client_is_the_end_of_the_stream() {
     let (_world, _node, client) = connected(Behaviour::default()).await;

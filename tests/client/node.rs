@@ -126,6 +126,11 @@ impl World {
         self.frames.iter().filter(|frame| is(frame)).count()
     }
 
+    /// Consumers that have joined and not left.
+    pub fn consumer_count(&self) -> usize {
+        self.consumers.len()
+    }
+
     /// Deletes a topic, so that its id means nothing any more.
     pub fn delete_topic(&mut self, name: &str) {
         let id = self.topics.remove(name).unwrap();
