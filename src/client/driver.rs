@@ -25,8 +25,8 @@ use crate::protocol::frame::RawFrame;
 use crate::protocol::request::Request;
 use crate::protocol::response::{Response, Welcome};
 
-/// How long the last bytes may take when the client is closed.
-const GOODBYE_WAIT: Duration = Duration::from_millis(500);
+/// How long a node may take to read everything up to the goodbye and to close the connection.
+const GOODBYE_WAIT: Duration = Duration::from_secs(2);
 /// Heartbeats that a client agrees to.
 const HEARTBEAT_MIN: Duration = Duration::from_millis(10);
 const HEARTBEAT_MAX: Duration = Duration::from_secs(3600);
@@ -117,7 +117,7 @@ async fn serve(shared: &Arc<Shared>, session: Session, greeted: Greeted, welcome
     tokio::select! {
         loss = reader.read() => loss,
         () = shared.closing.notified() => {
-            say_goodbye(shared, &reader.stream).await;
+            say_goodbye(shared, &reader.stream, reader.input).await;
             Loss::Closed
         }
     }
@@ -158,21 +158,37 @@ fn end(shared: &Shared) {
     drop(requests);
 }
 
-async fn say_goodbye(shared: &Arc<Shared>, stream: &TcpStream) {
+/// Sends what waits and says goodbye; then reads until the node closes.
+///
+/// What is read now means nothing any more, but a socket that is closed with unread bytes is reset, and a reset takes
+/// what the node has not read with it: the last settlements, and the goodbye that keeps attempts from being counted.
+async fn say_goodbye(shared: &Arc<Shared>, stream: &TcpStream, mut input: BytesMut) {
     let consumers: Vec<_> = locked(&shared.registry).consumers.values().cloned().collect();
     let producers: Vec<_> = locked(&shared.registry).producers.values().cloned().collect();
     producers.iter().for_each(|producer| producer.put_all(shared));
     consumers.iter().for_each(|consumer| consumer.send_settlements(shared));
     locked(&shared.link).put(&Request::Goodbye);
-    let written = async {
+    let write = async {
         while locked(&shared.link).write() == Written::Blocked {
             if stream.writable().await.is_err() {
                 return;
             }
         }
     };
-    // Where the node does not read, it will find the connection closed instead.
-    let _ = tokio::time::timeout(GOODBYE_WAIT, written).await;
+    let read = async {
+        while stream.readable().await.is_ok() {
+            input.clear();
+            input.reserve(READ_BYTES);
+            match stream.try_read_buf(&mut input) {
+                Ok(0) => return,
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(_) => return,
+            }
+        }
+    };
+    // A node that does neither read nor close finds the connection closed instead.
+    let _ = tokio::time::timeout(GOODBYE_WAIT, async { tokio::join!(write, read) }).await;
 }
 
 /// Reads one connection.
@@ -228,7 +244,8 @@ impl Reader<'_> {
     fn handle_input(&mut self) -> Result<(), AttemptError> {
         let bytes_max = self.master.welcome.frame_bytes_max;
         loop {
-            let frame = RawFrame::cut(&mut self.input, bytes_max).map_err(|error| self.not_baton(error))?;
+            let frame =
+                RawFrame::cut(&mut self.input, bytes_max).map_err(|error| self.not_baton(error))?;
             let Some(frame) = frame else { return Ok(()) };
             let response = Response::decode(&frame).map_err(|error| self.not_baton(error))?;
             self.handle(response)?;

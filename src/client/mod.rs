@@ -192,8 +192,9 @@ impl Client {
         }
     }
 
-    /// Says goodbye and ends the connection, for all clones and everything made from them. Settlements that wait are
-    /// sent; messages that are not confirmed may or may not be stored, so flush the producers first.
+    /// Says goodbye and ends the connection, for all clones and everything made from them; waits until the node has
+    /// read everything, at most two seconds. Settlements that wait are sent, deliveries go back uncounted; messages
+    /// that are not confirmed may or may not be stored, so flush the producers first.
     ///
     /// If the future is dropped, the client closes all the same.
     pub async fn close(self) {

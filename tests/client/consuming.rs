@@ -229,6 +229,30 @@ async fn closing_gives_back_what_is_not_settled() {
     assert_eq!(soon(last.next()).await.unwrap().unwrap().offset(), Offset(1));
 }
 
+/// The client closed its socket while deliveries were on their way. That reset the connection, and the node never read
+/// the last acknowledgement, nor the goodbye.
+#[tokio::test]
+async fn what_was_settled_before_the_client_closes_reaches_a_node_that_is_slow_to_read() {
+    let (world, node, client) = connected(Behaviour::default()).await;
+    publish(&client, 0, 1).await;
+    let mut consumer = client.consumer(group()).await.unwrap();
+    let delivery = soon(consumer.next()).await.unwrap().unwrap();
+    node.set(|behaviour| behaviour.deaf = true);
+    let some_beats = || {
+        let enough = world.lock().unwrap().beats + 3;
+        let world = world.clone();
+        until(move || world.lock().unwrap().beats >= enough)
+    };
+    some_beats().await;
+    consumer.ack(&delivery);
+    let closing = tokio::spawn(client.close());
+    some_beats().await;
+    node.set(|behaviour| behaviour.deaf = false);
+    soon(closing).await.unwrap();
+    until(|| world.lock().unwrap().settled.values().flatten().copied().eq([0])).await;
+    until(|| world.lock().unwrap().frames.contains(&Request::Goodbye)).await;
+}
+
 /// The subscription of a future that was dropped while it waited for the node lived on: it took messages that nobody
 /// settled, over every reconnect.
 #[tokio::test]

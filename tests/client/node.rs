@@ -36,6 +36,8 @@ pub struct Behaviour {
     pub mute: bool,
     /// Sends no heartbeats and no answers after the greeting.
     pub silent: bool,
+    /// Reads nothing more from its connections.
+    pub deaf: bool,
     /// Keeps confirms for itself.
     pub withhold_confirms: bool,
     /// Closes a connection after so many frames, with whatever it was about to answer.
@@ -63,6 +65,7 @@ impl Default for Behaviour {
             not_master: None,
             mute: false,
             silent: false,
+            deaf: false,
             withhold_confirms: false,
             drop_after_frames: None,
             write_bytes: usize::MAX,
@@ -91,6 +94,8 @@ pub struct World {
     next_connection: u64,
     pub open_connections: usize,
     pub frames: Vec<Request>,
+    /// Heartbeats sent, over all connections.
+    pub beats: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -292,6 +297,7 @@ async fn talk(
     let (out, mut outgoing) = mpsc::unbounded_channel();
     let mut input = BytesMut::new();
     let mut frames = 0;
+    let mut parting = false;
     let mut beat = tokio::time::interval(std::time::Duration::from_millis(20));
     loop {
         while let Some(frame) = RawFrame::cut(&mut input, 100 << 20).unwrap() {
@@ -300,14 +306,19 @@ async fn talk(
             let behaviour = &mut *behaviour.lock().unwrap();
             let world = &mut *world.lock().unwrap();
             world.frames.push(request.clone());
+            parting |= request == Request::Goodbye;
             handle(number, world, behaviour, request, &out);
             world.hand_out();
             if behaviour.drop_after_frames.is_some_and(|max| frames >= max) {
                 return Ok(());
             }
         }
+        if parting && outgoing.is_empty() {
+            return Ok(());
+        }
+        let deaf = behaviour.lock().unwrap().deaf;
         tokio::select! {
-            read = stream.read_buf(&mut input) => if read? == 0 { return Ok(()) },
+            read = stream.read_buf(&mut input), if !deaf => if read? == 0 { return Ok(()) },
             Some(response) = outgoing.recv() => {
                 let current = behaviour.lock().unwrap().clone();
                 if current.silent && !matches!(response, Response::Welcome(_)) {
@@ -326,6 +337,9 @@ async fn talk(
                     if current.write_bytes != usize::MAX {
                         tokio::task::yield_now().await;
                     }
+                }
+                if matches!(response, Response::Heartbeat(_)) {
+                    world.lock().unwrap().beats += 1;
                 }
             }
             _ = beat.tick() => if frames > 0 {
