@@ -19,7 +19,7 @@ use super::link::{Session, Written};
 use super::options::READ_BYTES;
 use super::seek::Seek;
 use super::shared::{Master, Shared, Waiting, locked, out_of_place};
-use crate::model::limits::Limits;
+use crate::model::limits::{FRAME_BYTES_HIGHEST, Limits};
 use crate::protocol::error::{DecodeError, ErrorCode, Refusal};
 use crate::protocol::frame::RawFrame;
 use crate::protocol::request::Request;
@@ -241,11 +241,13 @@ impl Reader<'_> {
     }
 
     /// Hands out every frame that is whole.
+    ///
+    /// The limits in the welcome are for what goes to the node: a message that was stored under higher ones comes in
+    /// a frame that is longer. Memory is taken for what has arrived, not for what a frame says of its length.
     fn handle_input(&mut self) -> Result<(), AttemptError> {
-        let bytes_max = self.master.welcome.frame_bytes_max;
         loop {
             let frame =
-                RawFrame::cut(&mut self.input, bytes_max).map_err(|error| self.not_baton(error))?;
+                RawFrame::cut(&mut self.input, FRAME_BYTES_HIGHEST).map_err(|error| self.not_baton(error))?;
             let Some(frame) = frame else { return Ok(()) };
             let response = Response::decode(&frame).map_err(|error| self.not_baton(error))?;
             self.handle(response)?;

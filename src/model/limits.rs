@@ -22,6 +22,10 @@ pub const BROWSES_MAX: usize = 64;
 /// Highest priority of a message; 0 is the lowest and the default.
 pub const PRIORITY_MAX: u8 = 9;
 
+/// Highest value of `frame_bytes_max`: the largest frame that any node of a pair may ever have taken, and so the
+/// largest that a node sends.
+pub const FRAME_BYTES_HIGHEST: u64 = GIB;
+
 /// One row of the table of limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LimitRow {
@@ -85,8 +89,8 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
 limits! {
-    /// Largest frame, head and messages together.
-    frame_bytes_max: "bytes", 72 * MIB, 8 * MIB, GIB, "the connection is closed with `frame-too-large`";
+    /// Largest frame to the node, head and messages together.
+    frame_bytes_max: "bytes", 72 * MIB, 8 * MIB, FRAME_BYTES_HIGHEST, "the connection is closed with `frame-too-large`";
     /// Largest body of a message.
     body_bytes_max: "bytes", 64 * MIB, KIB, 1000 * MIB, "the message is refused with `message-too-large`";
     /// All headers of a message together, names and values.

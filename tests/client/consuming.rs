@@ -253,6 +253,23 @@ async fn what_was_settled_before_the_client_closes_reaches_a_node_that_is_slow_t
     until(|| world.lock().unwrap().frames.contains(&Request::Goodbye)).await;
 }
 
+/// The client applied the new limit of what the node takes to what the node sends. Each delivery of the message ended
+/// the connection and counted as an attempt, until the message was a dead letter.
+#[tokio::test]
+async fn a_message_that_was_stored_under_higher_limits_is_delivered() {
+    let (world, node, client) = connected(Behaviour::default()).await;
+    let producer = client.producer(ProducerOptions::default()).await.unwrap();
+    let topic = client.topic("t").await.unwrap();
+    soon(producer.send(&topic, &Message::new("x".repeat(2 << 20)))).await.unwrap();
+    let address = node.address.clone();
+    node.kill().await;
+    let smaller = Behaviour { frame_bytes_max: 1 << 20, ..Behaviour::default() };
+    let _back = Node::on(TcpListener::bind(&address).await.unwrap(), &world, smaller);
+    let mut consumer = soon(client.consumer(group())).await.unwrap();
+    let delivery = soon(consumer.next()).await.unwrap().unwrap();
+    assert_eq!((delivery.message.body.len(), delivery.attempt), (2 << 20, 1));
+}
+
 /// The subscription of a future that was dropped while it waited for the node lived on: it took messages that nobody
 /// settled, over every reconnect.
 #[tokio::test]
