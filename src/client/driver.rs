@@ -33,6 +33,10 @@ const HEARTBEAT_MAX: Duration = Duration::from_secs(3600);
 /// Silence for so many heartbeats is a lost connection.
 const HEARTBEATS_MISSED_MAX: u32 = 3;
 
+/// A master that has not made sure of its mastership for so long is left. A stall of the storage of 10 s is to be sat
+/// out, and the heartbeat that tells of it has been on its way.
+const FENCE_AGE_MAX: Duration = Duration::from_secs(15);
+
 /// Why a connection ended.
 #[derive(Debug)]
 enum Loss {
@@ -46,6 +50,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
     let writer = tokio::spawn(write_rest(shared.clone()));
     let mut session = 0;
     let mut store_id = None;
+    let mut last_resort = None;
     loop {
         let seek = Seek {
             options: &shared.options,
@@ -55,6 +60,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 epoch_seen: shared.epoch_seen(),
             },
             store_id: store_id.clone(),
+            last_resort: last_resort.take(),
         };
         let (greeted, welcome) = tokio::select! {
             found = seek.master(|error| note(&shared, error)) => found,
@@ -68,6 +74,9 @@ pub(super) async fn run(shared: Arc<Shared>) {
             Loss::Closed => break,
             Loss::Error(error) => {
                 tracing::debug!(%error, "connection lost");
+                if let AttemptError::FenceAge { address, .. } = &error {
+                    last_resort = Some(address.clone());
+                }
                 note(&shared, error);
             }
         }
@@ -283,7 +292,13 @@ impl Reader<'_> {
                     consumer.closed_by_node(closed.refusal);
                 }
             }
-            Response::Heartbeat(heartbeat) => self.shared.see_epoch(heartbeat.epoch),
+            Response::Heartbeat(heartbeat) => {
+                self.shared.see_epoch(heartbeat.epoch);
+                let age = Duration::from_millis(u64::from(heartbeat.fence_age_ms));
+                if age > FENCE_AGE_MAX {
+                    return Err(AttemptError::FenceAge { address: self.address(), age });
+                }
+            }
             Response::Goodbye(refusal) | Response::Failed(refusal) => {
                 return Err(AttemptError::Refused { address: self.address(), refusal });
             }

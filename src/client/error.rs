@@ -218,6 +218,15 @@ pub enum AttemptError {
         /// The highest epoch seen.
         seen: Epoch,
     },
+    /// The node has been unable for long to make sure that it is master: its storage hangs, and the other node may have
+    /// taken over.
+    #[error("{address}: last made sure {age:?} ago that it is master; does its storage hang?")]
+    FenceAge {
+        /// The address.
+        address: String,
+        /// How long ago it made sure.
+        age: Duration,
+    },
     /// The node serves another store than the one that the client began with.
     #[error("{address}: serves store {found}, this client began with store {expected}")]
     OtherStore {

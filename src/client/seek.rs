@@ -22,6 +22,8 @@ pub(super) struct Seek<'a> {
     pub(super) options: &'a ClientOptions,
     pub(super) greeting: Greeting,
     pub(super) store_id: Option<String>,
+    /// A node that would greet as a master and is better not used: the others are tried first.
+    pub(super) last_resort: Option<String>,
 }
 
 /// One attempt that has come to an end.
@@ -42,7 +44,9 @@ impl Seek<'_> {
         let mut hints = HashSet::new();
         let mut count = 0_u64;
         for server in &self.options.servers {
-            self.attempt(&mut attempts, server.clone(), Duration::ZERO);
+            let last = self.last_resort.as_ref() == Some(server);
+            let wait = if last { self.options.backoff.maximum } else { Duration::ZERO };
+            self.attempt(&mut attempts, server.clone(), wait);
         }
         loop {
             // Attempts neither panic nor are aborted while this waits for them, and there is always one.

@@ -114,6 +114,27 @@ async fn a_node_that_falls_silent_is_left() {
     assert!(began.elapsed().as_millis() >= 200, "{:?}", began.elapsed());
 }
 
+/// A master whose storage hangs goes on sending heartbeats. A publisher stayed with it though the other node had taken
+/// over.
+#[tokio::test]
+async fn a_master_whose_storage_hangs_is_left_for_the_one_that_took_over() {
+    let world = world();
+    let hanging = Node::start(&world, Behaviour::default()).await;
+    let other = Node::start(&world, standby(None)).await;
+    let client = Client::connect(options(&[&hanging, &other])).await.unwrap();
+    let before = client.master().unwrap();
+    hanging.set(|behaviour| behaviour.fence_age_ms = 12_000);
+    let enough = world.lock().unwrap().beats + 5;
+    until(|| world.lock().unwrap().beats >= enough).await;
+    assert!(std::sync::Arc::ptr_eq(&client.master().unwrap(), &before), "a stall that passes is no reason");
+    other.set(|behaviour| {
+        behaviour.not_master = None;
+        behaviour.epoch = 2;
+    });
+    hanging.set(|behaviour| behaviour.fence_age_ms = 16_000);
+    assert_eq!(soon(client.master_after(Epoch(1))).await.unwrap().address, other.address);
+}
+
 #[tokio::test]
 async fn a_connection_without_traffic_stays() {
     let (_world, _node, client) = connected(Behaviour::default()).await;

@@ -55,6 +55,8 @@ pub struct Behaviour {
     /// Sends bytes that are no frame after the greeting.
     pub garbage: bool,
     pub frame_bytes_max: u64,
+    /// How long ago it says it made sure that it is master.
+    pub fence_age_ms: u32,
 }
 
 impl Default for Behaviour {
@@ -75,6 +77,7 @@ impl Default for Behaviour {
             refuse_resume: None,
             garbage: false,
             frame_bytes_max: 72 << 20,
+            fence_age_ms: 0,
         }
     }
 }
@@ -343,8 +346,9 @@ async fn talk(
                 }
             }
             _ = beat.tick() => if frames > 0 {
-                let epoch = Epoch(behaviour.lock().unwrap().epoch);
-                let _ = out.send(Response::Heartbeat(Heartbeat { epoch, fence_age_ms: 0 }));
+                let behaviour = behaviour.lock().unwrap();
+                let (epoch, fence_age_ms) = (Epoch(behaviour.epoch), behaviour.fence_age_ms);
+                let _ = out.send(Response::Heartbeat(Heartbeat { epoch, fence_age_ms }));
             },
         }
     }
