@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::error::{AttemptError, ClientError};
@@ -48,6 +49,7 @@ enum Loss {
 /// Keeps a connection to the master until the client is closed.
 pub(super) async fn run(shared: Arc<Shared>) {
     let writer = tokio::spawn(write_rest(shared.clone()));
+    let _ending = Ending { shared: shared.clone(), writer };
     let mut session = 0;
     let mut store_id = None;
     let mut last_resort = None;
@@ -81,15 +83,28 @@ pub(super) async fn run(shared: Arc<Shared>) {
             }
         }
     }
-    writer.abort();
-    let (producers, consumers) = {
-        let registry = locked(&shared.registry);
-        let producers: Vec<_> = registry.producers.values().cloned().collect();
-        (producers, registry.consumers.values().cloned().collect::<Vec<_>>())
-    };
-    shared.connection.send_modify(|connection| connection.closed = true);
-    producers.iter().for_each(|producer| producer.client_closed());
-    consumers.iter().for_each(|consumer| consumer.client_closed());
+}
+
+/// Tells everybody that the client is closed, however the driver ends: with a panic or its runtime, too, nobody may
+/// wait for what cannot come.
+struct Ending {
+    shared: Arc<Shared>,
+    writer: JoinHandle<()>,
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.writer.abort();
+        end(&self.shared);
+        self.shared.connection.send_modify(|connection| connection.closed = true);
+        let (producers, consumers) = {
+            let registry = locked(&self.shared.registry);
+            let producers: Vec<_> = registry.producers.values().cloned().collect();
+            (producers, registry.consumers.values().cloned().collect::<Vec<_>>())
+        };
+        producers.iter().for_each(|producer| producer.client_closed());
+        consumers.iter().for_each(|consumer| consumer.client_closed());
+    }
 }
 
 /// Remembers why there is no connection, for whoever gives up waiting for one.

@@ -20,6 +20,11 @@ pub const OUTPUT_BYTES_MAX: usize = 4 << 20;
 /// Bytes that one read of the socket asks for.
 pub const READ_BYTES: usize = 128 << 10;
 
+/// Shortest wait between attempts to connect to one address.
+pub const BACKOFF_MIN: Duration = Duration::from_millis(1);
+/// Longest wait between attempts to connect to one address.
+pub const BACKOFF_MAX: Duration = Duration::from_secs(3600);
+
 /// How a client finds its node and how patient it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientOptions {
@@ -74,6 +79,13 @@ impl ClientOptions {
         if self.timeout.is_zero() || self.attempt_timeout.is_zero() {
             return fail("timeout", "must not be zero");
         }
+        let ReconnectBackoff { first, maximum, .. } = self.backoff;
+        if first < BACKOFF_MIN || maximum > BACKOFF_MAX {
+            return fail("backoff", "first and maximum must be between 1 ms and 1 h");
+        }
+        if first > maximum {
+            return fail("backoff", "first must not be longer than maximum");
+        }
         Ok(())
     }
 }
@@ -84,11 +96,11 @@ impl ClientOptions {
 /// `first`; then it doubles up to `maximum`. Every wait is changed by up to half of itself, by chance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReconnectBackoff {
-    /// Wait in the beginning.
+    /// Wait in the beginning; at least [`BACKOFF_MIN`].
     pub first: Duration,
     /// How long the wait stays that short.
     pub eager: Duration,
-    /// Longest wait.
+    /// Longest wait; at least `first`, at most [`BACKOFF_MAX`].
     pub maximum: Duration,
 }
 

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use batonmq::client::{AttemptError, Client, ClientError, ClientOptions, ProducerOptions, status_of};
+use batonmq::client::{
+    AttemptError, Client, ClientError, ClientOptions, ProducerOptions, ReconnectBackoff, status_of,
+};
 use batonmq::model::id::Epoch;
 use batonmq::model::message::Message;
 use batonmq::protocol::response::Role;
@@ -91,6 +93,38 @@ async fn options_that_make_no_sense_are_named() {
     let no_port = ClientOptions::servers("localhost");
     assert!(matches!(Client::start(no_port), Err(ClientError::Option { option: "servers", .. })));
     assert_eq!(ClientOptions::servers("a:1, b:2,").servers, ["a:1", "b:2"]);
+    let at_once = ReconnectBackoff { first: Duration::ZERO, ..ReconnectBackoff::default() };
+    let crossed = ReconnectBackoff { first: Duration::from_secs(1), ..ReconnectBackoff::default() };
+    let endless = ReconnectBackoff { maximum: Duration::MAX, ..ReconnectBackoff::default() };
+    for backoff in [at_once, crossed, endless] {
+        let options = ClientOptions { backoff, ..ClientOptions::default() };
+        assert!(matches!(Client::start(options), Err(ClientError::Option { option: "backoff", .. })));
+    }
+}
+
+/// Where the task of the client was gone without having said so, with a panic or its runtime, calls waited for ever.
+#[test]
+fn a_client_whose_task_is_gone_is_closed() {
+    let runtime =
+        || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (own, other) = (runtime(), runtime());
+    let (_world, _node, client) = other.block_on(async {
+        let world = world();
+        let node = Node::start(&world, Behaviour::default()).await;
+        let servers = options(&[&node]);
+        let client = own.spawn(async move { Client::connect(servers).await.unwrap() }).await.unwrap();
+        (world, node, client)
+    });
+    let waiting = other.spawn({
+        let client = client.clone();
+        async move { client.master_after(Epoch(1)).await }
+    });
+    own.shutdown_background();
+    other.block_on(async {
+        assert!(matches!(soon(waiting).await.unwrap(), Err(ClientError::Closed)));
+        assert!(matches!(soon(client.status()).await, Err(ClientError::Closed)));
+        soon(client.close()).await;
+    });
 }
 
 #[tokio::test]
