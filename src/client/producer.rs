@@ -1,9 +1,9 @@
 //! Publishing: the handle that applications use, and its state across connections.
 //!
-//! Publishing puts the encoded message into the producer's outbox and returns; nothing is allocated
-//! per message. The frame leaves when it is full, when somebody waits for a confirm, or when the writer task comes
-//! around, whichever is first. What the node has not confirmed is sent again after a reconnect, under the same
-//! sequences, so that it is stored once.
+//! Publishing puts the encoded message into the producer's outbox and returns; nothing is allocated per message. The
+//! frame leaves when it is full, when somebody waits for a confirm and nothing else is under way, or when the writer
+//! task comes around, whichever is first. What the node has not confirmed is sent again after a reconnect, under the
+//! same sequences, so that it is stored once.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -99,7 +99,7 @@ impl Producer {
     pub async fn send(&self, topic: &Topic, message: &Message) -> Result<(), ClientError> {
         let ticket = self.take_in(topic, message, Intake::Send).await?;
         let claim = Claim { core: self.core(), ticket };
-        self.decided(ticket).await?;
+        self.waited_for(ticket).await?;
         match claim.take() {
             Some(failure) => Err(ClientError::MessagesRefused(vec![failure])),
             None => Ok(()),
@@ -298,7 +298,7 @@ impl Producer {
         .await
     }
 
-    /// Waits until everything up to `ticket` is decided.
+    /// Sends what there is and waits until everything up to `ticket` is decided.
     async fn decided(&self, ticket: Ticket) -> Result<(), ClientError> {
         {
             let state = self.core().lock();
@@ -307,6 +307,11 @@ impl Producer {
             }
             self.core().pass_on(self.shared(), state, Urgency::Now);
         }
+        self.waited_for(ticket).await
+    }
+
+    /// Waits until everything up to `ticket` is decided; it leaves by itself.
+    async fn waited_for(&self, ticket: Ticket) -> Result<(), ClientError> {
         self.patiently(|| Decided { core: self.core(), ticket, registered: None }).await
     }
 

@@ -75,7 +75,8 @@ pub(super) enum Phase {
 pub(super) enum Urgency {
     /// Now: the frame is full, or nothing else will be published before it is confirmed.
     Now,
-    /// Now, but while the node works on earlier frames several callers share the next one.
+    /// Now where nothing is under way. While the node works on earlier frames, when the writer task comes around, so
+    /// that all callers that are ready to publish share a frame.
     Shared,
     /// When the writer task comes around.
     Soon,

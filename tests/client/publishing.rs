@@ -45,6 +45,41 @@ async fn a_single_message_is_sent_without_company() {
     assert_eq!(world.lock().unwrap().bodies("t"), bodies(0, 50));
 }
 
+/// Each of many tasks that sent at the same time forced a frame of its own.
+#[tokio::test]
+async fn sends_of_many_tasks_share_frames() {
+    let (world, _node, client) = connected(Behaviour::default()).await;
+    let (producer, topic) = producer(&client).await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for message in numbered(0, 200) {
+        let (producer, topic) = (producer.clone(), topic.clone());
+        tasks.spawn(async move { producer.send(&topic, &message).await });
+    }
+    while let Some(sent) = soon(tasks.join_next()).await {
+        sent.unwrap().unwrap();
+    }
+    let world = world.lock().unwrap();
+    assert_eq!(world.bodies("t").len(), 200);
+    let frames = world.count_frames(is_publish);
+    assert!(frames <= 4, "{frames} frames");
+}
+
+/// What waited for company while the node worked on an earlier frame leaves when that is refused or put off, too.
+#[tokio::test]
+async fn a_send_that_waited_for_company_is_not_forgotten() {
+    let (world, _node, client) = connected(Behaviour { full: 2, ..Behaviour::default() }).await;
+    let (producer, topic) = producer(&client).await;
+    for body in ["bad", "0"] {
+        producer.publish(&topic, &Message::new(body)).await.unwrap();
+    }
+    let (first, second) = (Message::new("1"), Message::new("2"));
+    let sent = async { tokio::join!(producer.send(&topic, &first), producer.send(&topic, &second)) };
+    let (first, second) = soon(sent).await;
+    first.unwrap();
+    second.unwrap();
+    assert_eq!(world.lock().unwrap().bodies("t"), bodies(0, 3));
+}
+
 #[tokio::test]
 async fn publishing_without_waiting_reaches_the_node_by_itself() {
     let (world, _node, client) = connected(Behaviour::default()).await;
