@@ -26,6 +26,7 @@ async fn main() -> anyhow::Result<()> {
         consumer.ack_up_to(last);
         match consumer.flush().await {
             Ok(_) => {}
+            // Also where the connection was lost after the pull: the batch comes again.
             Err(error @ ClientError::SettlementsLost { .. }) => eprintln!("{error}"),
             Err(error) => return Err(error.into()),
         }

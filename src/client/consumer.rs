@@ -5,8 +5,8 @@
 //!
 //! Delivery is at least once. When the connection is lost, the node takes back whatever was not settled and delivers
 //! it again. The client therefore drops what it had not handed to the application, forgets settlements that were not
-//! sent, and ignores attempts to settle a delivery of an earlier connection: sent on the new one, they could settle
-//! a hand-over to somebody else.
+//! sent, and does not send those of a delivery of an earlier connection: sent on the new one, they could settle a
+//! hand-over to somebody else. All of them are reported as lost.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -23,7 +23,7 @@ use super::delivery::{Delivery, DeliveryId};
 use super::error::ClientError;
 use super::link::Written;
 use super::options::{ConsumerOptions, OUTPUT_BYTES_MAX, SETTLE_DELAY};
-use super::settlements::up_to;
+use super::settlements::{up_to, weight};
 use super::shared::{Repeat, locked, unexpected};
 use crate::model::id::{GroupId, Offset, OffsetRange, TopicId};
 use crate::model::name::Name;
@@ -85,7 +85,7 @@ pub struct PullConsumer {
 /// Settles deliveries of one consumer, from any task. Clones belong to the same consumer.
 ///
 /// Settling does not wait: settlements are collected for up to a millisecond and sent together.
-/// [`flush`](Self::flush) waits until they are durable.
+/// [`flush`](Self::flush) waits until they are durable. A delivery of another consumer is not settled.
 #[derive(Clone, Debug)]
 pub struct Settler {
     alive: Alive,
@@ -390,8 +390,9 @@ impl Settler {
     /// If the future is dropped, the settlements are still sent.
     ///
     /// # Errors
-    /// [`ClientError::SettlementsLost`] where the connection was lost since this was last asked, before settlements
-    /// were answered: their messages come again unless they were stored.
+    /// [`ClientError::SettlementsLost`] where, since this was last asked, the connection was lost before settlements
+    /// were answered, or deliveries of an earlier connection were settled: their messages come again unless the
+    /// settlements were stored.
     pub async fn flush(&self) -> Result<u64, ClientError> {
         self.core.send_settlements(&self.alive);
         let target = self.core.lock().frames_sent;
@@ -418,10 +419,11 @@ impl Settler {
     fn settle(&self, delivery: DeliveryId, settlement: Settlement, range: impl Fn(Offset) -> OffsetRange) {
         let core = &self.core;
         let mut state = core.lock();
-        let valid = matches!(state.phase, Phase::Active)
-            && delivery.consumer == core.handle
-            && delivery.session == state.session;
-        if !valid {
+        if delivery.consumer != core.handle {
+            return;
+        }
+        if !matches!(state.phase, Phase::Active) || delivery.session != state.session {
+            state.lost += weight(settlement);
             return;
         }
         state.settlements.add(settlement, range(delivery.offset));

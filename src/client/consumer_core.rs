@@ -22,9 +22,7 @@ use super::settlements::Settlements;
 use super::shared::{Shared, Waiting, locked, unexpected};
 use crate::model::message::MessageError;
 use crate::protocol::error::{ErrorCode, Refusal};
-use crate::protocol::request::{
-    Handle, Request, RequestId, Settle, Settlement, Subscribe, Unsubscribe, Window,
-};
+use crate::protocol::request::{Handle, Request, RequestId, Settle, Subscribe, Unsubscribe, Window};
 use crate::protocol::response::{Deliver, Reply};
 
 /// Ranges in one settle frame.
@@ -315,7 +313,6 @@ impl ConsumerCore {
             return;
         }
         for (settlement, ranges, calls) in state.settlements.take() {
-            let calls = if settlement == Settlement::Extend { 0 } else { calls };
             let last = ranges.len().div_ceil(SETTLE_RANGES_MAX) - 1;
             for (at, ranges) in ranges.chunks(SETTLE_RANGES_MAX).enumerate() {
                 let calls = if at == last { calls } else { 0 };

@@ -41,7 +41,7 @@ impl Delivery {
 /// Names one delivery to one consumer over one connection.
 ///
 /// When the connection is lost, the node takes the message back and will deliver it again; the old delivery can
-/// then not be settled any more, and trying has no effect.
+/// then not be settled any more, and trying counts as a settlement that was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DeliveryId {
     pub(super) consumer: Handle,

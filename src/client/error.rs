@@ -104,7 +104,7 @@ pub enum ClientError {
         /// Why.
         refusal: Refusal,
     },
-    /// The connection was lost before settlements were answered: what was not stored is delivered again.
+    /// The connection was lost before settlements were made or answered: what was not stored is delivered again.
     #[error(
         "the connection was lost before {count} settlements were answered: what is not stored will be delivered again"
     )]

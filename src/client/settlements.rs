@@ -18,8 +18,13 @@ pub(super) struct Settlements {
 struct Entry {
     settlement: Settlement,
     ranges: Vec<OffsetRange>,
-    /// Calls that made it.
+    /// Calls that made it, by their [`weight`].
     count: u64,
+}
+
+/// What one call counts for among those settled or lost: an extension settles nothing, and nobody misses it.
+pub(super) fn weight(settlement: Settlement) -> u64 {
+    u64::from(settlement != Settlement::Extend)
 }
 
 impl Settlements {
@@ -34,14 +39,14 @@ impl Settlements {
         if let Some(entry) = self.entries.last_mut()
             && entry.settlement == settlement
         {
-            entry.count += 1;
+            entry.count += weight(settlement);
             match entry.ranges.last_mut() {
                 Some(last) if last.end == range.start => last.end = range.end,
                 _ => entry.ranges.push(range),
             }
             return;
         }
-        self.entries.push(Entry { settlement, ranges: vec![range], count: 1 });
+        self.entries.push(Entry { settlement, ranges: vec![range], count: weight(settlement) });
     }
 
     /// Makes it as small as it can be: what is there twice goes.
@@ -55,7 +60,8 @@ impl Settlements {
         }
     }
 
-    /// Takes everything out, in order: what to do, to which offsets, by how many calls.
+    /// Takes everything out, in order: what to do, to which offsets, by calls of which
+    /// weight.
     pub(super) fn take(&mut self) -> impl Iterator<Item = (Settlement, Vec<OffsetRange>, u64)> + use<> {
         self.count = 0;
         std::mem::take(&mut self.entries).into_iter().map(|mut entry| {
@@ -64,7 +70,7 @@ impl Settlements {
         })
     }
 
-    /// Forgets everything. Answers how many calls it was.
+    /// Forgets everything. Answers how many calls it was, by their weight.
     pub(super) fn clear(&mut self) -> u64 {
         self.count = 0;
         self.entries.drain(..).map(|entry| entry.count).sum()
@@ -125,7 +131,7 @@ mod tests {
     fn merging_forgets_what_is_there_twice() {
         let mut settlements = Settlements::default();
         for _ in 0..10_000 {
-            settlements.add(Settlement::Extend, OffsetRange::one(Offset(7)));
+            settlements.add(Settlement::Release, OffsetRange::one(Offset(7)));
         }
         settlements.merge();
         assert_eq!(settlements.count(), 1);

@@ -95,9 +95,9 @@ async fn a_small_prefetch_does_not_stall() {
 }
 
 /// A delivery of a lost connection may have gone to another consumer by now. Settling it on the new connection
-/// would settle that hand-over.
+/// would settle that hand-over; and whoever settles it must hear that it has had no effect.
 #[tokio::test]
-async fn an_ack_of_a_lost_connection_settles_nothing() {
+async fn an_ack_of_a_lost_connection_settles_nothing_and_is_reported_as_lost() {
     let (world, node, client) = connected(Behaviour::default()).await;
     publish(&client, 0, 3).await;
     let mut consumer = client.consumer(group()).await.unwrap();
@@ -105,13 +105,18 @@ async fn an_ack_of_a_lost_connection_settles_nothing() {
     let address = node.address.clone();
     node.kill().await;
     until(|| client.master().is_none()).await;
+    consumer.ack(&old);
+    let error = soon(consumer.flush()).await.unwrap_err();
+    assert!(matches!(error, ClientError::SettlementsLost { count: 1 }), "{error}");
     let _back = Node::on(TcpListener::bind(&address).await.unwrap(), &world, Behaviour::default());
     let again = soon(consumer.next()).await.unwrap().unwrap();
     assert_eq!(again.offset(), Offset(0), "a buffered delivery of the old connection was handed out");
     assert!(again.redelivered);
     consumer.ack(&old);
     consumer.ack_up_to(&old);
-    assert_eq!(soon(consumer.flush()).await.unwrap(), 0);
+    consumer.extend(&old);
+    let error = soon(consumer.flush()).await.unwrap_err();
+    assert!(matches!(error, ClientError::SettlementsLost { count: 2 }), "{error}");
     assert!(world.lock().unwrap().frames.iter().filter_map(settles).next().is_none());
     consumer.ack(&again);
     assert_eq!(soon(consumer.flush()).await.unwrap(), 1);
