@@ -118,7 +118,7 @@ impl Consumer {
             }
         };
         let opened = timeout(member.alive.options.timeout, opened).await;
-        let subscription = opened.unwrap_or_else(|_| Err(member.no_answer()))?;
+        let subscription = opened.unwrap_or_else(|_| Err(member.alive.no_answer()))?;
         Ok(Self { member, subscription, local: VecDeque::new() })
     }
 
@@ -210,16 +210,14 @@ impl Consumer {
     /// # Errors
     /// Where settlements were lost, or the node did not answer.
     pub async fn close(self) -> Result<(), ClientError> {
-        let flushed = self.member.flush().await;
-        let core = &self.member.core;
+        let flushed = self.member.flush().await.map(|_| ());
+        let (alive, core) = (&self.member.alive, &self.member.core);
+        let Some(session) = core.leave(alive) else { return flushed };
         let make = |request| Request::Unsubscribe(Unsubscribe { request, consumer: core.handle });
-        locked(&self.member.alive.registry).consumers.remove(&core.handle);
-        match self.member.alive.call(Repeat::Never, make).await {
+        match alive.call_on(session, alive.deadline(), make).await {
             // A connection that is gone has taken the consumer with it.
-            Ok(_) | Err(ClientError::ConnectionLost) => flushed.map(|_| ()),
-            Err(ClientError::Refused(refusal)) if refusal.code == ErrorCode::UnknownHandle => {
-                flushed.map(|_| ())
-            }
+            Ok(_) | Err(ClientError::ConnectionLost) => flushed,
+            Err(ClientError::Refused(refusal)) if refusal.code == ErrorCode::UnknownHandle => flushed,
             Err(error) => flushed.and(Err(error)),
         }
     }
@@ -407,7 +405,7 @@ impl Settler {
             }
         };
         if timeout(self.alive.options.timeout, answered).await.is_err() {
-            return Err(self.no_answer());
+            return Err(self.alive.no_answer());
         }
         let mut state = self.core.lock();
         if state.lost > 0 {
@@ -450,16 +448,6 @@ impl Settler {
                 link.settle_at = Some(Instant::now() + SETTLE_DELAY);
                 self.alive.writer.notify_one();
             }
-        }
-    }
-
-    fn no_answer(&self) -> ClientError {
-        let connection = self.alive.connection.borrow();
-        match &connection.master {
-            Some(master) => {
-                ClientError::NoAnswer { node: master.address.clone(), within: self.alive.options.timeout }
-            }
-            None => self.alive.no_master(connection.last_error.clone()),
         }
     }
 }

@@ -326,22 +326,21 @@ impl ConsumerCore {
         }
     }
 
+    /// Takes the consumer out of the client: nothing more comes. Answers the connection on which the node may have it,
+    /// 0 where there is none; `None` where it is out already.
+    pub(super) fn leave(self: &Arc<Self>, shared: &Shared) -> Option<Session> {
+        locked(&shared.registry).consumers.remove(&self.handle)?;
+        self.send_settlements(shared);
+        let mut state = self.lock();
+        state.phase = Phase::Ended(ClientError::Closed);
+        state.arrived.clear();
+        Some(state.session)
+    }
+
     /// Nobody has the consumer any more.
     pub(super) fn close(self: &Arc<Self>, shared: &Shared) {
-        let request = {
-            let mut registry = locked(&shared.registry);
-            if registry.consumers.remove(&self.handle).is_none() {
-                return;
-            }
-            registry.unanswered()
-        };
-        self.send_settlements(shared);
-        let session = {
-            let mut state = self.lock();
-            state.phase = Phase::Ended(ClientError::Closed);
-            state.arrived.clear();
-            state.session
-        };
+        let Some(session) = self.leave(shared) else { return };
+        let request = locked(&shared.registry).unanswered();
         shared.send(session, &Request::Unsubscribe(Unsubscribe { request, consumer: self.handle }));
     }
 }

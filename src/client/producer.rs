@@ -75,7 +75,7 @@ impl Producer {
         tokio::select! {
             opened = opened => match opened {
                 Ok(result) => result?,
-                Err(_) => return Err(producer.no_answer()),
+                Err(_) => return Err(producer.shared().no_answer()),
             },
             error = producer.shared().given_up() => return Err(error),
         }
@@ -344,16 +344,6 @@ impl Producer {
                 self.shared().no_master(connection.last_error.clone())
             }
             _ => ClientError::Unconfirmed { first, last, within, refusal },
-        }
-    }
-
-    fn no_answer(&self) -> ClientError {
-        let connection = self.shared().connection.borrow();
-        match &connection.master {
-            Some(master) => {
-                ClientError::NoAnswer { node: master.address.clone(), within: self.shared().options.timeout }
-            }
-            None => self.shared().no_master(connection.last_error.clone()),
         }
     }
 }

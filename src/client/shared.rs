@@ -266,14 +266,29 @@ impl Shared {
         }
     }
 
+    /// What a call says that was not answered in time.
+    pub(super) fn no_answer(&self) -> ClientError {
+        let connection = self.connection.borrow();
+        match &connection.master {
+            Some(master) => {
+                ClientError::NoAnswer { node: master.address.clone(), within: self.options.timeout }
+            }
+            None => self.no_master(connection.last_error.clone()),
+        }
+    }
+
+    /// When a call that begins now gives up.
+    pub(super) fn deadline(&self) -> Instant {
+        Instant::now() + self.options.timeout
+    }
+
     /// Makes a request of the master and waits for the answer; over several connections, where that is harmless.
     pub(super) async fn call(
         &self,
         repeat: Repeat,
         make: impl Fn(RequestId) -> Request,
     ) -> Result<Reply, ClientError> {
-        let deadline = Instant::now() + self.options.timeout;
-        self.call_until(deadline, repeat, make).await
+        self.call_until(self.deadline(), repeat, make).await
     }
 
     pub(super) async fn call_until(
@@ -283,31 +298,47 @@ impl Shared {
         make: impl Fn(RequestId) -> Request,
     ) -> Result<Reply, ClientError> {
         loop {
-            let (session, master) = self.connected(0, deadline).await?;
-            let (sender, answer) = oneshot::channel();
-            let request = locked(&self.registry).expect(Waiting::Call(sender));
-            let _forget = Forget { shared: self, request };
-            if !self.send(session, &make(request)) {
+            let (session, _) = self.connected(0, deadline).await?;
+            let Some(asked) = self.ask(session, &make) else {
                 // The connection was lost meanwhile; its end will be announced.
                 tokio::task::yield_now().await;
                 continue;
-            }
-            match timeout_at(deadline, answer).await {
-                Err(_) => {
-                    let within = self.options.timeout;
-                    return Err(ClientError::NoAnswer { node: master.address.clone(), within });
+            };
+            match asked.answer(deadline).await {
+                Err(ClientError::ConnectionLost) if repeat == Repeat::Harmless => {}
+                Err(ClientError::Refused(refusal))
+                    if matches!(refusal.code, ErrorCode::NotMaster | ErrorCode::Draining)
+                        && Instant::now() + RETRY_WAIT < deadline =>
+                {
+                    tokio::time::sleep(RETRY_WAIT).await;
                 }
-                Ok(Err(_)) if repeat == Repeat::Harmless => {}
-                Ok(Err(_)) => return Err(ClientError::ConnectionLost),
-                Ok(Ok(Ok(reply))) => return Ok(reply),
-                Ok(Ok(Err(refusal))) => match refusal.code {
-                    ErrorCode::NotMaster | ErrorCode::Draining if Instant::now() + RETRY_WAIT < deadline => {
-                        tokio::time::sleep(RETRY_WAIT).await;
-                    }
-                    _ => return Err(refusal.into()),
-                },
+                answer => return answer,
             }
         }
+    }
+
+    /// Makes a request on one connection and waits for the answer.
+    ///
+    /// # Errors
+    /// [`ClientError::ConnectionLost`] where the connection is gone, before the request or before its answer.
+    pub(super) async fn call_on(
+        &self,
+        session: Session,
+        deadline: Instant,
+        make: impl Fn(RequestId) -> Request,
+    ) -> Result<Reply, ClientError> {
+        match self.ask(session, &make) {
+            Some(asked) => asked.answer(deadline).await,
+            None => Err(ClientError::ConnectionLost),
+        }
+    }
+
+    /// Sends a request; `None` where the connection is not that one any more.
+    fn ask(&self, session: Session, make: &impl Fn(RequestId) -> Request) -> Option<Asked<'_>> {
+        let (sender, answer) = oneshot::channel();
+        let request = locked(&self.registry).expect(Waiting::Call(sender));
+        let asked = Asked { shared: self, request, answer };
+        self.send(session, &make(request)).then_some(asked)
     }
 
     /// Asks for the id of a topic.
@@ -333,13 +364,24 @@ pub(super) fn out_of_place(response: &Response) -> String {
     text.split([' ', '(', '{']).next().unwrap_or_default().to_owned()
 }
 
-/// Takes a request out of the registry when nobody waits for it any more.
-struct Forget<'a> {
+/// A request that was sent. When it is dropped, nobody waits for the answer any more.
+struct Asked<'a> {
     shared: &'a Shared,
     request: RequestId,
+    answer: oneshot::Receiver<Result<Reply, Refusal>>,
 }
 
-impl Drop for Forget<'_> {
+impl Asked<'_> {
+    async fn answer(mut self, deadline: Instant) -> Result<Reply, ClientError> {
+        match timeout_at(deadline, &mut self.answer).await {
+            Err(_) => Err(self.shared.no_answer()),
+            Ok(Err(_)) => Err(ClientError::ConnectionLost),
+            Ok(Ok(answer)) => Ok(answer?),
+        }
+    }
+}
+
+impl Drop for Asked<'_> {
     fn drop(&mut self) {
         locked(&self.shared.registry).answered(self.request);
     }

@@ -325,6 +325,23 @@ async fn without_a_master_waiting_for_a_delivery_comes_to_an_end() {
     assert!(matches!(error, ClientError::NoMaster { .. }), "{error}");
 }
 
+/// Closing waited for a master as long as the client does for anything, and then failed, though the lost connection had
+/// taken the consumer with it.
+#[tokio::test]
+async fn without_a_master_closing_a_consumer_is_done_at_once() {
+    let world = crate::world();
+    let node = Node::start(&world, Behaviour::default()).await;
+    let options =
+        batonmq::client::ClientOptions { timeout: Duration::from_secs(3600), ..crate::options(&[&node]) };
+    let client = Client::connect(options).await.unwrap();
+    let pushed = client.consumer(group()).await.unwrap();
+    let pulled = client.pull_consumer(group()).await.unwrap();
+    node.kill().await;
+    until(|| client.master().is_none()).await;
+    soon(pushed.close()).await.unwrap();
+    soon(pulled.close()).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_pull_gets_what_is_there_and_waits_for_what_is_not() {
     let (world, _node, client) = connected(Behaviour::default()).await;
