@@ -457,3 +457,40 @@ impl From<&Delivery> for DeliveryId {
         delivery.id
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::super::CloseWhenDropped;
+    use super::super::options::ClientOptions;
+    use super::super::shared::Shared;
+    use super::*;
+    use crate::model::id::Sequence;
+    use crate::protocol::request::Publish;
+
+    /// An application that settles without end while the node does not read must not fill the memory.
+    #[test]
+    fn settlements_are_held_back_and_merged_while_the_socket_takes_nothing() {
+        let alive = Alive(Arc::new(CloseWhenDropped(Arc::new(Shared::new(ClientOptions::default())))));
+        let window = Window { messages: 10, bytes: 1 << 20 };
+        let core = Arc::new(ConsumerCore::new(1, ConsumerOptions::new("t", "g"), window));
+        {
+            let mut state = core.lock();
+            state.phase = Phase::Active;
+            state.session = 1;
+            let mut link = locked(&alive.link);
+            link.session = 1;
+            let head = Publish { producer: 1, sequence: Sequence(1), parts: Vec::new() };
+            link.put_publish(&head, Bytes::from(vec![0; OUTPUT_BYTES_MAX]));
+        }
+        let queued_bytes = || locked(&alive.link).queued_bytes();
+        let before = queued_bytes();
+        let settler = Settler { alive: alive.clone(), core };
+        for offset in (0..1000).cycle().take(20_000) {
+            settler.extend(DeliveryId { consumer: 1, session: 1, offset: Offset(offset) });
+        }
+        assert_eq!(queued_bytes(), before);
+        assert!(settler.core.lock().settlements.count() <= 1000);
+    }
+}

@@ -208,6 +208,15 @@ async fn a_delivery_of_another_consumer_is_not_settled() {
 }
 
 #[tokio::test]
+async fn a_consumer_that_may_not_join_yet_joins_a_moment_later() {
+    let refusing = Behaviour { refuse_subscribe_once: Some(ErrorCode::Draining), ..Behaviour::default() };
+    let (_world, _node, client) = connected(refusing).await;
+    publish(&client, 0, 1).await;
+    let mut consumer = soon(client.consumer(group())).await.unwrap();
+    assert_eq!(soon(consumer.next()).await.unwrap().unwrap().offset(), Offset(0));
+}
+
+#[tokio::test]
 async fn a_consumer_that_the_node_ends_says_why() {
     let (world, _node, client) = connected(Behaviour::default()).await;
     let mut consumer = client.consumer(group()).await.unwrap();

@@ -7,6 +7,7 @@ use batonmq::client::{
 };
 use batonmq::model::id::Epoch;
 use batonmq::model::message::Message;
+use batonmq::protocol::request::Request;
 use batonmq::protocol::response::Role;
 use tokio::net::TcpListener;
 
@@ -169,12 +170,29 @@ async fn a_master_whose_storage_hangs_is_left_for_the_one_that_took_over() {
     assert_eq!(soon(client.master_after(Epoch(1))).await.unwrap().address, other.address);
 }
 
+/// The node leaves a client from which it hears nothing for three heartbeats. The client sends two in the time of one.
 #[tokio::test]
 async fn a_connection_without_traffic_stays() {
-    let (_world, _node, client) = connected(Behaviour::default()).await;
+    let (world, _node, client) = connected(Behaviour::default()).await;
     let before = client.master().unwrap();
-    tokio::time::sleep(Duration::from_millis(700)).await;
+    let heartbeats = || world.lock().unwrap().count_frames(|request| matches!(request, Request::Heartbeat));
+    until(|| heartbeats() >= 12).await;
     assert!(std::sync::Arc::ptr_eq(&client.master().unwrap(), &before), "it was reconnected");
+}
+
+/// Clients that lost the same node must not come back in step: some wait is shorter than what is set.
+#[tokio::test]
+async fn waits_between_attempts_are_changed_by_chance() {
+    let world = world();
+    let node = Node::start(&world, standby(None)).await;
+    let wait = Duration::from_millis(40);
+    let backoff = ReconnectBackoff { first: wait, eager: Duration::from_secs(3600), maximum: wait };
+    let _client = Client::start(ClientOptions { backoff, ..options(&[&node]) }).unwrap();
+    until(|| {
+        let connected_at = &world.lock().unwrap().connected_at;
+        connected_at.windows(2).any(|pair| pair[1] - pair[0] < wait * 9 / 10)
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -238,7 +256,7 @@ async fn a_closed_client_says_goodbye_and_answers_closed() {
     soon(client.close()).await;
     until(|| world.lock().unwrap().open_connections == 0).await;
     let last = world.lock().unwrap().frames.last().cloned();
-    assert_eq!(last, Some(batonmq::protocol::request::Request::Goodbye));
+    assert_eq!(last, Some(Request::Goodbye));
     assert!(matches!(soon(clone.status()).await, Err(ClientError::Closed)));
     let sent = soon(producer.send(&topic, &Message::new("x"))).await;
     assert!(matches!(sent, Err(ClientError::Closed)), "{sent:?}");

@@ -5,13 +5,15 @@ mod consuming;
 mod finding;
 mod node;
 mod publishing;
+mod world;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use batonmq::client::{Client, ClientOptions};
 use batonmq::model::message::Message;
-use node::{Behaviour, Node, World};
+use node::{Behaviour, Node};
+use world::World;
 
 /// Longest time that any step of a test may take.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -1,29 +1,30 @@
-//! A node made for tests: speaks protocol version 1, keeps its store in memory, and misbehaves on demand.
+//! A node made for tests: speaks protocol version 1, keeps its store in memory, and misbehaves on demand. Like a real
+//! one it leaves a client from which it has heard nothing for three heartbeats.
 //!
-//! Several nodes may share one [`World`], as a pair shares its disk. One group per topic; deliveries in order of
-//! offset; what is in flight on a connection goes back when that ends.
+//! Several nodes may share one [`World`], as a pair shares its disk.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use batonmq::model::chunk::Origin;
-use batonmq::model::id::{Epoch, GroupId, Offset, ProducerId, Sequence, TopicId};
+use batonmq::model::id::{Epoch, GroupId, Offset, ProducerId, Sequence};
 use batonmq::model::limits::Limits;
 use batonmq::model::message::MessageBlock;
-use batonmq::model::time::Timestamp;
 use batonmq::protocol::error::{ErrorCode, Refusal};
 use batonmq::protocol::frame::RawFrame;
 use batonmq::protocol::preface;
 use batonmq::protocol::request::{AdminCommand, Publish, Request, Settlement, Subscribe};
 use batonmq::protocol::response::{
-    Confirm, ConsumerClosed, Deliver, Heartbeat, NodeStatus, NotMaster, PublishRefused, Reply, Response,
-    Role, Run, Welcome,
+    Confirm, Heartbeat, NodeStatus, NotMaster, PublishRefused, Reply, Response, Role, Welcome,
 };
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+
+use crate::world::{Member, Stored, World};
 
 /// How a node behaves. May be changed while it runs.
 #[derive(Clone, Debug)]
@@ -50,6 +51,12 @@ pub struct Behaviour {
     pub refuse_body: &'static [u8],
     /// Refuses every publish with this.
     pub refuse_all: Option<ErrorCode>,
+    /// Refuses so many publish frames as if they did not follow the last one.
+    pub confused: usize,
+    /// Refuses with this, once, to open a producer.
+    pub refuse_open_once: Option<ErrorCode>,
+    /// Refuses with this, once, to let a consumer join.
+    pub refuse_subscribe_once: Option<ErrorCode>,
     /// Refuses to open producers again with this.
     pub refuse_resume: Option<ErrorCode>,
     /// Sends bytes that are no frame after the greeting.
@@ -74,148 +81,13 @@ impl Default for Behaviour {
             full: 0,
             refuse_body: b"bad",
             refuse_all: None,
+            confused: 0,
+            refuse_open_once: None,
+            refuse_subscribe_once: None,
             refuse_resume: None,
             garbage: false,
             frame_bytes_max: 72 << 20,
             fence_age_ms: 0,
-        }
-    }
-}
-
-/// What the nodes of a pair have in common.
-#[derive(Debug, Default)]
-pub struct World {
-    pub topics: HashMap<String, TopicId>,
-    pub stored: BTreeMap<TopicId, Vec<Stored>>,
-    pub settled: BTreeMap<TopicId, BTreeSet<u64>>,
-    pub attempts: BTreeMap<(TopicId, u64), u32>,
-    producers: HashMap<String, ProducerId>,
-    last: HashMap<ProducerId, u64>,
-    owners: HashMap<ProducerId, (u64, u32)>,
-    consumers: Vec<Member>,
-    next_topic: u32,
-    next_connection: u64,
-    pub open_connections: usize,
-    pub frames: Vec<Request>,
-    /// Heartbeats sent, over all connections.
-    pub beats: usize,
-}
-
-#[derive(Clone, Debug)]
-pub struct Stored {
-    pub message: Bytes,
-    pub origin: Origin,
-}
-
-#[derive(Debug)]
-struct Member {
-    connection: u64,
-    handle: u32,
-    topic: TopicId,
-    window: u32,
-    flight: BTreeSet<u64>,
-    out: mpsc::UnboundedSender<Response>,
-    pulls: Vec<(u32, u32)>,
-}
-
-impl World {
-    /// Bodies of what is stored in a topic.
-    pub fn bodies(&self, topic: &str) -> Vec<String> {
-        let Some(id) = self.topics.get(topic) else { return Vec::new() };
-        let stored = self.stored.get(id).map(Vec::as_slice).unwrap_or_default();
-        stored.iter().map(|stored| String::from_utf8(stored.message[5..].to_vec()).unwrap()).collect()
-    }
-
-    pub fn settled(&self, topic: &str) -> Vec<u64> {
-        self.settled.get(&self.topics[topic]).into_iter().flatten().copied().collect()
-    }
-
-    pub fn count_frames(&self, is: impl Fn(&Request) -> bool) -> usize {
-        self.frames.iter().filter(|frame| is(frame)).count()
-    }
-
-    /// Consumers that have joined and not left.
-    pub fn consumer_count(&self) -> usize {
-        self.consumers.len()
-    }
-
-    /// Deletes a topic, so that its id means nothing any more.
-    pub fn delete_topic(&mut self, name: &str) {
-        let id = self.topics.remove(name).unwrap();
-        self.stored.remove(&id);
-    }
-
-    /// Ends every consumer.
-    pub fn close_consumers(&mut self) {
-        for member in self.consumers.drain(..) {
-            let refusal = Refusal::new(ErrorCode::Deleted, "the group was deleted");
-            let closed = ConsumerClosed { consumer: member.handle, refusal };
-            let _ = member.out.send(Response::ConsumerClosed(closed));
-        }
-    }
-
-    fn topic(&mut self, name: &str) -> TopicId {
-        if let Some(id) = self.topics.get(name) {
-            return *id;
-        }
-        self.next_topic += 1;
-        let id = TopicId(self.next_topic);
-        self.topics.insert(name.to_owned(), id);
-        self.stored.insert(id, Vec::new());
-        id
-    }
-
-    fn end(&mut self, connection: u64) {
-        self.consumers.retain(|member| member.connection != connection);
-        self.owners.retain(|_, owner| owner.0 != connection);
-        self.hand_out();
-    }
-
-    fn hand_out(&mut self) {
-        for index in 0..self.consumers.len() {
-            let topic = self.consumers[index].topic;
-            let taken: BTreeSet<u64> = self
-                .consumers
-                .iter()
-                .filter(|member| member.topic == topic)
-                .flat_map(|member| member.flight.iter().copied())
-                .chain(self.settled.get(&topic).into_iter().flatten().copied())
-                .collect();
-            let Some(stored) = self.stored.get(&topic) else { continue };
-            let waiting: Vec<u64> = (0..stored.len() as u64).filter(|at| !taken.contains(at)).collect();
-            let member = &mut self.consumers[index];
-            let (request, credit) = match member.pulls.first() {
-                Some(&(request, max)) => (request, max),
-                None => (0, member.window.saturating_sub(member.flight.len() as u32)),
-            };
-            let offsets: Vec<u64> = waiting.into_iter().take(credit as usize).collect();
-            if offsets.is_empty() {
-                continue;
-            }
-            let mut runs = Vec::new();
-            let mut messages = BytesMut::new();
-            for at in &offsets {
-                let attempt = self.attempts.entry((topic, *at)).or_default();
-                *attempt += 1;
-                let stored = &stored[*at as usize];
-                runs.push(Run {
-                    offset: Offset(*at),
-                    count: 1,
-                    attempt: *attempt,
-                    redelivered: *attempt > 1,
-                    published_at: Timestamp(1),
-                    origin: Some(stored.origin),
-                });
-                messages.extend_from_slice(&stored.message);
-            }
-            member.flight.extend(&offsets);
-            let deliver = Deliver { consumer: member.handle, request, runs };
-            let _ = member.out.send(Response::Deliver(deliver, messages.freeze()));
-            if request != 0 {
-                member.pulls.remove(0);
-                let count = offsets.len() as u32;
-                let _ = member.out.send(Response::Reply(request, Ok(Reply::Pulled { count })));
-            }
         }
     }
 }
@@ -278,6 +150,7 @@ async fn serve(stream: TcpStream, world: Arc<Mutex<World>>, behaviour: Arc<Mutex
         let mut locked = world.lock().unwrap();
         locked.next_connection += 1;
         locked.open_connections += 1;
+        locked.connected_at.push(Instant::now());
         Connected { world: world.clone(), number: locked.next_connection }
     };
     stream.set_nodelay(true).unwrap();
@@ -301,7 +174,9 @@ async fn talk(
     let mut input = BytesMut::new();
     let mut frames = 0;
     let mut parting = false;
-    let mut beat = tokio::time::interval(std::time::Duration::from_millis(20));
+    let mut beat = tokio::time::interval(Duration::from_millis(20));
+    let mut heartbeat = None;
+    let mut heard_at = Instant::now();
     loop {
         while let Some(frame) = RawFrame::cut(&mut input, 100 << 20).unwrap() {
             frames += 1;
@@ -310,6 +185,9 @@ async fn talk(
             let world = &mut *world.lock().unwrap();
             world.frames.push(request.clone());
             parting |= request == Request::Goodbye;
+            if let Request::Hello(hello) = &request {
+                heartbeat = Some(Duration::from_millis(u64::from(hello.heartbeat_ms)));
+            }
             handle(number, world, behaviour, request, &out);
             world.hand_out();
             if behaviour.drop_after_frames.is_some_and(|max| frames >= max) {
@@ -321,7 +199,12 @@ async fn talk(
         }
         let deaf = behaviour.lock().unwrap().deaf;
         tokio::select! {
-            read = stream.read_buf(&mut input), if !deaf => if read? == 0 { return Ok(()) },
+            read = stream.read_buf(&mut input), if !deaf => {
+                if read? == 0 {
+                    return Ok(());
+                }
+                heard_at = Instant::now();
+            }
             Some(response) = outgoing.recv() => {
                 let current = behaviour.lock().unwrap().clone();
                 if current.silent && !matches!(response, Response::Welcome(_)) {
@@ -345,7 +228,10 @@ async fn talk(
                     world.lock().unwrap().beats += 1;
                 }
             }
-            _ = beat.tick() => if frames > 0 {
+            _ = beat.tick() => if let Some(heartbeat) = heartbeat {
+                if !deaf && heard_at.elapsed() > heartbeat * 3 {
+                    return Ok(());
+                }
                 let behaviour = behaviour.lock().unwrap();
                 let (epoch, fence_age_ms) = (Epoch(behaviour.epoch), behaviour.fence_age_ms);
                 let _ = out.send(Response::Heartbeat(Heartbeat { epoch, fence_age_ms }));
@@ -388,6 +274,9 @@ fn handle(
             {
                 return reply(open.request, Err(Refusal::new(code, "no such producer any more")));
             }
+            if let Some(code) = behaviour.refuse_open_once.take() {
+                return reply(open.request, Err(Refusal::new(code, "not now")));
+            }
             let count = world.producers.len() as u64;
             let id = *world.producers.entry(open.name).or_insert(ProducerId(count));
             world.owners.insert(id, (number, open.producer));
@@ -398,7 +287,12 @@ fn handle(
         Request::CloseProducer(close) => {
             world.owners.retain(|_, owner| *owner != (number, close.producer));
         }
-        Request::Subscribe(subscribe) => join(number, world, subscribe, out),
+        Request::Subscribe(subscribe) => {
+            if let Some(code) = behaviour.refuse_subscribe_once.take() {
+                return reply(subscribe.request, Err(Refusal::new(code, "not now")));
+            }
+            join(number, world, subscribe, out);
+        }
         Request::Settle(settle) => {
             let settled = match world
                 .consumers
@@ -509,6 +403,10 @@ fn publish(
         return refuse(code, "refused");
     }
     if head.sequence.0 > last + 1 {
+        return refuse(ErrorCode::OutOfSequence, "out of sequence");
+    }
+    if behaviour.confused > 0 {
+        behaviour.confused -= 1;
         return refuse(ErrorCode::OutOfSequence, "out of sequence");
     }
     if behaviour.full > 0 {

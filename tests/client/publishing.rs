@@ -253,6 +253,31 @@ async fn what_the_node_puts_off_is_tried_again() {
     assert_eq!(node.behaviour.lock().unwrap().full, 0);
 }
 
+/// A refusal as out of sequence that no earlier one explains: both sides disagree, and only the node can say where to
+/// go on.
+#[tokio::test]
+async fn a_node_that_disagrees_about_the_sequence_is_asked_where_to_go_on() {
+    let (world, node, client) = connected(Behaviour { confused: 1, ..Behaviour::default() }).await;
+    let (producer, topic) = producer(&client).await;
+    soon(producer.send_batch(&topic, &numbered(0, 3))).await.unwrap();
+    soon(producer.flush()).await.unwrap();
+    node.set(|behaviour| behaviour.confused = 1);
+    soon(producer.send(&topic, &Message::new("3"))).await.unwrap();
+    let world = world.lock().unwrap();
+    assert_eq!(world.bodies("t"), bodies(0, 4));
+    let opened = world.count_frames(|request| matches!(request, Request::OpenProducer(_)));
+    assert_eq!(opened, 3, "once at first and once after each refusal");
+}
+
+#[tokio::test]
+async fn a_producer_that_the_node_does_not_open_yet_is_opened_a_moment_later() {
+    let refusing = Behaviour { refuse_open_once: Some(ErrorCode::Draining), ..Behaviour::default() };
+    let (world, _node, client) = connected(refusing).await;
+    let (producer, topic) = producer(&client).await;
+    soon(producer.send(&topic, &Message::new("0"))).await.unwrap();
+    assert_eq!(world.lock().unwrap().bodies("t"), ["0"]);
+}
+
 #[tokio::test]
 async fn a_call_that_gets_nowhere_says_why_and_may_be_made_again() {
     let world = world();
