@@ -134,16 +134,22 @@ impl Producer {
             let id = self.id_of(topic).await?;
             self.room().await?;
             let mut full = false;
+            let mut checked = Ok(());
             let mut state = self.core().lock();
             while let Some(message) = messages.peek() {
                 if !state.has_room(&self.core().options) {
                     break;
                 }
-                message.check(&state.limits)?;
+                checked = message.check(&state.limits);
+                if checked.is_err() {
+                    break;
+                }
                 full |= state.outbox.push(id, message).1;
                 messages.next();
             }
+            // Those before one that passes a limit are published and must not wait for another call.
             self.core().pass_on(self.shared(), state, if full { Urgency::Now } else { Urgency::Soon });
+            checked?;
         }
         Ok(self.last_ticket())
     }

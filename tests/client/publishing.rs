@@ -424,6 +424,19 @@ async fn a_message_beyond_a_limit_is_refused_before_it_is_sent() {
     assert_eq!(world.lock().unwrap().bodies("t"), ["0"]);
 }
 
+/// The messages of a batch before one that passes a limit lay in the client until something else was published.
+#[tokio::test]
+async fn the_messages_before_one_beyond_a_limit_are_sent() {
+    let (world, _node, client) = connected(Behaviour::default()).await;
+    let (producer, topic) = producer(&client).await;
+    let long = Message { key: Some(vec![0; 5000].into()), ..Message::default() };
+    let batch = [Message::new("0"), Message::new("1"), long, Message::new("3")];
+    let error = soon(producer.send_batch(&topic, &batch)).await.unwrap_err();
+    assert!(matches!(error, ClientError::Message(_)), "{error}");
+    until(|| world.lock().unwrap().bodies("t") == bodies(0, 2)).await;
+    assert_eq!(producer.last_ticket(), Ticket(2));
+}
+
 #[tokio::test]
 async fn a_message_that_no_frame_of_the_new_master_holds_fails_and_the_others_do_not() {
     let world = world();
