@@ -68,6 +68,18 @@ pub(super) struct State {
     pub(super) lost: u64,
 }
 
+impl State {
+    /// Whether a consumer that the node did not let join may join a moment later. A limit is told to whoever joins
+    /// first; one that had joined before waits until there is room again.
+    fn may_join_later(&self, code: ErrorCode) -> bool {
+        match code {
+            ErrorCode::Draining | ErrorCode::NotMaster => true,
+            ErrorCode::Limit => self.subscription.is_some(),
+            _ => false,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) enum Phase {
     Opening,
@@ -185,7 +197,7 @@ impl ConsumerCore {
                 self.current.store(session, Ordering::Release);
             }
             Ok(other) => state.phase = Phase::Ended(unexpected(&other)),
-            Err(refusal) if matches!(refusal.code, ErrorCode::Draining | ErrorCode::NotMaster) => {
+            Err(refusal) if state.may_join_later(refusal.code) => {
                 let (core, shared) = (self.clone(), shared.clone());
                 tokio::spawn(async move {
                     tokio::time::sleep(SUBSCRIBE_AGAIN).await;

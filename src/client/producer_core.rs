@@ -214,7 +214,7 @@ impl ProducerCore {
                 }
             },
             Ok(other) => state.phase = Phase::Ended(super::shared::unexpected(&other)),
-            Err(refusal) if may_open_later(refusal.code) => self.ask_later(&mut state, shared, refusal),
+            Err(refusal) if state.may_open_later(refusal.code) => self.ask_later(&mut state, shared, refusal),
             Err(refusal) => self.end(&mut state, refusal),
         }
         let wakers = state.take_wakers();
@@ -355,6 +355,16 @@ impl State {
         Ok(())
     }
 
+    /// Whether a producer that the node did not open may be opened a moment later. A limit is told to whoever opens a
+    /// new one; one that was open before and has unconfirmed messages waits until there is room again.
+    fn may_open_later(&self, code: ErrorCode) -> bool {
+        match code {
+            ErrorCode::StoreFull | ErrorCode::Draining | ErrorCode::NotMaster => true,
+            ErrorCode::Limit => self.id.is_some(),
+            _ => false,
+        }
+    }
+
     /// Notes why the node takes nothing. Answers how long to wait.
     fn put_off(&mut self, refusal: Refusal) -> Duration {
         let wait = match &self.put_off {
@@ -381,11 +391,6 @@ impl State {
         }
         wakers
     }
-}
-
-/// Whether a producer that the node did not open may be opened a moment later.
-fn may_open_later(code: ErrorCode) -> bool {
-    matches!(code, ErrorCode::StoreFull | ErrorCode::Draining | ErrorCode::NotMaster)
 }
 
 /// Notes a waker once.

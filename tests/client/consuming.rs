@@ -216,6 +216,22 @@ async fn a_consumer_that_may_not_join_yet_joins_a_moment_later() {
     assert_eq!(soon(consumer.next()).await.unwrap().unwrap().offset(), Offset(0));
 }
 
+/// A limit that was met when all clients came back after a takeover ended the consumer.
+#[tokio::test]
+async fn a_consumer_that_meets_a_limit_when_it_comes_back_joins_later() {
+    let (world, node, client) = connected(Behaviour::default()).await;
+    let mut consumer = soon(client.consumer(group())).await.unwrap();
+    let address = node.address.clone();
+    node.kill().await;
+    let limited = || Behaviour { refuse_subscribe_once: Some(ErrorCode::Limit), ..Behaviour::default() };
+    let _back = Node::on(TcpListener::bind(&address).await.unwrap(), &world, limited());
+    publish(&client, 0, 1).await;
+    assert_eq!(soon(consumer.next()).await.unwrap().unwrap().offset(), Offset(0));
+    let (_world, _node, client) = connected(limited()).await;
+    let first = soon(client.consumer(group())).await;
+    assert!(matches!(first, Err(ClientError::ConsumerEnded { .. })), "a new one is told at once");
+}
+
 #[tokio::test]
 async fn a_consumer_that_the_node_ends_says_why() {
     let (world, _node, client) = connected(Behaviour::default()).await;

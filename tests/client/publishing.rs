@@ -278,6 +278,24 @@ async fn a_producer_that_the_node_does_not_open_yet_is_opened_a_moment_later() {
     assert_eq!(world.lock().unwrap().bodies("t"), ["0"]);
 }
 
+/// While clients come back after a takeover, the node may have more connections of them than it will in a moment. A
+/// producer that met a limit then had ended, with unconfirmed messages.
+#[tokio::test]
+async fn a_producer_that_meets_a_limit_when_it_comes_back_goes_on_later() {
+    let (world, node, client) = connected(Behaviour::default()).await;
+    let (producer, topic) = producer(&client).await;
+    soon(producer.send(&topic, &Message::new("0"))).await.unwrap();
+    let address = node.address.clone();
+    node.kill().await;
+    let limited = || Behaviour { refuse_open_once: Some(ErrorCode::Limit), ..Behaviour::default() };
+    let _back = Node::on(TcpListener::bind(&address).await.unwrap(), &world, limited());
+    soon(producer.send(&topic, &Message::new("1"))).await.unwrap();
+    assert_eq!(world.lock().unwrap().bodies("t"), bodies(0, 2));
+    let (_world, _node, client) = connected(limited()).await;
+    let first = soon(client.producer(ProducerOptions::default())).await;
+    assert!(matches!(first, Err(ClientError::ProducerEnded { .. })), "a new one is told at once");
+}
+
 #[tokio::test]
 async fn a_call_that_gets_nowhere_says_why_and_may_be_made_again() {
     let world = world();
