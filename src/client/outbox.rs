@@ -190,6 +190,11 @@ impl Outbox {
         self.sent > 0
     }
 
+    /// Whether the node may have stored anything that is not decided.
+    pub(super) fn is_anything_unknown(&self) -> bool {
+        self.numbered > 0
+    }
+
     /// Ticket of the last message published.
     pub(super) fn last_ticket(&self) -> u64 {
         self.next_ticket - 1

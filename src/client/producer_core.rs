@@ -214,6 +214,15 @@ impl ProducerCore {
                 }
             },
             Ok(other) => state.phase = Phase::Ended(super::shared::unexpected(&other)),
+            // Nothing that may be stored is waiting for a confirm: a new one goes on where the old one ended.
+            Err(refusal)
+                if refusal.code == ErrorCode::ProducerExpired
+                    && state.id.is_some()
+                    && !state.outbox.is_anything_unknown() =>
+            {
+                state.id = None;
+                self.ask_open(&mut state, shared);
+            }
             Err(refusal) if state.may_open_later(refusal.code) => self.ask_later(&mut state, shared, refusal),
             Err(refusal) => self.end(&mut state, refusal),
         }

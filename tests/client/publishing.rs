@@ -394,6 +394,26 @@ async fn a_producer_that_the_node_forgot_ends_and_says_what_is_not_known() {
     assert!(matches!(next, Err(ClientError::ProducerEnded { .. })));
 }
 
+/// A publisher that was idle for longer than the node remembers producers had ended, though everything it had sent was
+/// confirmed.
+#[tokio::test]
+async fn a_producer_that_the_node_forgot_with_nothing_unconfirmed_goes_on() {
+    let (world, node, client) = connected(Behaviour::default()).await;
+    let (producer, topic) = producer(&client).await;
+    soon(producer.send(&topic, &Message::new("0"))).await.unwrap();
+    let address = node.address.clone();
+    node.kill().await;
+    until(|| client.master().is_none()).await;
+    // Published while there is no connection: it cannot be stored.
+    let ticket = soon(producer.publish(&topic, &Message::new("1"))).await.unwrap();
+    world.lock().unwrap().forget_producers();
+    let forgetful = Behaviour { refuse_resume: Some(ErrorCode::ProducerExpired), ..Behaviour::default() };
+    let _back = Node::on(TcpListener::bind(&address).await.unwrap(), &world, forgetful);
+    soon(producer.confirmed(ticket)).await.unwrap();
+    soon(producer.send(&topic, &Message::new("2"))).await.unwrap();
+    assert_eq!(world.lock().unwrap().bodies("t"), bodies(0, 3));
+}
+
 #[tokio::test]
 async fn a_producer_whose_name_another_took_ends() {
     let (_world, node, client) = connected(Behaviour::default()).await;

@@ -79,6 +79,12 @@ impl World {
         self.stored.remove(&id);
     }
 
+    /// Forgets what every producer has stored.
+    pub fn forget_producers(&mut self) {
+        self.producers.clear();
+        self.last.clear();
+    }
+
     /// Ends every consumer.
     pub fn close_consumers(&mut self) {
         for member in self.consumers.drain(..) {
