@@ -90,8 +90,7 @@ impl Client {
     /// # Errors
     /// Where there is no master, or it refuses, for example because there is no standby.
     pub async fn switchover(&self) -> Result<Epoch, ClientError> {
-        let deadline = tokio::time::Instant::now() + self.alive.options.timeout;
-        let (_, master) = self.alive.connected(0, deadline).await?;
+        let (_, master) = self.alive.connected(0, self.alive.deadline()).await?;
         let make = |request| Request::Admin(Admin { request, command: AdminCommand::Switchover });
         match self.alive.call(Repeat::Never, make).await {
             // A master that drains may close the connection before its answer is out.

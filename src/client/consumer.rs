@@ -24,7 +24,7 @@ use super::error::ClientError;
 use super::link::Written;
 use super::options::{ConsumerOptions, OUTPUT_BYTES_MAX, SETTLE_DELAY};
 use super::settlements::{up_to, weight};
-use super::shared::{Repeat, locked, unexpected};
+use super::shared::{Repeat, after, locked, unexpected};
 use crate::model::id::{GroupId, Offset, OffsetRange, TopicId};
 use crate::model::name::Name;
 use crate::model::settings::GroupSettings;
@@ -281,7 +281,7 @@ impl PullConsumer {
     /// # Errors
     /// Where the consumer was ended by the node, or there is no master.
     pub async fn pull(&mut self, max: u32, bytes: u64, wait: Duration) -> Result<Vec<Delivery>, ClientError> {
-        let until = Instant::now() + wait;
+        let until = after(Instant::now(), wait);
         let mut batch = Vec::new();
         if max == 0 {
             return Ok(batch);
@@ -304,7 +304,7 @@ impl PullConsumer {
                 settler.core.lock().pull = request;
                 Request::Pull(Pull { request, consumer: settler.core.handle, window, wait_ms })
             };
-            let deadline = Instant::now() + left + settler.alive.options.timeout;
+            let deadline = after(after(Instant::now(), left), settler.alive.options.timeout);
             let answer = tokio::select! {
                 answer = settler.alive.call_until(deadline, Repeat::Never, make) => answer,
                 () = settler.core.late_arrival() => continue,

@@ -398,6 +398,5 @@ async fn write_rest(shared: Arc<Shared>) {
 
 /// What the client says when it was asked to connect and there is nobody.
 pub(super) async fn first_connection(shared: &Shared) -> Result<(), ClientError> {
-    let deadline = Instant::now() + shared.options.timeout;
-    shared.connected(0, deadline).await.map(|_| ())
+    shared.connected(0, shared.deadline()).await.map(|_| ())
 }

@@ -53,8 +53,6 @@ pub mod topic;
 
 use std::sync::Arc;
 
-use tokio::time::Instant;
-
 pub use admin::status_of;
 pub use consumer::{Consumer, PullConsumer, Settler, Subscription};
 pub use delivery::{Browsed, Delivery, DeliveryId};
@@ -181,7 +179,7 @@ impl Client {
     /// # Errors
     /// Where that did not come about within the timeout of the client.
     pub async fn master_after(&self, epoch: Epoch) -> Result<Arc<Master>, ClientError> {
-        let deadline = Instant::now() + self.alive.options.timeout;
+        let deadline = self.alive.deadline();
         let mut session = 0;
         loop {
             let (found, master) = self.alive.connected(session, deadline).await?;

@@ -34,7 +34,7 @@ pub struct ClientOptions {
     pub name: String,
     /// How often either side sends something. Silence for three times as long is a lost connection.
     pub heartbeat: Duration,
-    /// How long a call keeps trying without any progress.
+    /// How long a call keeps trying without any progress; `Duration::MAX` for ever.
     pub timeout: Duration,
     /// How long one attempt to connect to one address may take, greeting included.
     pub attempt_timeout: Duration,

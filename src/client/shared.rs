@@ -27,9 +27,17 @@ use crate::protocol::response::{Reply, Response, Welcome};
 /// Wait before a request that was put off is made again.
 const RETRY_WAIT: Duration = Duration::from_millis(20);
 
+/// A wait that no program sees the end of: some 30 years.
+const NEVER: Duration = Duration::from_secs(1_000_000_000);
+
 /// Locks. A panic of another holder is no reason to panic here too: every critical section leaves its state whole.
 pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The moment `wait` after another. A wait beyond what the clock can say, `Duration::MAX` for example, never ends.
+pub(super) fn after(begin: Instant, wait: Duration) -> Instant {
+    begin.checked_add(wait).unwrap_or_else(|| begin + NEVER)
 }
 
 /// The master that the client is connected to.
@@ -241,7 +249,7 @@ impl Shared {
             let changed = if connection.session > 0 {
                 watch.changed().await
             } else {
-                let deadline = began.max(connection.since) + self.options.timeout;
+                let deadline = after(began.max(connection.since), self.options.timeout);
                 match timeout_at(deadline, watch.changed()).await {
                     Ok(changed) => changed,
                     Err(_) => return self.no_master(self.last_error()),
@@ -279,7 +287,7 @@ impl Shared {
 
     /// When a call that begins now gives up.
     pub(super) fn deadline(&self) -> Instant {
-        Instant::now() + self.options.timeout
+        after(Instant::now(), self.options.timeout)
     }
 
     /// Makes a request of the master and waits for the answer; over several connections, where that is harmless.

@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use batonmq::client::{
-    AttemptError, Client, ClientError, ClientOptions, ProducerOptions, ReconnectBackoff, status_of,
+    AttemptError, Client, ClientError, ClientOptions, ConsumerOptions, ProducerOptions, ReconnectBackoff,
+    status_of,
 };
 use batonmq::model::id::Epoch;
 use batonmq::model::message::Message;
@@ -101,6 +102,25 @@ async fn options_that_make_no_sense_are_named() {
         let options = ClientOptions { backoff, ..ClientOptions::default() };
         assert!(matches!(Client::start(options), Err(ClientError::Option { option: "backoff", .. })));
     }
+}
+
+/// A timeout of `Duration::MAX` panicked in the first call.
+#[tokio::test]
+async fn a_timeout_may_be_as_long_as_it_can_be() {
+    let world = world();
+    let node = Node::start(&world, Behaviour::default()).await;
+    let endless =
+        ClientOptions { timeout: Duration::MAX, attempt_timeout: Duration::MAX, ..options(&[&node]) };
+    let client = soon(Client::connect(endless)).await.unwrap();
+    let producer = soon(client.producer(ProducerOptions::default())).await.unwrap();
+    let topic = soon(client.topic("t")).await.unwrap();
+    let mut consumer = soon(client.pull_consumer(ConsumerOptions::new("t", "g"))).await.unwrap();
+    soon(producer.send(&topic, &Message::new("0"))).await.unwrap();
+    assert_eq!(soon(consumer.pull(1, 1 << 20, Duration::MAX)).await.unwrap().len(), 1);
+    soon(client.switchover()).await.unwrap();
+    node.kill().await;
+    let waiting = tokio::time::timeout(Duration::from_millis(50), consumer.pull(1, 1 << 20, Duration::MAX));
+    assert!(waiting.await.is_err());
 }
 
 /// Where the task of the client was gone without having said so, with a panic or its runtime, calls waited for ever.
