@@ -18,13 +18,14 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
 use super::Alive;
-use super::consumer_core::{ConsumerCore, Phase, SUBSCRIBE_AGAIN};
+use super::consumer_core::{ConsumerCore, Phase};
 use super::delivery::{Delivery, DeliveryId};
 use super::error::ClientError;
 use super::link::Written;
 use super::options::{ConsumerOptions, OUTPUT_BYTES_MAX, SETTLE_DELAY};
 use super::settlements::{up_to, weight};
 use super::shared::{Repeat, after, locked, unexpected};
+use super::wait::{RETRY_WAIT, by_chance};
 use crate::model::id::{GroupId, Offset, OffsetRange, TopicId};
 use crate::model::name::Name;
 use crate::model::settings::GroupSettings;
@@ -315,7 +316,7 @@ impl PullConsumer {
                 Err(ClientError::ConnectionLost) => continue,
                 Err(ClientError::Refused(refusal)) if refusal.code == ErrorCode::UnknownHandle => {
                     // The subscription was ended or is not renewed yet: its own state says which.
-                    tokio::time::sleep(SUBSCRIBE_AGAIN).await;
+                    tokio::time::sleep(by_chance(RETRY_WAIT)).await;
                     continue;
                 }
                 Err(error) => return Err(error),

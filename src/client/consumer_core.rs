@@ -20,6 +20,7 @@ use super::link::{Link, Session, Written};
 use super::options::{ConsumerOptions, SETTLE_BATCH_MAX};
 use super::settlements::Settlements;
 use super::shared::{Shared, Waiting, locked, unexpected};
+use super::wait::{after_refusal, by_chance};
 use crate::model::message::MessageError;
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::request::{Handle, Request, RequestId, Settle, Subscribe, Unsubscribe, Window};
@@ -27,8 +28,6 @@ use crate::protocol::response::{Deliver, Reply};
 
 /// Ranges in one settle frame.
 const SETTLE_RANGES_MAX: usize = 16 << 10;
-/// Wait before a subscription that the node put off is asked for again.
-pub(super) const SUBSCRIBE_AGAIN: Duration = Duration::from_millis(20);
 
 /// A subscription as the tasks of the client know it.
 #[derive(Debug)]
@@ -49,6 +48,8 @@ pub(super) struct State {
     pub(super) phase: Phase,
     pub(super) session: Session,
     pub(super) subscription: Option<Subscription>,
+    /// The wait after the last refusal to let it join, before chance.
+    put_off: Option<Duration>,
     pub(super) arrived: VecDeque<Delivery>,
     pub(super) waker: Option<Waker>,
     pub(super) settlements: Settlements,
@@ -95,6 +96,7 @@ impl ConsumerCore {
             phase: Phase::Opening,
             session: 0,
             subscription: None,
+            put_off: None,
             arrived: VecDeque::new(),
             waker: None,
             settlements: Settlements::default(),
@@ -194,13 +196,16 @@ impl ConsumerCore {
             Ok(Reply::Subscribed { group, topic, settings }) => {
                 state.subscription = Some(Subscription { group, topic, settings });
                 state.phase = Phase::Active;
+                state.put_off = None;
                 self.current.store(session, Ordering::Release);
             }
             Ok(other) => state.phase = Phase::Ended(unexpected(&other)),
             Err(refusal) if state.may_join_later(refusal.code) => {
+                let wait = after_refusal(state.put_off);
+                state.put_off = Some(wait);
                 let (core, shared) = (self.clone(), shared.clone());
                 tokio::spawn(async move {
-                    tokio::time::sleep(SUBSCRIBE_AGAIN).await;
+                    tokio::time::sleep(by_chance(wait)).await;
                     let state = core.lock();
                     if state.session == session && matches!(state.phase, Phase::Opening) {
                         core.ask(&shared, session);

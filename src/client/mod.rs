@@ -50,6 +50,7 @@ mod seek;
 mod settlements;
 mod shared;
 pub mod topic;
+mod wait;
 
 use std::sync::Arc;
 

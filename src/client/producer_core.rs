@@ -17,15 +17,12 @@ use super::options::{FAILURES_MAX, ProducerOptions};
 use super::outbox::{Mismatch, Outbox, Refused};
 use super::producer::Ticket;
 use super::shared::{Shared, Waiting, locked};
+use super::wait::{after_refusal, by_chance};
 use crate::model::id::{ProducerId, Sequence};
 use crate::model::limits::Limits;
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::request::{CloseProducer, Handle, OpenProducer, Request};
 use crate::protocol::response::{PublishRefused, Reply};
-
-/// Waits between attempts to send what the node put off.
-const PUT_OFF_FIRST: Duration = Duration::from_millis(10);
-const PUT_OFF_MAX: Duration = Duration::from_secs(1);
 
 /// A producer as the tasks of the client know it.
 #[derive(Debug)]
@@ -57,7 +54,8 @@ pub(super) struct State {
 #[derive(Clone, Debug)]
 pub(super) struct PutOff {
     pub(super) refusal: Refusal,
-    pub(super) wait: Duration,
+    /// The wait after it, before chance.
+    wait: Duration,
 }
 
 #[derive(Debug)]
@@ -376,12 +374,9 @@ impl State {
 
     /// Notes why the node takes nothing. Answers how long to wait.
     fn put_off(&mut self, refusal: Refusal) -> Duration {
-        let wait = match &self.put_off {
-            Some(before) => (before.wait * 2).min(PUT_OFF_MAX),
-            None => PUT_OFF_FIRST,
-        };
+        let wait = after_refusal(self.put_off.as_ref().map(|before| before.wait));
         self.put_off = Some(PutOff { refusal, wait });
-        wait
+        by_chance(wait)
     }
 
     /// Takes the wakers of all whose wait is over.

@@ -5,7 +5,6 @@
 //! than one seen before, or that serves another store, is no master.
 
 use std::collections::HashSet;
-use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use tokio::task::JoinSet;
@@ -14,6 +13,7 @@ use tokio::time::Instant;
 use super::error::AttemptError;
 use super::handshake::{Answer, Greeted, Greeting, greet, objection};
 use super::options::ClientOptions;
+use super::wait::by_chance;
 use crate::protocol::response::Welcome;
 
 /// What is known from before.
@@ -39,10 +39,8 @@ impl Seek<'_> {
     /// attempts.
     pub(super) async fn master(self, mut on_error: impl FnMut(AttemptError)) -> (Greeted, Welcome) {
         let began = Instant::now();
-        let chance = RandomState::new();
         let mut attempts = JoinSet::new();
         let mut hints = HashSet::new();
-        let mut count = 0_u64;
         for server in &self.options.servers {
             let last = self.last_resort.as_ref() == Some(server);
             let wait = if last { self.options.backoff.maximum } else { Duration::ZERO };
@@ -73,10 +71,8 @@ impl Seek<'_> {
             }
             on_error(error);
             if self.options.servers.contains(&attempt.address) {
-                count += 1;
                 let wait = self.options.backoff.wait(began.elapsed(), attempt.waited);
-                let percent = 50 + (chance.hash_one(count) % 101) as u32;
-                self.attempt(&mut attempts, attempt.address, wait * percent / 100);
+                self.attempt(&mut attempts, attempt.address, by_chance(wait));
             }
         }
     }

@@ -17,15 +17,13 @@ use super::link::{Link, Session, Written};
 use super::options::ClientOptions;
 use super::producer_core::ProducerCore;
 use super::topic::TopicCore;
+use super::wait::{RETRY_WAIT, by_chance};
 use crate::model::id::{Epoch, TopicId};
 use crate::model::limits::Limits;
 use crate::model::name::Name;
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::request::{FindTopic, Handle, Request, RequestId};
 use crate::protocol::response::{Reply, Response, Welcome};
-
-/// Wait before a request that was put off is made again.
-const RETRY_WAIT: Duration = Duration::from_millis(20);
 
 /// A wait that no program sees the end of: some 30 years.
 const NEVER: Duration = Duration::from_secs(1_000_000_000);
@@ -318,7 +316,7 @@ impl Shared {
                     if matches!(refusal.code, ErrorCode::NotMaster | ErrorCode::Draining)
                         && Instant::now() + RETRY_WAIT < deadline =>
                 {
-                    tokio::time::sleep(RETRY_WAIT).await;
+                    tokio::time::sleep(by_chance(RETRY_WAIT)).await;
                 }
                 answer => return answer,
             }
