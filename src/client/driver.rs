@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::error::{AttemptError, ClientError};
+use super::error::{AttemptError, ClientError, LastAttempts};
 use super::handshake::{Greeted, Greeting};
 use super::link::{Session, Written};
 use super::options::READ_BYTES;
@@ -65,7 +65,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
             last_resort: last_resort.take(),
         };
         let (greeted, welcome) = tokio::select! {
-            found = seek.master(|error| note(&shared, error)) => found,
+            found = seek.master(|error| shared.note(error)) => found,
             () = shared.closing.notified() => break,
         };
         session += 1;
@@ -79,7 +79,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 if let AttemptError::FenceAge { address, .. } = &error {
                     last_resort = Some(address.clone());
                 }
-                note(&shared, error);
+                shared.note(error);
             }
         }
     }
@@ -107,14 +107,6 @@ impl Drop for Ending {
     }
 }
 
-/// Remembers why there is no connection, for whoever gives up waiting for one.
-fn note(shared: &Shared, error: AttemptError) {
-    shared.connection.send_if_modified(|connection| {
-        connection.last_error = Some(error);
-        false
-    });
-}
-
 /// Begins a connection, reads it until it ends, and answers why it did.
 async fn serve(shared: &Arc<Shared>, session: Session, greeted: Greeted, welcome: Welcome) -> Loss {
     let heartbeat =
@@ -135,7 +127,7 @@ async fn serve(shared: &Arc<Shared>, session: Session, greeted: Greeted, welcome
         connection.session = session;
         connection.master = Some(master.clone());
         connection.since = Instant::now();
-        connection.last_error = None;
+        connection.last = LastAttempts::default();
     });
     let mut reader = Reader { shared, session, master, stream, heartbeat, input: greeted.input };
     tokio::select! {
@@ -398,5 +390,8 @@ async fn write_rest(shared: Arc<Shared>) {
 
 /// What the client says when it was asked to connect and there is nobody.
 pub(super) async fn first_connection(shared: &Shared) -> Result<(), ClientError> {
-    shared.connected(0, shared.deadline()).await.map(|_| ())
+    tokio::select! {
+        connected = shared.connected(0, shared.deadline()) => connected.map(|_| ()),
+        error = shared.unusable() => Err(error),
+    }
 }

@@ -12,7 +12,7 @@ use super::producer::Ticket;
 use crate::model::id::Epoch;
 use crate::model::message::MessageError;
 use crate::model::name::NameError;
-use crate::protocol::error::{DecodeError, Refusal};
+use crate::protocol::error::{DecodeError, ErrorCode, Refusal};
 use crate::protocol::response::Role;
 
 /// Why a call of the client library failed.
@@ -40,9 +40,13 @@ pub enum ClientError {
         servers: String,
         /// How long.
         within: Duration,
-        /// What the last attempt met.
-        last: LastAttempt,
+        /// What the last attempt at each address met.
+        last: LastAttempts,
     },
+    /// Every node refuses this client in a way that trying again does not change; told only by
+    /// [`Client::connect`](super::Client::connect).
+    #[error("no node can be used: {0}")]
+    Unusable(LastAttempts),
     /// Connected, but the node did not answer for as long as the call was willing to wait.
     #[error("{node} did not answer within {within:?}")]
     NoAnswer {
@@ -128,16 +132,33 @@ pub enum ClientError {
     Closed,
 }
 
-/// What the last attempt to find a master met.
-#[derive(Clone, Debug)]
-pub struct LastAttempt(pub Option<AttemptError>);
+/// What the last attempts to find a master met: one error for each address, the latest at the end.
+#[derive(Clone, Debug, Default)]
+pub struct LastAttempts(pub Vec<AttemptError>);
 
-impl fmt::Display for LastAttempt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.0 {
-            Some(error) => write!(f, "last error: {error}"),
-            None => f.write_str("no attempt came to an end"),
+impl LastAttempts {
+    /// Puts an error in the place of the one before at the same address, and keeps at most `max`.
+    pub(super) fn note(&mut self, error: AttemptError, max: usize) {
+        self.0.retain(|before| before.address() != error.address());
+        if self.0.len() >= max {
+            self.0.remove(0);
         }
+        self.0.push(error);
+    }
+
+    /// Whether the last attempt at this address met something that trying again does not change.
+    pub(super) fn is_lasting_at(&self, address: &str) -> bool {
+        self.0.iter().any(|error| error.address() == address && error.is_lasting())
+    }
+}
+
+impl fmt::Display for LastAttempts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some((first, others)) = self.0.split_first() else {
+            return f.write_str("no attempt came to an end");
+        };
+        write!(f, "last error: {first}")?;
+        others.iter().try_for_each(|error| write!(f, "; {error}"))
     }
 }
 
@@ -245,6 +266,34 @@ pub enum AttemptError {
         /// Why.
         refusal: Refusal,
     },
+}
+
+impl AttemptError {
+    /// The address that was tried.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        match self {
+            Self::Io { address, .. }
+            | Self::Silent { address, .. }
+            | Self::Hangup { address }
+            | Self::NotBaton { address, .. }
+            | Self::Version { address, .. }
+            | Self::NotMaster { address, .. }
+            | Self::OldEpoch { address, .. }
+            | Self::FenceAge { address, .. }
+            | Self::OtherStore { address, .. }
+            | Self::Refused { address, .. } => address,
+        }
+    }
+
+    /// Whether trying again will meet the same until somebody changes the node or the client.
+    fn is_lasting(&self) -> bool {
+        match self {
+            Self::Version { .. } | Self::OtherStore { .. } => true,
+            Self::Refused { refusal, .. } => refusal.code == ErrorCode::Unauthorized,
+            _ => false,
+        }
+    }
 }
 
 fn master_at(master: &Option<String>) -> String {

@@ -57,7 +57,7 @@ use std::sync::Arc;
 pub use admin::status_of;
 pub use consumer::{Consumer, PullConsumer, Settler, Subscription};
 pub use delivery::{Browsed, Delivery, DeliveryId};
-pub use error::{AttemptError, ClientError, Failure};
+pub use error::{AttemptError, ClientError, Failure, LastAttempts};
 pub use options::{ClientOptions, ConsumerOptions, ProducerOptions, ReconnectBackoff};
 pub use producer::{Producer, Ticket};
 pub use shared::Master;
@@ -102,7 +102,8 @@ impl Client {
     /// If the future is dropped, so is the client.
     ///
     /// # Errors
-    /// Where an option makes no sense, or no master is found within the timeout.
+    /// Where an option makes no sense, or no master is found within the timeout; at once where all nodes refuse this
+    /// client in a way that lasts, such as another version of the protocol.
     pub async fn connect(options: ClientOptions) -> Result<Self, ClientError> {
         let client = Self::start(options)?;
         driver::first_connection(&client.alive).await?;

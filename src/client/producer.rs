@@ -346,9 +346,7 @@ impl Producer {
         let within = self.shared().options.timeout;
         match connection.session {
             _ if connection.closed => ClientError::Closed,
-            0 if connection.since.elapsed() >= within => {
-                self.shared().no_master(connection.last_error.clone())
-            }
+            0 if connection.since.elapsed() >= within => self.shared().no_master(&connection),
             _ => ClientError::Unconfirmed { first, last, within, refusal },
         }
     }

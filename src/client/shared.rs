@@ -12,7 +12,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
 use super::consumer_core::ConsumerCore;
-use super::error::{AttemptError, ClientError, LastAttempt};
+use super::error::{AttemptError, ClientError, LastAttempts};
 use super::link::{Link, Session, Written};
 use super::options::ClientOptions;
 use super::producer_core::ProducerCore;
@@ -57,7 +57,8 @@ pub(super) struct Connection {
     pub(super) master: Option<Arc<Master>>,
     /// Since when it is as it is.
     pub(super) since: Instant,
-    pub(super) last_error: Option<AttemptError>,
+    /// Why there is none.
+    pub(super) last: LastAttempts,
     pub(super) closed: bool,
 }
 
@@ -157,8 +158,13 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn new(options: ClientOptions) -> Self {
-        let connection =
-            Connection { session: 0, master: None, since: Instant::now(), last_error: None, closed: false };
+        let connection = Connection {
+            session: 0,
+            master: None,
+            since: Instant::now(),
+            last: LastAttempts::default(),
+            closed: false,
+        };
         Self {
             options,
             registry: Mutex::default(),
@@ -230,7 +236,7 @@ impl Shared {
             match timeout_at(deadline, watch.changed()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return Err(ClientError::Closed),
-                Err(_) => return Err(self.no_master(self.last_error())),
+                Err(_) => return Err(self.no_master(&self.connection.borrow())),
             }
         }
     }
@@ -250,7 +256,7 @@ impl Shared {
                 let deadline = after(began.max(connection.since), self.options.timeout);
                 match timeout_at(deadline, watch.changed()).await {
                     Ok(changed) => changed,
-                    Err(_) => return self.no_master(self.last_error()),
+                    Err(_) => return self.no_master(&self.connection.borrow()),
                 }
             };
             if changed.is_err() {
@@ -259,16 +265,37 @@ impl Shared {
         }
     }
 
-    /// What the last attempt to connect met.
-    fn last_error(&self) -> Option<AttemptError> {
-        self.connection.borrow().last_error.clone()
-    }
-
-    pub(super) fn no_master(&self, last: Option<AttemptError>) -> ClientError {
+    /// What a call says that found no connection in time.
+    pub(super) fn no_master(&self, connection: &Connection) -> ClientError {
         ClientError::NoMaster {
             servers: self.options.servers.join(", "),
             within: self.options.timeout,
-            last: LastAttempt(last),
+            last: connection.last.clone(),
+        }
+    }
+
+    /// Remembers why an attempt to connect failed, or why a connection ended, for whoever gives up waiting.
+    pub(super) fn note(&self, error: AttemptError) {
+        // The servers, and as many that they have named.
+        let max = 2 * self.options.servers.len();
+        self.connection.send_if_modified(|connection| {
+            connection.last.note(error, max);
+            self.is_unusable(connection)
+        });
+    }
+
+    /// Whether all nodes refuse this client for good.
+    fn is_unusable(&self, connection: &Connection) -> bool {
+        connection.session == 0
+            && self.options.servers.iter().all(|server| connection.last.is_lasting_at(server))
+    }
+
+    /// Waits until all nodes refuse this client for good.
+    pub(super) async fn unusable(&self) -> ClientError {
+        let mut watch = self.connection.subscribe();
+        match watch.wait_for(|connection| self.is_unusable(connection)).await {
+            Ok(connection) => ClientError::Unusable(connection.last.clone()),
+            Err(_) => ClientError::Closed,
         }
     }
 
@@ -279,7 +306,7 @@ impl Shared {
             Some(master) => {
                 ClientError::NoAnswer { node: master.address.clone(), within: self.options.timeout }
             }
-            None => self.no_master(connection.last_error.clone()),
+            None => self.no_master(&connection),
         }
     }
 

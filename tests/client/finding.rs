@@ -8,6 +8,7 @@ use batonmq::client::{
 };
 use batonmq::model::id::Epoch;
 use batonmq::model::message::Message;
+use batonmq::protocol::error::ErrorCode;
 use batonmq::protocol::request::Request;
 use batonmq::protocol::response::Role;
 use tokio::net::TcpListener;
@@ -86,6 +87,41 @@ async fn without_a_master_the_error_says_where_it_was_looked_for_and_why_it_fail
     let expected =
         format!("no master found at {address} within 200ms: last error: {address}: is standby, not master");
     assert_eq!(error.to_string(), expected);
+}
+
+/// The error named the one address where nobody was, and not what the node at the other had said.
+#[tokio::test]
+async fn without_a_master_the_error_says_what_was_met_at_each_address() {
+    let world = world();
+    let nobody = Node::start(&world, Behaviour::default()).await;
+    let other = Node::start(&world, standby(None)).await;
+    let options = ClientOptions { timeout: Duration::from_millis(200), ..options(&[&nobody, &other]) };
+    let addresses = [nobody.address.clone(), other.address.clone()];
+    nobody.kill().await;
+    let error = soon(Client::connect(options)).await.unwrap_err().to_string();
+    assert!(error.contains(&format!("{}: connect: Connection refused", addresses[0])), "{error}");
+    assert!(error.contains(&format!("{}: is standby, not master", addresses[1])), "{error}");
+}
+
+/// A refusal that lasts was tried again for the whole timeout.
+#[tokio::test]
+async fn connecting_ends_at_once_where_every_node_refuses_for_good() {
+    let world = world();
+    let refusing = || Behaviour { refuse_connection: Some(ErrorCode::Unauthorized), ..Behaviour::default() };
+    let (one, other) = (Node::start(&world, refusing()).await, Node::start(&world, refusing()).await);
+    let endless = ClientOptions { timeout: Duration::from_secs(3600), ..options(&[&one, &other]) };
+    let error = soon(Client::connect(endless.clone())).await.unwrap_err();
+    assert!(matches!(error, ClientError::Unusable(_)), "{error}");
+    for node in [&one, &other] {
+        assert!(error.to_string().contains(&format!("{}: not you", node.address)), "{error}");
+    }
+    // One that may still become master is worth the wait.
+    other.set(|behaviour| *behaviour = standby(None));
+    let connecting = tokio::spawn(Client::connect(endless));
+    let attempts = world.lock().unwrap().connected_at.len();
+    until(|| world.lock().unwrap().connected_at.len() > attempts + 4).await;
+    other.set(|behaviour| behaviour.not_master = None);
+    soon(connecting).await.unwrap().unwrap();
 }
 
 #[tokio::test]

@@ -59,6 +59,8 @@ pub struct Behaviour {
     pub refuse_subscribe_once: Option<ErrorCode>,
     /// Refuses to open producers again with this.
     pub refuse_resume: Option<ErrorCode>,
+    /// Refuses every connection with this.
+    pub refuse_connection: Option<ErrorCode>,
     /// Sends bytes that are no frame after the greeting.
     pub garbage: bool,
     pub frame_bytes_max: u64,
@@ -85,6 +87,7 @@ impl Default for Behaviour {
             refuse_open_once: None,
             refuse_subscribe_once: None,
             refuse_resume: None,
+            refuse_connection: None,
             garbage: false,
             frame_bytes_max: 72 << 20,
             fence_age_ms: 0,
@@ -252,6 +255,10 @@ fn handle(
     };
     match request {
         Request::Hello(hello) => {
+            if let Some(code) = behaviour.refuse_connection {
+                let _ = out.send(Response::Failed(Refusal::new(code, "not you")));
+                return;
+            }
             let _ = out.send(match &behaviour.not_master {
                 Some(master) => {
                     Response::NotMaster(NotMaster { role: Role::Standby, master: master.clone() })
