@@ -1,7 +1,7 @@
 //! What the parts of a client share: the connection's state, who waits for which answer, producers and consumers.
 //!
-//! Lock order: the state of one producer or consumer, then the registry, then the link. No lock is held across an
-//! `.await`, and nothing is woken under one.
+//! Lock order: the state of one producer or consumer, then the link, then the registry. No lock is held across an
+//! `.await`, and whoever waits for a confirm, a delivery or an answer is woken when all are released.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
