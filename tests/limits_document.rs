@@ -2,8 +2,8 @@
 
 use batonmq::config::value::size_text;
 use batonmq::model::limits::{
-    BROWSES_MAX, HEADER_COUNT_MAX, HEADER_NAME_BYTES_MAX, KEY_BYTES_MAX, LIMITS, LISTED_MAX, LimitRow,
-    NAME_BYTES_MAX, PRIORITY_MAX,
+    BROWSES_MAX, FILES_RESERVED, GREETINGS_MAX, HEADER_COUNT_MAX, HEADER_NAME_BYTES_MAX, KEY_BYTES_MAX,
+    LIMITS, LISTED_MAX, LimitRow, Limits, NAME_BYTES_MAX, PRIORITY_MAX, WATCHES_MAX,
 };
 use batonmq::protocol::frame::HEAD_BYTES_MAX;
 use batonmq::server::{HANDSHAKE_MAX, STALLED_MIN};
@@ -14,6 +14,11 @@ const HEAD: &str = "\
 Everything that could grow without end has a limit with a name. The first table can be changed in the
 configuration's `[limits]` (sizes also as `64MiB`, times also as `7d`); the second is fixed by the formats on disk
 and on the wire. A limit that is reached refuses or slows down what reached it; nothing that was confirmed is lost.
+
+Every connection is an open file, and a node without one left cannot check that it is master. At its start `baton
+serve` raises the soft limit of the process (`ulimit -Sn`) to the hard one (`ulimit -Hn`, `LimitNOFILE=` of a systemd
+service). It needs `connections_max` + 130 files. Where the hard limit is lower, a `connections_max` that was configured
+keeps the node from starting, and the default is lowered to what fits, with a warning in the log.
 
 ## Configurable
 
@@ -67,7 +72,26 @@ fn document() -> String {
             BROWSES_MAX,
             "a further one is refused with `limit`",
         ),
-        ("seconds for a client's first words", HANDSHAKE_MAX.as_secs() as usize, "the connection is closed"),
+        (
+            "connections of the other node beyond `connections_max`",
+            WATCHES_MAX as usize,
+            "a new one is answered `too-many-connections` and closed",
+        ),
+        (
+            "connections beyond all those that wait to be told that there are too many",
+            GREETINGS_MAX as usize,
+            "a further one is not accepted until one of them has ended",
+        ),
+        (
+            "open files kept for the store and everything else that is no connection",
+            FILES_RESERVED as usize,
+            "the node does not start with as many connections",
+        ),
+        (
+            "seconds for a client's first words; 1 where connections beyond all limits wait",
+            HANDSHAKE_MAX.as_secs() as usize,
+            "the connection is closed",
+        ),
         (
             "seconds for which a client takes nothing of what is sent to it, at least three heartbeats",
             STALLED_MIN.as_secs() as usize,
@@ -77,6 +101,12 @@ fn document() -> String {
         text += &format!("| {limit} | {value} | {hit} |\n");
     }
     text
+}
+
+#[test]
+fn the_document_tells_how_many_files_a_connection_limit_needs() {
+    let beside = Limits { connections_max: 0, ..Limits::default() }.open_files();
+    assert!(HEAD.contains(&format!("`connections_max` + {beside} files")));
 }
 
 #[test]

@@ -6,6 +6,7 @@ use anyhow::Context;
 use batonmq::config::key::Key;
 use batonmq::config::load::{Loaded, Sources, load};
 use clap::{Args, ValueEnum};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -58,8 +59,11 @@ enum StoreMode {
 
 /// Runs it.
 pub fn run(args: ServeArgs, log_args: &LogArgs) -> anyhow::Result<()> {
-    let Loaded { config, log } = load(&sources(args, log_args))?;
+    let Loaded { config, log, lowered } = load(&sources(args, log_args))?;
     log::init(&log)?;
+    if let Some(lowered) = lowered {
+        tracing::warn!("{lowered}");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let shutdown = CancellationToken::new();
@@ -106,6 +110,19 @@ fn sources(args: ServeArgs, log_args: &LogArgs) -> Sources {
         file: args.config.or(file_named),
         environment,
         flags: flags.collect(),
+        open_files_max: raise_open_files(),
         hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+    }
+}
+
+/// Allows the process as many open files as it may allow itself, and answers how many; `None` for any number. The
+/// customary limit of 1024 is for programs that cannot take more.
+fn raise_open_files() -> Option<u64> {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        // It stays as it was, and the connections are counted against that.
+        Err(_) => limit.current,
     }
 }

@@ -10,12 +10,15 @@ use super::error::Problem;
 use super::key::{LIMITS_TABLE, joined};
 use super::value::size_text;
 use crate::ha::block::ADDRESS_BYTES_MAX;
-use crate::model::limits::{HEADER_COUNT_MAX, KEY_BYTES_MAX, Limits};
+use crate::model::limits::{HEADER_COUNT_MAX, KEY_BYTES_MAX, LIMITS, Limits};
 
 /// Bytes that the heads of frames may need beside a message.
 const FRAME_HEAD_BYTES: u64 = 64 << 10;
 /// Bytes of the fields of an encoded message that are always there or have a fixed length.
 const MESSAGE_FIXED_BYTES: u64 = 64;
+
+/// The key of the number of connections.
+pub const CONNECTIONS_KEY: &str = "limits.connections_max";
 
 /// The first problem, and the key to look at.
 ///
@@ -129,6 +132,32 @@ fn limits(limits: &Limits) -> Result<(), (String, Problem)> {
         return Err((joined(LIMITS_TABLE, "body_bytes_max"), problem));
     }
     Ok(())
+}
+
+/// The most connections that a node can serve which may have so many files open; `None` where that is too few for
+/// any configuration.
+#[must_use]
+pub fn connections_within(open_files_max: u64) -> Option<u64> {
+    let beside = Limits { connections_max: 0, ..Limits::default() }.open_files();
+    let connections = open_files_max.checked_sub(beside)?;
+    let row = LIMITS.iter().find(|row| row.name == "connections_max")?;
+    (connections >= row.min).then_some(connections)
+}
+
+/// Whether the process may have as many files open as its connections need.
+///
+/// # Errors
+/// Where it may not.
+pub fn open_files(limits: &Limits, open_files_max: Option<u64>) -> Result<(), (String, Problem)> {
+    let needed = limits.open_files();
+    let Some(most) = open_files_max.filter(|most| *most < needed) else { return Ok(()) };
+    let problem = Problem::FilesTooFew {
+        connections: limits.connections_max,
+        needed,
+        most,
+        fitting: connections_within(most),
+    };
+    Err((CONNECTIONS_KEY.to_owned(), problem))
 }
 
 fn bounds(key: &'static str, value: Duration, min: Duration, max: Duration) -> Result<(), (String, Problem)> {

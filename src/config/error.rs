@@ -152,9 +152,29 @@ pub enum Problem {
         /// The longest wait.
         maximum: String,
     },
+    /// The process may not have as many files open as its connections need.
+    #[error(
+        "{connections} connections need {needed} open files and the process may have {most}; raise that (LimitNOFILE= \
+         of the service, or ulimit -n){}",
+        or_lower(*.fitting)
+    )]
+    FilesTooFew {
+        /// The connections.
+        connections: u64,
+        /// The files that they and the node need.
+        needed: u64,
+        /// The files that the process may have open.
+        most: u64,
+        /// The connections for which that is enough.
+        fitting: Option<u64>,
+    },
     /// The path of the store is empty.
     #[error("the path is empty; name the directory that both nodes share")]
     NoStore,
+}
+
+fn or_lower(fitting: Option<u64>) -> String {
+    fitting.map(|connections| format!(" or lower it to {connections}")).unwrap_or_default()
 }
 
 fn did_you_mean(nearest: Option<&str>) -> String {

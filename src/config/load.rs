@@ -26,6 +26,8 @@ pub struct Sources {
     pub flags: Vec<(&'static str, Key, Vec<String>)>,
     /// Name of the host, which the node has where it is given no other.
     pub hostname: String,
+    /// Files that the process may have open at a time; `None` for any number.
+    pub open_files_max: Option<u64>,
 }
 
 /// A valid configuration.
@@ -35,6 +37,25 @@ pub struct Loaded {
     pub config: Config,
     /// The log's settings.
     pub log: LogSettings,
+    /// What was made less than its built-in value, to be told once there is a log.
+    pub lowered: Option<Lowered>,
+}
+
+/// The built-in number of connections did not fit into the files that the process may have open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "limits.connections_max is lowered from its default {from} to {to}: the process may have only {open_files_max} \
+     files open; to serve more connections raise that to {needed} (LimitNOFILE= of the service, or ulimit -n)"
+)]
+pub struct Lowered {
+    /// The built-in value.
+    pub from: u64,
+    /// The value that fits.
+    pub to: u64,
+    /// Files that the process may have open.
+    pub open_files_max: u64,
+    /// Files that the built-in value needs.
+    pub needed: u64,
 }
 
 /// Reads the sources and checks what comes out. Without a file, a store may be created.
@@ -64,7 +85,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     for (flag, key, texts) in &sources.flags {
         layers.set(*key, texts, Origin::Flag(flag))?;
     }
-    layers.finish(&sources.hostname)
+    layers.finish(&sources.hostname, sources.open_files_max)
 }
 
 struct Layers {
@@ -124,16 +145,32 @@ impl Layers {
         Ok(())
     }
 
-    fn finish(mut self, hostname: &str) -> Result<Loaded, ConfigError> {
+    fn finish(mut self, hostname: &str, open_files_max: Option<u64>) -> Result<Loaded, ConfigError> {
         if !self.draft.node_named {
             self.draft.config.node = Name::new(hostname).map_err(ConfigError::Hostname)?;
         }
-        check::check(&self.draft.config).map_err(|(key, problem)| ConfigError::Contradiction {
-            origin: self.origins.remove(&key).unwrap_or(Origin::BuiltIn),
-            key,
-            problem: Box::new(problem),
-        })?;
-        Ok(Loaded { config: self.draft.config, log: self.draft.log })
+        let lowered = open_files_max.and_then(|most| self.lower_connections(most));
+        check::check(&self.draft.config)
+            .and_then(|()| check::open_files(&self.draft.config.limits, open_files_max))
+            .map_err(|(key, problem)| ConfigError::Contradiction {
+                origin: self.origins.remove(&key).unwrap_or(Origin::BuiltIn),
+                key,
+                problem: Box::new(problem),
+            })?;
+        Ok(Loaded { config: self.draft.config, log: self.draft.log, lowered })
+    }
+
+    /// Lowers the number of connections to what the process may have open, where it was not configured: somebody who
+    /// asked for it must get it, or hear why not.
+    fn lower_connections(&mut self, open_files_max: u64) -> Option<Lowered> {
+        let limits = &mut self.draft.config.limits;
+        let (from, needed, to) =
+            (limits.connections_max, limits.open_files(), check::connections_within(open_files_max)?);
+        if needed <= open_files_max || self.origins.contains_key(check::CONNECTIONS_KEY) {
+            return None;
+        }
+        limits.connections_max = to;
+        Some(Lowered { from, to, open_files_max, needed })
     }
 }
 

@@ -82,7 +82,7 @@ fn the_shipped_file_has_every_key_with_its_default() {
         },
         ..Config::new(Name::new("broker-a").unwrap())
     };
-    assert_eq!(loaded, Loaded { config: expected, log: LogSettings::default() });
+    assert_eq!(loaded, Loaded { config: expected, log: LogSettings::default(), lowered: None });
     let missing: Vec<String> = Key::all()
         .filter(|key| !text.lines().any(|line| line.starts_with(&format!("{} = ", key.place().1))))
         .map(|key| key.name())
@@ -239,6 +239,42 @@ fn an_error_names_the_flag_or_variable_that_made_it() {
     assert!(
         load(&open).unwrap_err().to_string().starts_with("BATON_LISTEN: listen: 0.0.0.0:1 can be reached")
     );
+}
+
+/// The default was ten times what most systems let a process have open, and a node without a file left ends.
+#[test]
+fn connections_fit_into_the_open_files_or_the_node_does_not_start() {
+    let within = |text: &str, open_files_max| {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("baton.toml");
+        fs::write(&path, text).unwrap();
+        let loaded = load(&Sources { open_files_max, ..sources(Some(&path)) });
+        loaded.map_err(|error| error.to_string())
+    };
+    let configured = "[limits]\nconnections_max = 10000";
+    for (text, most) in [("", None), ("", Some(10_130)), (configured, None), (configured, Some(10_130))] {
+        let loaded = within(text, most).unwrap();
+        assert_eq!((loaded.config.limits.connections_max, loaded.lowered), (10_000, None), "{text} {most:?}");
+    }
+    let loaded = within("", Some(1024)).unwrap();
+    assert_eq!(loaded.config.limits.connections_max, 894);
+    assert!(loaded.config.limits.open_files() <= 1024);
+    let lowered = loaded.lowered.unwrap().to_string();
+    assert!(lowered.contains("from its default 10000 to 894") && lowered.contains("raise that to 10130"));
+    let error = within(configured, Some(1024)).unwrap_err();
+    assert!(
+        error.ends_with(
+            "baton.toml:2: limits.connections_max: 10000 connections need 10130 open files and the process may have \
+             1024; raise that (LimitNOFILE= of the service, or ulimit -n) or lower it to 894"
+        ),
+        "{error}"
+    );
+    let error = within("", Some(100)).unwrap_err();
+    assert!(
+        error.starts_with("default: limits.connections_max: ") && error.ends_with("ulimit -n)"),
+        "{error}"
+    );
+    assert_eq!(within("", Some(134)).unwrap().config.limits.connections_max, 4);
 }
 
 #[test]

@@ -19,6 +19,12 @@ pub const HEADER_NAME_BYTES_MAX: usize = 255;
 pub const LISTED_MAX: usize = 1000;
 /// Browses of all clients together that read from the store at a time.
 pub const BROWSES_MAX: usize = 64;
+/// Connections beyond `connections_max` that the other node may have, to watch this one.
+pub const WATCHES_MAX: u64 = 2;
+/// Connections beyond those that are accepted, to be told that there are too many. A further one waits.
+pub const GREETINGS_MAX: u64 = 64;
+/// Open files that a node needs beside its connections: store, lock, control file, listeners, log.
+pub const FILES_RESERVED: u64 = 64;
 /// Highest priority of a message; 0 is the lowest and the default.
 pub const PRIORITY_MAX: u8 = 9;
 
@@ -67,6 +73,12 @@ macro_rules! limits {
                 }
             }
 
+            /// Files that a node with these limits may have open at a time.
+            #[must_use]
+            pub fn open_files(&self) -> u64 {
+                self.connections_max + WATCHES_MAX + GREETINGS_MAX + FILES_RESERVED
+            }
+
             /// The first limit that is outside its bounds, with the value it has.
             #[must_use]
             pub fn out_of_bounds(&self) -> Option<(&'static LimitRow, u64)> {
@@ -99,7 +111,8 @@ limits! {
     topics_max: "topics", 100_000, 1, 16_000_000, "creating a topic is refused with `limit`";
     /// Groups in the store.
     groups_max: "groups", 100_000, 1, 16_000_000, "creating a group is refused with `limit`";
-    /// Client connections at a time. The other node may watch this one beyond it.
+    /// Client connections at a time. The other node may watch this one beyond it. Each takes an open file, of which
+    /// [`open_files`](Limits::open_files) are needed in all.
     connections_max: "connections", 10_000, 4, 1_000_000, "a new connection is answered `too-many-connections` and closed";
     /// Consumers of one connection.
     consumers_per_connection_max: "consumers", 10_000, 1, 1_000_000, "subscribing is refused with `limit`";

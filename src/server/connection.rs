@@ -9,7 +9,7 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::MissedTickBehavior;
 
-use super::greeting::{Admission, FIRST_FRAME_BYTES_MAX, HANDSHAKE_MAX, greet, protocol_refusal, send};
+use super::greeting::{FIRST_FRAME_BYTES_MAX, greet, protocol_refusal, send};
 use super::input::{Filled, Input, InputError};
 use super::{SERVER, Server, standby};
 use crate::broker::{Command, Ending};
@@ -54,8 +54,8 @@ pub(super) enum ConnectionError {
     #[error("no protocol version in common: the client speaks {0} to {1}")]
     Version(u8, u8),
     /// Preface or first frame did not come in time.
-    #[error("no handshake within {HANDSHAKE_MAX:?}")]
-    Handshake,
+    #[error("no handshake within {0:?}")]
+    Handshake(Duration),
 }
 
 impl From<DecodeError> for ConnectionError {
@@ -65,22 +65,19 @@ impl From<DecodeError> for ConnectionError {
 }
 
 /// Serves a connection.
-pub(super) async fn run(
-    server: &Arc<Server>,
-    stream: TcpStream,
-    admission: Admission,
-) -> Result<(), ConnectionError> {
+pub(super) async fn run(server: &Arc<Server>, stream: TcpStream) -> Result<(), ConnectionError> {
     stream.set_nodelay(true)?;
     SockRef::from(&stream).set_tcp_user_timeout(Some(STALLED_MIN))?;
     let (read, mut write) = stream.into_split();
     let mut input = Input::new(read);
-    let hello = tokio::time::timeout(HANDSHAKE_MAX, greet(&mut input, &mut write, admission));
-    let hello = tokio::select! {
-        hello = hello => hello.unwrap_or(Err(ConnectionError::Handshake)),
+    let handshake_max = server.places.handshake_max();
+    let greeting = tokio::time::timeout(handshake_max, greet(&mut input, &mut write, &server.places));
+    let greeted = tokio::select! {
+        greeted = greeting => greeted.unwrap_or(Err(ConnectionError::Handshake(handshake_max))),
         () = server.shutdown.cancelled() => return Ok(()),
     };
-    let hello = match hello {
-        Ok(hello) => hello,
+    let (hello, _admitted) = match greeted {
+        Ok(greeted) => greeted,
         Err(error) => {
             linger(server, input).await;
             return Err(error);

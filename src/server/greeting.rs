@@ -11,14 +11,15 @@ use tokio::net::tcp::OwnedWriteHalf;
 
 use super::connection::ConnectionError;
 use super::input::{Input, InputError};
+use super::places::{Admitted, Places};
 use crate::protocol::error::{DecodeError, ErrorCode, Refusal};
 use crate::protocol::preface::{self, PREFACE_BYTES};
-use crate::protocol::request::{Hello, Purpose, Request};
+use crate::protocol::request::{Hello, Request};
 use crate::protocol::response::Response;
 
 /// Longest frame before a client has been let in, and on a standby.
 pub(super) const FIRST_FRAME_BYTES_MAX: u64 = 64 << 10;
-/// How long a client may take for preface and first frame.
+/// How long a client may take for preface and first frame. Less where connections crowd.
 pub const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// The only way so far for a client to say who it is: not at all.
 const ANONYMOUS: &str = "anonymous";
@@ -27,23 +28,13 @@ const SHOWN_MAX: usize = 32;
 /// How requests of the protocol begin that people try first.
 const HTTP_METHODS: [&[u8]; 7] = [b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"CONNECT "];
 
-/// Whether there is room for a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Admission {
-    /// There is.
-    Granted,
-    /// For the other node's alone.
-    WatchOnly,
-    /// There are too many already.
-    TooMany,
-}
-
-/// Exchanges prefaces and reads the first frame. An error was told to the client where that is possible.
-pub(super) async fn greet(
+/// Exchanges prefaces, reads the first frame and lets the client in where there is room. An error was told to the
+/// client where that is possible.
+pub(super) async fn greet<'a>(
     input: &mut Input,
     write: &mut OwnedWriteHalf,
-    admission: Admission,
-) -> Result<Hello, ConnectionError> {
+    places: &'a Places,
+) -> Result<(Hello, Admitted<'a>), ConnectionError> {
     let first = input.exact::<PREFACE_BYTES>().await?;
     let (answer, version) = match preface::answer(first) {
         Ok(answer) => answer,
@@ -65,9 +56,9 @@ pub(super) async fn greet(
         first => first?,
     };
     let refusal = match Request::decode(&first) {
-        Ok(Request::Hello(hello)) => match objection(&hello, admission) {
-            None => return Ok(hello),
-            Some(refusal) => refusal,
+        Ok(Request::Hello(hello)) => match admit(&hello, places) {
+            Ok(admitted) => return Ok((hello, admitted)),
+            Err(refusal) => refusal,
         },
         Ok(_) => Refusal::new(ErrorCode::Protocol, "the first frame must be a hello"),
         Err(error) => protocol_refusal(&error),
@@ -75,22 +66,16 @@ pub(super) async fn greet(
     Err(refuse(write, refusal).await)
 }
 
-fn objection(hello: &Hello, admission: Admission) -> Option<Refusal> {
-    let admitted = match admission {
-        Admission::Granted => true,
-        Admission::WatchOnly => hello.purpose == Purpose::Watch,
-        Admission::TooMany => false,
-    };
-    if !admitted {
-        let text = "the node has as many connections as connections_max allows; close some or raise it";
-        return Some(Refusal::new(ErrorCode::TooManyConnections, text));
-    }
+fn admit<'a>(hello: &Hello, places: &'a Places) -> Result<Admitted<'a>, Refusal> {
     if hello.auth_mechanism != ANONYMOUS {
         let shown: String = hello.auth_mechanism.chars().take(SHOWN_MAX).collect();
         let text = format!("authentication {shown:?} is not offered; use {ANONYMOUS:?}");
-        return Some(Refusal::new(ErrorCode::Unauthorized, text));
+        return Err(Refusal::new(ErrorCode::Unauthorized, text));
     }
-    None
+    places.admit(hello.purpose).ok_or_else(|| {
+        let text = "the node has as many connections as connections_max allows; close some or raise it";
+        Refusal::new(ErrorCode::TooManyConnections, text)
+    })
 }
 
 /// What somebody hears who takes the port for a web server, a health check for example.

@@ -7,6 +7,7 @@
 mod connection;
 mod greeting;
 mod input;
+mod places;
 mod standby;
 
 use std::net::SocketAddr;
@@ -22,7 +23,7 @@ use tokio_util::task::TaskTracker;
 pub use connection::STALLED_MIN;
 pub use greeting::HANDSHAKE_MAX;
 
-use greeting::Admission;
+use places::Places;
 
 use crate::engine::Engine;
 use crate::model::id::{Epoch, SessionId};
@@ -34,8 +35,6 @@ use crate::protocol::response::{NodeStatus, Role};
 const BACKLOG: u32 = 4096;
 /// How long to wait before accepting again after the system had no resources for it.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Connections beyond the limit that the other node may have, to watch this one.
-const WATCHES: u64 = 2;
 /// Program and version, as it is told to clients.
 pub const SERVER: &str = concat!("baton ", env!("CARGO_PKG_VERSION"));
 
@@ -75,7 +74,7 @@ pub struct Server {
     /// Ends all connections.
     pub shutdown: CancellationToken,
     next_session: AtomicU64,
-    connections: AtomicU64,
+    places: Places,
 }
 
 impl Server {
@@ -91,6 +90,7 @@ impl Server {
     ) -> Arc<Self> {
         Arc::new(Self {
             node,
+            places: Places::new(limits.connections_max),
             limits,
             heartbeat,
             group_defaults,
@@ -98,28 +98,34 @@ impl Server {
             switchover: Notify::new(),
             shutdown,
             next_session: AtomicU64::new(1),
-            connections: AtomicU64::new(0),
         })
     }
 
     /// Serves a listener until the shutdown; then waits for its connections to have said what they had to.
     pub async fn run(self: Arc<Self>, listener: TcpListener) {
         let connections = TaskTracker::new();
-        loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = self.shutdown.cancelled() => break,
-            };
-            match accepted {
-                Ok((stream, peer)) => {
-                    let server = Arc::clone(&self);
-                    connections.spawn(server.serve(stream, peer));
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+        let accepting = async {
+            loop {
+                match listener.accept().await {
+                    Ok((stream, peer)) => {
+                        // Behind accepting, so that no listener keeps a place from the others while nobody comes.
+                        let place = self.places.socket().await;
+                        let server = Arc::clone(&self);
+                        connections.spawn(async move {
+                            server.serve(stream, peer).await;
+                            drop(place);
+                        });
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "a connection could not be accepted");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
                 }
             }
+        };
+        tokio::select! {
+            () = accepting => {}
+            () = self.shutdown.cancelled() => {}
         }
         drop(listener);
         connections.close();
@@ -127,17 +133,7 @@ impl Server {
     }
 
     async fn serve(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
-        let count = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
-        let _counted = Counted(&self.connections);
-        let most = self.limits.connections_max;
-        let admission = if count <= most {
-            Admission::Granted
-        } else if count <= most + WATCHES {
-            Admission::WatchOnly
-        } else {
-            Admission::TooMany
-        };
-        if let Err(error) = connection::run(&self, stream, admission).await {
+        if let Err(error) = connection::run(&self, stream).await {
             tracing::debug!(%peer, %error, "connection ended");
         }
     }
@@ -160,20 +156,11 @@ impl Server {
             master: standing.master,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             role_seconds: standing.since.elapsed().as_secs(),
-            connections: self.connections.load(Ordering::Relaxed),
+            connections: self.places.admitted(),
             topics: counts.topics,
             groups: counts.groups,
             messages: counts.messages,
         }
-    }
-}
-
-/// A connection that is counted.
-struct Counted<'a>(&'a AtomicU64);
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -22,6 +22,7 @@ pub struct Node {
     log: PathBuf,
     mode: &'static str,
     settings: Vec<(&'static str, String)>,
+    open_files_max: Option<u64>,
     process: Option<Child>,
     /// Bytes of the log that are from earlier processes of this node.
     log_start: u64,
@@ -37,7 +38,17 @@ impl Node {
     pub fn new(name: &str, store: &Path, mode: &'static str, logs: &Path) -> Self {
         let log = logs.join(format!("{name}.log"));
         let (name, address, store) = (name.to_owned(), free_address(), store.to_owned());
-        Self { name, address, store, log, mode, settings: Vec::new(), process: None, log_start: 0 }
+        Self {
+            name,
+            address,
+            store,
+            log,
+            mode,
+            settings: Vec::new(),
+            open_files_max: None,
+            process: None,
+            log_start: 0,
+        }
     }
 
     /// Sets a setting by its variable of the environment.
@@ -46,11 +57,18 @@ impl Node {
         self
     }
 
+    /// Lets the process have no more than so many files open.
+    pub fn with_open_files(mut self, max: u64) -> Self {
+        self.open_files_max = Some(max);
+        self
+    }
+
     pub fn start(&mut self) {
         assert!(self.process.is_none(), "{} runs already", self.name);
         self.log_start = fs::metadata(&self.log).map_or(0, |log| log.len());
         let log = File::options().create(true).append(true).open(&self.log).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_baton"))
+        let child = self
+            .program()
             .args(["serve", "--node", &self.name, "--mode", self.mode, "--listen", &self.address])
             .arg("--store")
             .arg(&self.store)
@@ -61,6 +79,15 @@ impl Node {
             .spawn()
             .unwrap();
         self.process = Some(child);
+    }
+
+    fn program(&self) -> Command {
+        let program = env!("CARGO_BIN_EXE_baton");
+        let Some(max) = self.open_files_max else { return Command::new(program) };
+        let mut shell = Command::new("sh");
+        // The shell becomes the program: its number is that of the node.
+        shell.args(["-c", &format!("ulimit -n {max} && exec \"$0\" \"$@\""), program]);
+        shell
     }
 
     /// The number of the process.
