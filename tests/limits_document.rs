@@ -6,7 +6,7 @@ use batonmq::model::limits::{
     LIMITS, LISTED_MAX, LimitRow, Limits, NAME_BYTES_MAX, PRIORITY_MAX, WATCHES_MAX,
 };
 use batonmq::protocol::frame::HEAD_BYTES_MAX;
-use batonmq::server::{HANDSHAKE_MAX, STALLED_MIN};
+use batonmq::server::{FENCE_AGE_MAX, HANDSHAKE_MAX, STALLED_MIN};
 
 const HEAD: &str = "\
 # Limits
@@ -96,6 +96,11 @@ fn document() -> String {
             "seconds for which a client takes nothing of what is sent to it, at least three heartbeats",
             STALLED_MIN.as_secs() as usize,
             "the connection is closed; what the client had in flight goes back",
+        ),
+        (
+            "seconds since the last check of the fence, beyond `poll_interval`",
+            FENCE_AGE_MAX.as_secs() as usize,
+            "clients are sent away, and new ones told that the node is not master, until the storage answers",
         ),
     ] {
         text += &format!("| {limit} | {value} | {hit} |\n");

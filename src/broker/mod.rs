@@ -79,7 +79,7 @@ pub enum Command {
 /// How a session ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// The client said goodbye: what is in flight goes back uncounted.
+    /// The client said goodbye, or the node did: what is in flight goes back uncounted.
     Closed,
     /// The connection broke: what is in flight counts as an attempt.
     Lost,

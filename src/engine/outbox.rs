@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::{Buf, Bytes};
 use tokio::net::tcp::OwnedWriteHalf;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 
 /// Pieces handed to the system in one call.
 const PIECES_PER_WRITE: usize = 64;
@@ -28,6 +28,8 @@ pub struct Outbox {
     /// The outbox is not full any more.
     drained: Notify,
     bytes_max: usize,
+    /// Given back with the socket: the engine may hold that longer than the connection's task.
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 #[derive(Debug, Default)]
@@ -73,7 +75,20 @@ impl Outbox {
     /// The outbox of a connection, full at `bytes_max` bytes that the socket has not taken.
     #[must_use]
     pub fn new(socket: OwnedWriteHalf, bytes_max: usize) -> Self {
-        Self { socket, queue: Mutex::default(), changed: Notify::new(), drained: Notify::new(), bytes_max }
+        Self {
+            socket,
+            queue: Mutex::default(),
+            changed: Notify::new(),
+            drained: Notify::new(),
+            bytes_max,
+            _place: None,
+        }
+    }
+
+    /// Keeps the place that was taken for the socket until the socket is closed.
+    #[must_use]
+    pub fn with_place(self, place: OwnedSemaphorePermit) -> Self {
+        Self { _place: Some(place), ..self }
     }
 
     /// Sends the pieces behind everything sent before. Never waits. Empties `pieces`.

@@ -35,7 +35,7 @@ use crate::ha::identity::{Identity, IdentityError};
 use crate::ha::lock::LockError;
 use crate::model::id::Epoch;
 use crate::protocol::response::Role;
-use crate::server::{Server, Standing, bind};
+use crate::server::{FENCE_AGE_MAX, Server, Standing, bind};
 use crate::store::StoreError;
 
 /// Exit code of a process that ends because its mastership or its store failed under it.
@@ -146,6 +146,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Node
         config.node.to_string(),
         config.limits.clone(),
         config.heartbeat,
+        FENCE_AGE_MAX + config.poll_interval,
         config.group_defaults.clone(),
         watched,
         end_connections.clone(),

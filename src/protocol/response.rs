@@ -40,7 +40,7 @@ pub enum Role {
     Master,
     /// Waits for the lock.
     Standby,
-    /// Has the lock and reads the store.
+    /// Has the lock and does not serve: it reads the store, or the store does not answer.
     Recovering,
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use socket2::SockRef;
 use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::MissedTickBehavior;
 
 use super::greeting::{FIRST_FRAME_BYTES_MAX, greet, protocol_refusal, send};
@@ -64,8 +65,12 @@ impl From<DecodeError> for ConnectionError {
     }
 }
 
-/// Serves a connection.
-pub(super) async fn run(server: &Arc<Server>, stream: TcpStream) -> Result<(), ConnectionError> {
+/// Serves a connection, which has this place.
+pub(super) async fn run(
+    server: &Arc<Server>,
+    stream: TcpStream,
+    place: OwnedSemaphorePermit,
+) -> Result<(), ConnectionError> {
     stream.set_nodelay(true)?;
     SockRef::from(&stream).set_tcp_user_timeout(Some(STALLED_MIN))?;
     let (read, mut write) = stream.into_split();
@@ -83,7 +88,7 @@ pub(super) async fn run(server: &Arc<Server>, stream: TcpStream) -> Result<(), C
             return Err(error);
         }
     };
-    let standing = server.standing.borrow().clone();
+    let standing = server.standing_now();
     let Some(engine) =
         standing.engine.filter(|_| standing.role == Role::Master && hello.epoch_seen <= standing.epoch)
     else {
@@ -111,7 +116,7 @@ pub(super) async fn run(server: &Arc<Server>, stream: TcpStream) -> Result<(), C
         engine,
         epoch: standing.epoch,
         session: server.session(),
-        outbox: Arc::new(Outbox::new(write, output_bytes_max)),
+        outbox: Arc::new(Outbox::new(write, output_bytes_max).with_place(place)),
         budget: Budget::new(server.limits.unprocessed_bytes_max),
         heard_at: Instant::now(),
     };
@@ -121,8 +126,8 @@ pub(super) async fn run(server: &Arc<Server>, stream: TcpStream) -> Result<(), C
     }
 }
 
-/// Gives a client that was sent away the time to read why: closing with bytes unread would reset the connection, and
-/// what was said might be lost.
+/// Shows a client that nothing more comes, and gives one that was sent away the time to read why: closing with bytes
+/// unread would reset the connection, and what was said might be lost.
 async fn linger(server: &Server, mut input: Input) {
     // One that is not connected any more needs nothing of this.
     let _ = SockRef::from(input.socket()).shutdown(Shutdown::Write);
@@ -161,6 +166,8 @@ enum End {
     Goodbye,
     /// The node has said its last word, or shuts down.
     Finished,
+    /// The node cannot make sure any more that it is master.
+    OutOfTouch,
 }
 
 /// A connection whose client has been let in.
@@ -186,6 +193,9 @@ impl Connection {
         };
         let writer = outbox.run(ready);
         tokio::pin!(writer);
+        let (server, engine) = (Arc::clone(&self.server), self.engine.clone());
+        let out_of_touch = server.fence_age.passing(&engine);
+        tokio::pin!(out_of_touch);
         let mut beat = tokio::time::interval(heartbeat);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let shutdown = self.server.shutdown.clone();
@@ -195,6 +205,7 @@ impl Connection {
                 () = &mut writer => Ok(Some(End::Finished)),
                 step = self.next(&mut input) => step,
                 _ = beat.tick() => self.beat(heartbeat),
+                () = &mut out_of_touch => Ok(Some(End::OutOfTouch)),
                 () = shutdown.cancelled() => {
                     outbox.close_when_sent();
                     // One that does not read does not keep the node.
@@ -208,32 +219,33 @@ impl Connection {
                 Err(error) => break Err(error),
             }
         };
-        if let Err(ConnectionError::Refused(refusal)) = &end {
+        let last_word = match &end {
+            Err(ConnectionError::Refused(refusal)) => Some(Response::Failed(refusal.clone())),
+            Ok(End::OutOfTouch) => Some(Response::Goodbye(Refusal::new(
+                ErrorCode::NotMaster,
+                "the storage does not answer, and the node cannot make sure that it is still master; connect to the \
+                 other one",
+            ))),
+            _ => None,
+        };
+        if let Some(last_word) = last_word {
             // Before the engine hears of the end: it closes the outbox then.
-            self.respond(&Response::Failed(refusal.clone()));
+            self.respond(&last_word);
             self.outbox.close_when_sent();
         }
-        let ending = if matches!(end, Ok(End::Goodbye)) { Ending::Closed } else { Ending::Lost };
+        let ending = match end {
+            Ok(End::Goodbye | End::OutOfTouch) => Ending::Closed,
+            _ => Ending::Lost,
+        };
         self.engine.submit(self.session, vec![Command::End(ending)], 0, &self.budget);
-        match end {
-            Ok(End::Finished) => Ok(()),
-            Ok(End::Goodbye) => {
-                // The engine closes the outbox behind the last answer; one that has stopped does not.
-                let _ = tokio::time::timeout(FAREWELL_MAX, writer).await;
-                self.outbox.close();
-                Ok(())
-            }
-            Err(ConnectionError::Refused(refusal)) => {
-                let _ = tokio::time::timeout(FAREWELL_MAX, writer).await;
-                self.outbox.close();
-                linger(&self.server, input).await;
-                Err(ConnectionError::Refused(refusal))
-            }
-            Err(error) => {
-                self.outbox.close();
-                Err(error)
-            }
+        if matches!(end, Ok(End::Goodbye | End::OutOfTouch) | Err(ConnectionError::Refused(_))) {
+            // The engine closes the outbox behind the last answer; one that has stopped or hangs does not.
+            let _ = tokio::time::timeout(FAREWELL_MAX, writer).await;
+            self.outbox.close();
+            linger(&self.server, input).await;
         }
+        self.outbox.close();
+        end.map(|_| ())
     }
 
     /// Serves the other node: heartbeats, until either side ends.

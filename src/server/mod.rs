@@ -5,10 +5,13 @@
 //! and nothing here touches the store.
 
 mod connection;
+mod fence_age;
 mod greeting;
 mod input;
 mod places;
 mod standby;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,13 +19,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use connection::STALLED_MIN;
+pub use fence_age::FENCE_AGE_MAX;
 pub use greeting::HANDSHAKE_MAX;
 
+use fence_age::FenceAge;
 use places::Places;
 
 use crate::engine::Engine;
@@ -75,15 +80,18 @@ pub struct Server {
     pub shutdown: CancellationToken,
     next_session: AtomicU64,
     places: Places,
+    fence_age: FenceAge,
 }
 
 impl Server {
-    /// What the connections of a node need.
+    /// What the connections of a node need. A master serves clients while its last check of the fence is younger than
+    /// `fence_age_max`.
     #[must_use]
     pub fn new(
         node: String,
         limits: Limits,
         heartbeat: Duration,
+        fence_age_max: Duration,
         group_defaults: GroupSettings,
         standing: watch::Receiver<Standing>,
         shutdown: CancellationToken,
@@ -91,6 +99,7 @@ impl Server {
         Arc::new(Self {
             node,
             places: Places::new(limits.connections_max),
+            fence_age: FenceAge::new(fence_age_max),
             limits,
             heartbeat,
             group_defaults,
@@ -111,10 +120,7 @@ impl Server {
                         // Behind accepting, so that no listener keeps a place from the others while nobody comes.
                         let place = self.places.socket().await;
                         let server = Arc::clone(&self);
-                        connections.spawn(async move {
-                            server.serve(stream, peer).await;
-                            drop(place);
-                        });
+                        connections.spawn(server.serve(stream, peer, place));
                     }
                     Err(error) => {
                         tracing::warn!(%error, "a connection could not be accepted");
@@ -132,8 +138,8 @@ impl Server {
         connections.wait().await;
     }
 
-    async fn serve(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
-        if let Err(error) = connection::run(&self, stream).await {
+    async fn serve(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) {
+        if let Err(error) = connection::run(&self, stream, place).await {
             tracing::debug!(%peer, %error, "connection ended");
         }
     }
@@ -142,10 +148,23 @@ impl Server {
         SessionId(self.next_session.fetch_add(1, Ordering::Relaxed))
     }
 
+    /// What the node is to clients: a master that cannot make sure of its mastership is none.
+    fn standing_now(&self) -> Standing {
+        let mut standing = self.standing.borrow().clone();
+        if standing.role == Role::Master
+            && let Some(age) = standing.engine.as_ref().and_then(|engine| self.fence_age.passed(engine))
+        {
+            standing.role = Role::Recovering;
+            standing.master = None;
+            standing.since = Instant::now().checked_sub(age).unwrap_or(standing.since);
+        }
+        standing
+    }
+
     /// What there is to know of the node.
     #[must_use]
     pub fn status(&self) -> NodeStatus {
-        let standing = self.standing.borrow().clone();
+        let standing = self.standing_now();
         let counts = standing.engine.as_ref().map(|engine| engine.vitals().counts()).unwrap_or_default();
         NodeStatus {
             node: self.node.clone(),

@@ -24,10 +24,10 @@ pub(super) async fn run(
     mut socket: OwnedWriteHalf,
 ) -> Result<(), ConnectionError> {
     let (role, master) = {
-        let standing = server.standing.borrow();
+        let standing = server.standing_now();
         // A master answers so only to a client that has seen a higher epoch: it must look elsewhere.
         let role = if standing.role == Role::Master { Role::Recovering } else { standing.role };
-        let master = if standing.role == Role::Standby { standing.master.clone() } else { None };
+        let master = if standing.role == Role::Standby { standing.master } else { None };
         (role, master)
     };
     let mut output = BytesMut::new();
