@@ -52,8 +52,17 @@ impl Scene {
     }
 
     fn rss_bytes(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
+    /// The most that it ever had.
+    fn peak_rss_bytes(&self) -> u64 {
+        self.memory("VmHWM:")
+    }
+
+    fn memory(&self, key: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.node.id())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        let line = status.lines().find(|line| line.starts_with(key)).unwrap();
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
     }
 }
@@ -599,6 +608,53 @@ async fn floods_stop_themselves_and_what_was_confirmed_is_there() {
 
 fn browse() -> Request {
     admin(AdminCommand::Browse { topic: "flood".into(), from: Default::default(), messages_max: 10_000 })
+}
+
+/// Each browse of a large message took its size twice, for as long as its client did not read: some hundred bytes of
+/// questions took gigabytes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_browses_for_a_large_message_takes_little_and_ends_with_its_clients() {
+    const BODY: usize = 19 << 20;
+    let mut scene = Scene::new(&[SILENCE_ALLOWED]).await;
+    let address = scene.node.address.clone();
+    let mut raw = Raw::client(&address);
+    let topic = raw.topic("flood");
+    raw.open_producer(1, "p");
+    raw.send(&publish(topic, 1, &[Message::new(vec![9; BODY])]));
+    raw.settle_down();
+    let before = scene.peak_rss_bytes();
+    let deaf: Vec<Raw> = (0..60)
+        .map(|_| {
+            let mut raw = Raw::client(&address);
+            raw.write(&encoded(&browse()).repeat(10));
+            raw
+        })
+        .collect();
+    // Until they have all that they are given.
+    let mut grown = 0;
+    loop {
+        for _ in 0..10 {
+            scene.neighbour.is_undisturbed("a flood of browses").await;
+        }
+        let more = scene.peak_rss_bytes() - before;
+        if more == grown {
+            break;
+        }
+        grown = more;
+    }
+    assert!(grown < 250 << 20, "{grown} bytes for clients that do not read");
+    drop(deaf);
+    let client = Client::connect(support::load::options(&address)).await.unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    let browsed = loop {
+        match client.browse("flood", Default::default(), 10).await {
+            Ok(browsed) => break browsed,
+            Err(error) => assert!(error.to_string().contains("browses_max"), "{error}"),
+        }
+        assert!(Instant::now() < deadline, "those who wait stay though they are gone");
+    };
+    assert_eq!(browsed[0].message.body.len(), BODY);
+    scene.ends().await;
 }
 
 /// Writes until nothing was taken for a while. Answers how many bytes were.

@@ -2,8 +2,9 @@
 
 use batonmq::config::value::size_text;
 use batonmq::model::limits::{
-    BROWSES_MAX, FILES_RESERVED, GREETINGS_MAX, HEADER_COUNT_MAX, HEADER_NAME_BYTES_MAX, KEY_BYTES_MAX,
-    LIMITS, LISTED_MAX, LimitRow, Limits, NAME_BYTES_MAX, PRIORITY_MAX, WATCHES_MAX,
+    BROWSE_READS_MAX, BROWSED_BYTES_MAX, BROWSES_MAX, BROWSES_PER_CONNECTION_MAX, FILES_RESERVED,
+    GREETINGS_MAX, HEADER_COUNT_MAX, HEADER_NAME_BYTES_MAX, KEY_BYTES_MAX, LIMITS, LISTED_MAX, LimitRow,
+    Limits, NAME_BYTES_MAX, PRIORITY_MAX, WATCHES_MAX,
 };
 use batonmq::protocol::frame::HEAD_BYTES_MAX;
 use batonmq::server::{FENCE_AGE_MAX, HANDSHAKE_MAX, STALLED_MIN};
@@ -68,9 +69,24 @@ fn document() -> String {
             "the answer says that there are more; the client asks for what follows",
         ),
         (
-            "browses of all clients that read from the store at a time",
+            "browses of all clients that wait for an answer",
             BROWSES_MAX,
             "a further one is refused with `limit`",
+        ),
+        (
+            "browses of one connection that wait in line",
+            BROWSES_PER_CONNECTION_MAX,
+            "a further one is refused with `limit`",
+        ),
+        (
+            "reads from the store for browses at a time, each of 1 MiB or one larger message",
+            BROWSE_READS_MAX,
+            "further browses wait",
+        ),
+        (
+            "bytes of answers to browses that clients have not taken yet",
+            BROWSED_BYTES_MAX,
+            "further browses wait; one answer may go over it",
         ),
         (
             "connections of the other node beyond `connections_max`",

@@ -42,7 +42,7 @@ impl Broker {
             }
             AdminCommand::Browse { topic, from, messages_max } => match self.topic_named(&topic) {
                 Ok(topic) => {
-                    self.browse(topic, from, Browse { session, request: id, messages_max }, out);
+                    self.browse(Browse { session, request: id, topic, from, messages_max }, out);
                     return;
                 }
                 Err(refusal) => Err(refusal),

@@ -1,46 +1,87 @@
 //! Browsing: messages of a topic shown to somebody, without any effect on topic or groups.
+//!
+//! A question of a few bytes has an answer as large as the largest message, so browses wait in line. Few of them read
+//! at a time; nothing is read for a session that does not take what it has, and nothing at all while sessions that do
+//! not hold much. Answers share the memory of what they show.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
 
 use super::cache::{CachedChunk, TopicCache};
 use super::machine::Broker;
-use super::{Content, Output, Read, refusals};
+use super::session::Session;
+use super::{Browsed, Content, Output, Read, refusals};
 use crate::model::chunk::{Chunk, Origin};
 use crate::model::id::{Offset, Sequence, SessionId, TopicId};
-use crate::model::limits::BROWSES_MAX;
+use crate::model::limits::{BROWSED_BYTES_MAX, BROWSES_MAX, BROWSES_PER_CONNECTION_MAX};
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::request::RequestId;
-use crate::protocol::response::{Reply, Run};
+use crate::protocol::response::Run;
 
-/// Bytes of messages in an answer; one larger message comes alone.
+/// Bytes of an answer, with what is said about its messages; one larger message comes alone.
 const BROWSE_BYTES: usize = 1 << 20;
 
-/// Somebody who waits for messages to be read.
+/// Somebody who waits for messages.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Browse {
     pub session: SessionId,
     pub request: RequestId,
+    pub topic: TopicId,
+    pub from: Offset,
     pub messages_max: u32,
+}
+
+/// Browses in line, and what was answered and may not have been taken yet.
+#[derive(Debug, Default)]
+pub(super) struct Browses {
+    line: VecDeque<Browse>,
+    held: Vec<Held>,
+}
+
+/// An answer that its session may not have taken yet.
+#[derive(Debug)]
+struct Held {
+    session: SessionId,
+    bytes: usize,
+    /// It was answered in this cycle: whether it is taken at once will be known in the next.
+    fresh: bool,
+}
+
+impl Browses {
+    fn held_bytes(&self) -> usize {
+        self.held.iter().map(|held| held.bytes).sum()
+    }
+
+    /// Forgets what a session waits for and holds.
+    pub fn end_session(&mut self, session: SessionId) {
+        self.line.retain(|browse| browse.session != session);
+        self.held.retain(|held| held.session != session);
+    }
 }
 
 /// An answer as it is put together.
 #[derive(Default)]
 struct Answer {
     runs: Vec<Run>,
-    messages: Vec<u8>,
+    messages: Vec<Bytes>,
+    bytes: usize,
     count: u32,
 }
 
 impl Answer {
     /// Adds `count` messages of one origin.
-    fn add(&mut self, run: Run, encoded: &[u8]) {
+    fn add(&mut self, run: Run, encoded: Bytes) {
         self.count += run.count;
+        self.bytes += encoded.len() + size_of::<Run>() + size_of::<Bytes>();
         self.runs.push(run);
-        self.messages.extend_from_slice(encoded);
+        self.messages.push(encoded);
     }
 
     /// How many more messages fit, and how many more bytes.
     fn room(&self, messages_max: u32) -> (usize, u64) {
         let messages = messages_max - self.count;
-        (messages as usize, (BROWSE_BYTES - self.messages.len().min(BROWSE_BYTES)) as u64)
+        (messages as usize, (BROWSE_BYTES - self.bytes.min(BROWSE_BYTES)) as u64)
     }
 
     fn add_cached(&mut self, chunk: &CachedChunk, from: Offset, messages_max: u32) -> Offset {
@@ -63,7 +104,7 @@ impl Answer {
                 published_at: source.published_at,
                 origin: source.origin,
             };
-            self.add(run, &chunk.block.slice(index, next));
+            self.add(run, chunk.block.slice(index, next));
             index = next;
         }
         Offset(from.0 + count as u64)
@@ -100,7 +141,7 @@ impl Answer {
                 published_at: stamp.published_at,
                 origin: stamp.origin.map(|origin| Origin { sequence: Sequence(origin.sequence.0), ..origin }),
             };
-            self.add(run, &chunk.block.slice(index, index + count));
+            self.add(run, chunk.block.slice(index, index + count));
             if index + count < end {
                 break;
             }
@@ -108,38 +149,69 @@ impl Answer {
         }
     }
 
-    fn send(self, browse: Browse, out: &mut Output) {
-        let reply = Reply::Browsed { runs: self.runs, messages: self.messages.into() };
-        out.effect(browse.session, Content::Reply(browse.request, Ok(reply)));
+    fn send(self, browse: Browse, browses: &mut Browses, out: &mut Output) {
+        browses.held.push(Held { session: browse.session, bytes: self.bytes, fresh: true });
+        let browsed = Browsed { request: browse.request, runs: self.runs, messages: self.messages };
+        out.effect(browse.session, Content::Browsed(browsed));
     }
 }
 
 impl Broker {
-    /// Answers with messages from `from` on, or the nearest ones that are still there; reads them where needed.
-    pub(super) fn browse(&mut self, id: TopicId, from: Offset, browse: Browse, out: &mut Output) {
-        let Some(topic) = self.topics.get(&id) else {
-            let refusal = self.missing_topic(id);
-            out.effect(browse.session, Content::Reply(browse.request, Err(refusal)));
+    /// Puts a browse in line. It is answered with messages from where it asks on, or the nearest that are still there.
+    pub(super) fn browse(&mut self, browse: Browse, out: &mut Output) {
+        let line = &self.browses.line;
+        let own = line.iter().filter(|waiting| waiting.session == browse.session).count();
+        let refusal = if line.len() + self.reads.browse_count() >= BROWSES_MAX {
+            refusals::limit("browses_max", BROWSES_MAX as u64, "browses waiting")
+        } else if own >= BROWSES_PER_CONNECTION_MAX {
+            let max = BROWSES_PER_CONNECTION_MAX as u64;
+            refusals::limit("browses_per_connection_max", max, "browses of this connection waiting")
+        } else {
+            self.browses.line.push_back(browse);
             return;
         };
-        let from = from.max(topic.state.start);
-        if from >= topic.state.end || browse.messages_max == 0 {
-            Answer::default().send(browse, out);
-            return;
+        out.effect(browse.session, Content::Reply(browse.request, Err(refusal)));
+    }
+
+    /// Answers or reads for those in line, as far as the bounds allow.
+    pub(super) fn serve_browses(&mut self, out: &mut Output) {
+        let Self { browses, sessions, .. } = self;
+        browses.held.retain_mut(|held| std::mem::take(&mut held.fresh) || is_paused(sessions, held.session));
+        let mut index = 0;
+        while let Some(&browse) = self.browses.line.get(index) {
+            let Self { browses, sessions, .. } = self;
+            if browses.held_bytes() >= BROWSED_BYTES_MAX {
+                // What was taken at once makes room in the next cycle; the rest when its session goes on.
+                self.work_left |= browses.held.iter().any(|held| !is_paused(sessions, held.session));
+                return;
+            }
+            if !is_paused(sessions, browse.session) && self.serve_browse(browse, out) {
+                self.browses.line.remove(index);
+            } else {
+                index += 1;
+            }
         }
-        if let Some(cached) = self.cache.topic(id)
-            && cached.at(from).is_some()
-        {
-            let mut answer = Answer::default();
-            answer.add_cached_from(cached, from, browse.messages_max);
-            answer.send(browse, out);
-        } else if self.reads.browse_count() >= BROWSES_MAX {
-            let refusal =
-                refusals::limit("browses_max", BROWSES_MAX as u64, "browses that read from the store");
+    }
+
+    /// Answers a browse or has something read for it. Answers whether that was possible.
+    fn serve_browse(&mut self, browse: Browse, out: &mut Output) -> bool {
+        let Some(topic) = self.topics.get(&browse.topic) else {
+            let refusal = self.missing_topic(browse.topic);
             out.effect(browse.session, Content::Reply(browse.request, Err(refusal)));
-        } else {
-            self.reads.browse(Read { topic: id, from, bytes_max: BROWSE_BYTES }, browse, &mut out.reads);
+            return true;
+        };
+        let from = browse.from.max(topic.state.start);
+        let mut answer = Answer::default();
+        if from < topic.state.end && browse.messages_max > 0 {
+            let cached = self.cache.topic(browse.topic).filter(|cached| cached.at(from).is_some());
+            let Some(cached) = cached else {
+                let read = Read { topic: browse.topic, from, bytes_max: BROWSE_BYTES };
+                return self.reads.browse(read, browse, &mut out.reads);
+            };
+            answer.add_cached_from(cached, from, browse.messages_max);
         }
+        answer.send(browse, &mut self.browses, out);
+        true
     }
 
     /// Answers with what was read.
@@ -149,7 +221,7 @@ impl Broker {
             (Some(chunk), Some(_)) => {
                 let mut answer = Answer::default();
                 answer.add_chunk(chunk, browse.messages_max);
-                answer.send(browse, out);
+                answer.send(browse, &mut self.browses, out);
             }
             (None, Some(start)) if read.from >= start => {
                 let text = format!("offset {} cannot be read now; ask again", read.from);
@@ -157,7 +229,12 @@ impl Broker {
                 out.effect(browse.session, Content::Reply(browse.request, Err(refusal)));
             }
             // Dropped meanwhile, or the whole topic is gone.
-            _ => self.browse(read.topic, read.from, browse, out),
+            _ => self.browse(browse, out),
         }
     }
+}
+
+/// Whether a session takes nothing for now.
+fn is_paused(sessions: &BTreeMap<SessionId, Session>, id: SessionId) -> bool {
+    sessions.get(&id).is_some_and(|session| session.paused)
 }

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::browse::Browses;
 use super::cache::Cache;
 use super::group::Group;
 use super::producer::Producers;
@@ -93,6 +94,7 @@ pub struct Broker {
     pub(super) sessions: BTreeMap<SessionId, Session>,
     pub(super) cache: Cache,
     pub(super) reads: Reads,
+    pub(super) browses: Browses,
     pub(super) cycle: Cycle,
     /// Bytes of messages that this cycle may still put out.
     pub(super) space: u64,
@@ -125,6 +127,7 @@ impl Broker {
             sessions: BTreeMap::new(),
             cache: Cache::new(limits.cache_bytes_max),
             reads: Reads::new((limits.cache_bytes_max / 2 / READ_BYTES as u64).clamp(2, 64) as usize),
+            browses: Browses::default(),
             cycle: Cycle::default(),
             space: u64::MAX,
             timers: BTreeSet::new(),
@@ -222,6 +225,7 @@ impl Broker {
             self.producers.confirm(producer, out);
         }
         self.cycle.unconfirmed = recycled(producers);
+        self.serve_browses(out);
         self.cache.evict();
     }
 

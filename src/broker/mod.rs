@@ -105,6 +105,8 @@ pub enum Content {
     PublishRefused(PublishRefused),
     /// Messages for a consumer.
     Deliver(Delivery),
+    /// Messages for somebody who browses.
+    Browsed(Browsed),
     /// A consumer was ended.
     ConsumerClosed(ConsumerClosed),
 }
@@ -119,6 +121,17 @@ pub struct Delivery {
     /// What the messages are.
     pub runs: Vec<Run>,
     /// The encoded messages of the runs, in their order; the pieces are not aligned with the runs.
+    pub messages: Vec<Bytes>,
+}
+
+/// Messages for somebody who browses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Browsed {
+    /// The request that this answers.
+    pub request: RequestId,
+    /// What the messages are.
+    pub runs: Vec<Run>,
+    /// The encoded messages of the runs, in their order.
     pub messages: Vec<Bytes>,
 }
 

@@ -1,7 +1,8 @@
 //! Reads from the store: which are under way, who waits for them, and what becomes of the answer.
 //!
 //! Groups at the same place share a read. Only so many are under way that what they bring fits into the cache;
-//! further ones wait in line. A read is only wanted for somebody who has credit, or a little ahead of that.
+//! further ones wait in line. A read is only wanted for somebody who has credit, or a little ahead of that. Reads for
+//! browses are few at a time; further browses wait in a line of [their own](super::browse).
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -10,6 +11,7 @@ use super::machine::Broker;
 use super::{Output, Read};
 use crate::model::chunk::Chunk;
 use crate::model::id::{GroupId, Offset, TopicId};
+use crate::model::limits::BROWSE_READS_MAX;
 use crate::model::time::Timestamp;
 
 /// Bytes of a read that goes on at a group's cursor.
@@ -49,11 +51,19 @@ pub(super) struct Reads {
     line: VecDeque<Want>,
     under_way_max: usize,
     browse_count: usize,
+    /// Reads under way for which browses wait.
+    browse_reads: usize,
 }
 
 impl Reads {
     pub fn new(under_way_max: usize) -> Self {
-        Self { under_way: BTreeMap::new(), line: VecDeque::new(), under_way_max, browse_count: 0 }
+        Self {
+            under_way: BTreeMap::new(),
+            line: VecDeque::new(),
+            under_way_max,
+            browse_count: 0,
+            browse_reads: 0,
+        }
     }
 
     /// Browses under way.
@@ -86,14 +96,22 @@ impl Reads {
         reads.push(Read { topic: want.topic, from: want.from, bytes_max: want.bytes });
     }
 
-    /// Has something read for a browse, at once.
-    pub fn browse(&mut self, read: Read, browse: Browse, reads: &mut Vec<Read>) {
-        let waiters = self.under_way.entry((read.topic, read.from, read.bytes_max)).or_insert_with(|| {
+    /// Has something read for a browse. Answers whether that is possible: few reads bring what browses want.
+    pub fn browse(&mut self, read: Read, browse: Browse, reads: &mut Vec<Read>) -> bool {
+        let key = (read.topic, read.from, read.bytes_max);
+        if self.browse_reads >= BROWSE_READS_MAX
+            && self.under_way.get(&key).is_none_or(|waiters| waiters.browses.is_empty())
+        {
+            return false;
+        }
+        let waiters = self.under_way.entry(key).or_insert_with(|| {
             reads.push(read);
             Waiters::default()
         });
+        self.browse_reads += usize::from(waiters.browses.is_empty());
         waiters.browses.push(browse);
         self.browse_count += 1;
+        true
     }
 }
 
@@ -103,6 +121,7 @@ impl Broker {
         let key = (read.topic, read.from, read.bytes_max);
         let Some(waiters) = self.reads.under_way.remove(&key) else { return };
         self.reads.browse_count -= waiters.browses.len();
+        self.reads.browse_reads -= usize::from(!waiters.browses.is_empty());
         for browse in waiters.browses {
             self.browsed(read, browse, chunk.as_ref(), out);
         }

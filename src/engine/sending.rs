@@ -6,10 +6,10 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 
 use super::outbox::{Outbox, Sent};
-use crate::broker::{Content, Delivery, Effect};
+use crate::broker::{Browsed, Content, Delivery, Effect};
 use crate::model::id::SessionId;
 use crate::protocol::error::Refusal;
-use crate::protocol::response::{Deliver, Response, put_deliver};
+use crate::protocol::response::{Deliver, Response, put_browsed, put_deliver};
 
 /// Messages of at least this size are sent from where they are; smaller ones are cheaper to copy together.
 const PIECE_BYTES_MIN: usize = 2048;
@@ -60,6 +60,7 @@ impl Sending {
         }
         match effect.content {
             Content::Deliver(delivery) => session.deliver(delivery),
+            Content::Browsed(browsed) => session.browsed(browsed),
             Content::Reply(request, result) => Response::Reply(request, result).encode(&mut session.tail),
             Content::Confirm(confirm) => Response::Confirm(confirm).encode(&mut session.tail),
             Content::PublishRefused(refused) => Response::PublishRefused(refused).encode(&mut session.tail),
@@ -94,6 +95,17 @@ impl Session {
         let Delivery { consumer, request, runs, messages } = delivery;
         let len = messages.iter().map(Bytes::len).sum();
         put_deliver(&mut self.tail, &Deliver { consumer, request, runs }, len);
+        self.put_messages(messages);
+    }
+
+    fn browsed(&mut self, browsed: Browsed) {
+        let Browsed { request, runs, messages } = browsed;
+        let len = messages.iter().map(Bytes::len).sum();
+        put_browsed(&mut self.tail, request, runs, len);
+        self.put_messages(messages);
+    }
+
+    fn put_messages(&mut self, messages: Vec<Bytes>) {
         for piece in messages {
             if piece.len() < PIECE_BYTES_MIN {
                 self.tail.extend_from_slice(&piece);

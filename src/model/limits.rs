@@ -17,8 +17,14 @@ pub const NODE_HEADER_COUNT_MAX: usize = 16;
 pub const HEADER_NAME_BYTES_MAX: usize = 255;
 /// Topics or groups in one answer to a question for all of them.
 pub const LISTED_MAX: usize = 1000;
-/// Browses of all clients together that read from the store at a time.
+/// Browses of all clients together that wait for their answer.
 pub const BROWSES_MAX: usize = 64;
+/// Browses of one connection that wait in line.
+pub const BROWSES_PER_CONNECTION_MAX: usize = 16;
+/// Reads from the store for browses at a time; each brings a mebibyte or one larger message.
+pub const BROWSE_READS_MAX: usize = 2;
+/// Bytes of answers to browses that clients have not taken yet, over all clients. One answer may go over it.
+pub const BROWSED_BYTES_MAX: usize = 128 << 20;
 /// Connections beyond `connections_max` that the other node may have, to watch this one.
 pub const WATCHES_MAX: u64 = 2;
 /// Connections beyond those that are accepted, to be told that there are too many. A further one waits.

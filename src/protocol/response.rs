@@ -332,7 +332,7 @@ impl Response {
         })
     }
 
-    /// Appends the frame. The messages of a delivery are copied; [`put_deliver`] does without that.
+    /// Appends the frame. Messages are copied; [`put_deliver`] and [`put_browsed`] do without that.
     pub fn encode(&self, out: &mut BytesMut) {
         match self {
             Self::Welcome(head) => put_head(out, Self::WELCOME, head, 0),
@@ -362,4 +362,10 @@ impl Response {
 /// Appends the head of a delivery frame behind which `messages_len` bytes of messages will follow.
 pub fn put_deliver(out: &mut BytesMut, head: &Deliver, messages_len: usize) {
     put_head(out, Response::DELIVER, head, messages_len);
+}
+
+/// Appends the head of an answer to a browse behind which `messages_len` bytes of messages will follow.
+pub fn put_browsed(out: &mut BytesMut, request: RequestId, runs: Vec<Run>, messages_len: usize) {
+    let answer: Result<Reply, Refusal> = Ok(Reply::Browsed { runs, messages: Bytes::new() });
+    put_head(out, Response::REPLY, &(request, answer), messages_len);
 }

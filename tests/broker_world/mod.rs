@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use batonmq::broker::{AutoCreate, Broker, Command, Content, Ending, Output, Read};
+use batonmq::broker::{AutoCreate, Broker, Browsed, Command, Content, Ending, Output, Read};
 use batonmq::model::chunk::{Chunk, Origin, Stamp};
 use batonmq::model::id::{GroupId, Offset, OffsetRange, ProducerId, Sequence, SessionId, TopicId};
 use batonmq::model::limits::Limits;
@@ -452,6 +452,10 @@ impl World {
                     }
                 }
                 Content::Confirm(confirm) => self.check_confirm(effect.session, confirm),
+                Content::Browsed(Browsed { request, runs, messages }) => {
+                    let reply = Reply::Browsed { runs, messages: messages.concat().into() };
+                    self.replies.push((effect.session, request, Ok(reply)));
+                }
                 content => rest.push(batonmq::broker::Effect { session: effect.session, content }),
             }
         }
