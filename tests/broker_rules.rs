@@ -529,11 +529,43 @@ fn beyond_the_limit_the_producer_idle_longest_goes_unless_all_are_open() {
     let refused = world.open(0, 2, "r");
     assert_eq!(code(&world, refused), ErrorCode::Limit);
     assert!(answer(&world, refused).unwrap_err().text.contains("producers_max"));
+    world.now.0 += 1;
     world.close_producer(0, 0);
     world.open(0, 2, "r");
     world.finish();
     let names: Vec<&str> = world.fold.producers.values().map(|producer| producer.name.as_str()).collect();
     assert_eq!(names, ["q", "r"]);
+}
+
+/// After a takeover nobody is open yet. The first new producer took the place of a slow one that was still on its way
+/// back, whose unconfirmed messages then nobody could send again.
+#[test]
+fn after_a_start_a_new_producer_takes_nobodys_place_who_may_come_back() {
+    let (mut world, _) = world_with(Limits { producers_max: 2, ..Limits::default() });
+    world.open(0, 1, "q");
+    world.finish();
+    world.restart();
+    world.begin(0);
+    let refused = world.open(0, 2, "new");
+    assert_eq!(code(&world, refused), ErrorCode::Limit);
+    assert!(answer(&world, refused).unwrap_err().text.contains("producers_max"));
+    let resume = OpenProducer { request: 900, producer: 3, name: "p".into(), resume: Some(ProducerId(0)) };
+    world.handle(S, Command::OpenProducer(resume));
+    world.finish();
+    assert!(answer(&world, 900).is_ok(), "{:?}", answer(&world, 900));
+    // One that has come back and goes needs no time any more.
+    world.now.0 += 1;
+    world.handle(S, Command::CloseProducer(CloseProducer { producer: 3 }));
+    let opened = world.open(0, 4, "new");
+    assert!(answer(&world, opened).is_ok());
+    let refused = world.open(0, 5, "newer");
+    assert_eq!(code(&world, refused), ErrorCode::Limit);
+    world.now.0 += 600_000;
+    let opened = world.open(0, 6, "newer");
+    assert!(answer(&world, opened).is_ok());
+    world.finish();
+    let names: Vec<&str> = world.fold.producers.values().map(|producer| producer.name.as_str()).collect();
+    assert_eq!(names, ["new", "newer"]);
 }
 
 #[test]

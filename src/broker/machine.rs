@@ -271,7 +271,7 @@ impl Broker {
         self.producers.start(self.now);
     }
 
-    fn producer_idle(&self) -> Duration {
+    pub(super) fn producer_idle(&self) -> Duration {
         Duration::from_secs(self.limits.producer_idle_seconds)
     }
 
@@ -299,7 +299,7 @@ impl Broker {
                 self.cycle.mark(group);
             }
         }
-        self.producers.expire_idle(self.now, Duration::from_secs(self.limits.producer_idle_seconds), out);
+        self.producers.expire_idle(self.now, self.producer_idle(), out);
     }
 
     fn mark_groups_of_fresh_topics(&mut self) {

@@ -5,6 +5,7 @@
 //! are one per cycle, and a refusal never overtakes a confirm of what came before it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::time::Duration;
 
 use super::machine::Broker;
@@ -72,8 +73,24 @@ impl Producers {
     /// When the first one is to be forgotten.
     pub fn next_expiry(&self, idle_max: Duration) -> Option<Timestamp> {
         let (idle_since, _) = self.idle.first()?;
-        let earliest = self.started_at?.after(GRACE.min(idle_max));
-        Some(idle_since.after(idle_max).max(earliest))
+        Some(idle_since.after(idle_max).max(self.grace_end(idle_max)?))
+    }
+
+    /// Until when those may come back that were open before the start.
+    fn grace_end(&self, idle_max: Duration) -> Option<Timestamp> {
+        Some(self.started_at?.after(GRACE.min(idle_max)))
+    }
+
+    /// The one that gives its place to a new one: whoever is idle longest, of those that need not come back first.
+    fn dispensable(&self, now: Timestamp, idle_max: Duration) -> Option<ProducerId> {
+        let first = match (self.started_at, self.grace_end(idle_max)) {
+            (Some(started_at), Some(end)) if now < end => {
+                let after_start = (Bound::Excluded((started_at, ProducerId(u64::MAX))), Bound::Unbounded);
+                self.idle.range(after_start).next()
+            }
+            _ => self.idle.first(),
+        };
+        first.map(|(_, id)| *id)
     }
 
     fn expire(&mut self, id: ProducerId, out: &mut Output) {
@@ -170,14 +187,16 @@ impl Broker {
         Ok(Reply::Producer { id, last })
     }
 
-    /// A new producer, not open yet. Where there are too many, the one that was idle longest goes.
+    /// A new producer, not open yet. Where there are too many, the one that was idle longest goes; not one that was
+    /// there before the start and may be about to come back.
     fn remember_producer(&mut self, name: Name, out: &mut Output) -> Result<ProducerId, Refusal> {
         let max = self.limits.producers_max;
         if self.producers.by_id.len() as u64 >= max {
-            let Some(&(_, longest)) = self.producers.idle.first() else {
-                return Err(refusals::limit("producers_max", max, "producers, all of them open"));
+            let Some(dispensable) = self.producers.dispensable(self.now, self.producer_idle()) else {
+                let which = "producers that are open or may come back after the start";
+                return Err(refusals::limit("producers_max", max, which));
             };
-            self.producers.expire(longest, out);
+            self.producers.expire(dispensable, out);
         }
         let (id, at) = (self.next.producer, self.now);
         self.next.producer = id.next();

@@ -125,7 +125,7 @@ limits! {
     /// Producers of one connection.
     producers_per_connection_max: "producers", 10_000, 1, 1_000_000, "opening a producer is refused with `limit`";
     /// Producers that the store remembers.
-    producers_max: "producers", 100_000, 16, 10_000_000, "the producer that was idle longest is forgotten; opening is refused with `limit` while none is idle";
+    producers_max: "producers", 100_000, 16, 10_000_000, "the producer that was idle longest is forgotten; opening is refused with `limit` while none is idle, and for ten minutes after a start in favour of those that were there before";
     /// How long an idle producer is remembered.
     producer_idle_seconds: "seconds", 7 * 86_400, 60, 10 * 365 * 86_400, "the producer expires; a resend from it is refused with `producer-expired`, never stored twice";
     /// Deliveries that one group has in flight.
