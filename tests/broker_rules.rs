@@ -537,6 +537,22 @@ fn beyond_the_limit_the_producer_idle_longest_goes_unless_all_are_open() {
     assert_eq!(names, ["q", "r"]);
 }
 
+/// A node whose defaults for new groups were out of bounds refused every consumer, of groups that had settings of their
+/// own as well.
+#[test]
+fn settings_are_checked_only_where_they_become_those_of_a_group() {
+    let (mut world, _) = world();
+    world.subscribe(0, 0, "t", "g", messages(1), None);
+    let wrong = GroupSettings { lease_ms: 1, ..GroupSettings::default() };
+    assert!(world.subscribe(0, 1, "t", "g", messages(1), Some(wrong.clone())).is_some());
+    for topic in ["t", "u"] {
+        assert_eq!(world.subscribe(0, 2, topic, "h", messages(1), Some(wrong.clone())), None);
+        assert_eq!(last_code(&world), ErrorCode::Invalid);
+    }
+    world.finish();
+    assert_eq!((world.fold.topics.len(), world.fold.groups.len()), (1, 1), "something was created");
+}
+
 /// After a takeover nobody is open yet. The first new producer took the place of a slow one that was still on its way
 /// back, whose unconfirmed messages then nobody could send again.
 #[test]

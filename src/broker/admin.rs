@@ -159,7 +159,6 @@ impl Broker {
         start: Start,
         out: &mut Output,
     ) -> Result<Reply, Refusal> {
-        check_settings(&settings)?;
         let name = Name::new(name).map_err(|error| refusals::invalid(&error))?;
         let id = self.topic_named(topic)?;
         let known = self.topics.get(&id).and_then(|topic| topic.groups.get(&name));
@@ -170,7 +169,10 @@ impl Broker {
                     format!("group {name} of topic {topic} exists with other settings; change it instead");
                 Err(Refusal::new(ErrorCode::AlreadyExists, text))
             }
-            None => self.create_group(id, name, settings, start, out).map(|_| Reply::Done),
+            None => {
+                check_settings(&settings)?;
+                self.create_group(id, name, settings, start, out).map(|_| Reply::Done)
+            }
         }
     }
 
@@ -181,12 +183,12 @@ impl Broker {
         settings: GroupSettings,
         out: &mut Output,
     ) -> Result<Reply, Refusal> {
-        check_settings(&settings)?;
         let id = self.group_named(topic, name)?;
         let Some(group) = self.groups.get_mut(&id) else { return Ok(Reply::Done) };
         if group.state.settings == settings {
             return Ok(Reply::Done);
         }
+        check_settings(&settings)?;
         out.records.push(Record::GroupChanged { group: id, settings: settings.clone() });
         group.state.settings = settings;
         if group.lease_check.is_some() {

@@ -8,18 +8,14 @@ use crate::model::id::{GroupId, Offset, SessionId, TopicId};
 use crate::model::name::Name;
 use crate::model::ranges::RangeSet;
 use crate::model::record::Record;
-use crate::model::settings::{GroupSettings, Start};
+use crate::model::settings::{
+    GroupSettings, JITTER_PERCENT_MAX, LEASE_MS_MIN, MULTIPLIER_PERCENT_MAX, MULTIPLIER_PERCENT_MIN, Start,
+    WAIT_MS_MAX,
+};
 use crate::model::snapshot::GroupState;
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::request::{Flow, Subscribe, Unsubscribe, Window};
 use crate::protocol::response::{ConsumerClosed, Reply};
-
-/// Shortest lease, in milliseconds.
-const LEASE_MS_MIN: u64 = 100;
-/// Longest lease and longest wait between attempts, in milliseconds: 30 days.
-const WAIT_MS_MAX: u64 = 30 * 86_400_000;
-/// Largest factor between two waits, in percent.
-const MULTIPLIER_PERCENT_MAX: u32 = 10_000;
 
 impl Broker {
     pub(super) fn subscribe(&mut self, session: SessionId, request: Subscribe, out: &mut Output) {
@@ -44,11 +40,14 @@ impl Broker {
             return Err(refusals::limit("consumers_per_connection_max", max, "consumers on this connection"));
         }
         // All that can be refused is, before anything is created.
-        let settings = request.settings.unwrap_or_default();
-        check_settings(&settings)?;
         let name = Name::new(&request.group).map_err(|error| refusals::invalid(&error))?;
+        let known = self.topic_names.get(request.topic.as_str()).and_then(|topic| self.topics.get(topic));
+        let known = known.and_then(|topic| topic.groups.get(&name)).copied();
+        let settings = request.settings.unwrap_or_default();
+        if known.is_none() && self.creation == AutoCreate::Allowed {
+            check_settings(&settings)?;
+        }
         let topic = self.topic_on_use(&request.topic, out)?;
-        let known = self.topics.get(&topic).and_then(|topic| topic.groups.get(&name)).copied();
         let id = match (known, self.creation) {
             (Some(id), _) => id,
             (None, AutoCreate::Allowed) => self.create_group(topic, name, settings, request.start, out)?,
@@ -182,17 +181,23 @@ impl Broker {
     }
 }
 
-/// Checks the settings of a group.
+/// Checks the settings that a group is to have.
 pub(super) fn check_settings(settings: &GroupSettings) -> Result<(), Refusal> {
     let backoff = &settings.backoff;
     let wrong = if !(LEASE_MS_MIN..=WAIT_MS_MAX).contains(&settings.lease_ms) {
-        format!("a lease of {} ms: it must be {LEASE_MS_MIN} ms to 30 days", settings.lease_ms)
-    } else if !(100..=MULTIPLIER_PERCENT_MAX).contains(&backoff.multiplier_percent) {
-        format!("a back-off multiplier of {} %: it must be 100 to 10000", backoff.multiplier_percent)
-    } else if backoff.jitter_percent > 100 {
-        format!("a back-off jitter of {} %: it must be 0 to 100", backoff.jitter_percent)
+        format!("a lease of {} ms: it must be {LEASE_MS_MIN} to {WAIT_MS_MAX} ms", settings.lease_ms)
+    } else if !(MULTIPLIER_PERCENT_MIN..=MULTIPLIER_PERCENT_MAX).contains(&backoff.multiplier_percent) {
+        format!(
+            "a back-off multiplier of {} %: it must be {MULTIPLIER_PERCENT_MIN} to {MULTIPLIER_PERCENT_MAX} %",
+            backoff.multiplier_percent
+        )
+    } else if backoff.jitter_percent > JITTER_PERCENT_MAX {
+        format!(
+            "a back-off jitter of {} %: it must be at most {JITTER_PERCENT_MAX} %",
+            backoff.jitter_percent
+        )
     } else if backoff.maximum_ms > WAIT_MS_MAX {
-        format!("a longest back-off of {} ms: it must be at most 30 days", backoff.maximum_ms)
+        format!("a longest back-off of {} ms: it must be at most {WAIT_MS_MAX} ms", backoff.maximum_ms)
     } else if backoff.initial_ms > backoff.maximum_ms {
         format!(
             "a first back-off of {} ms is above the longest, {} ms",

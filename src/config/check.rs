@@ -11,6 +11,9 @@ use super::key::{LIMITS_TABLE, joined};
 use super::value::size_text;
 use crate::ha::block::ADDRESS_BYTES_MAX;
 use crate::model::limits::{HEADER_COUNT_MAX, KEY_BYTES_MAX, LIMITS, Limits};
+use crate::model::settings::{
+    JITTER_PERCENT_MAX, LEASE_MS_MIN, MULTIPLIER_PERCENT_MAX, MULTIPLIER_PERCENT_MIN, WAIT_MS_MAX,
+};
 
 /// Bytes that the heads of frames may need beside a message.
 const FRAME_HEAD_BYTES: u64 = 64 << 10;
@@ -82,10 +85,10 @@ fn group_defaults(config: &Config) -> Result<(), (String, Problem)> {
     let ms = Duration::from_millis;
     let group = &config.group_defaults;
     let backoff = &group.backoff;
-    let year = ms(366 * 86_400_000);
-    bounds("group_defaults.lease", group.lease(), ms(10), year)?;
-    bounds("group_defaults.backoff_initial", ms(backoff.initial_ms), ms(0), year)?;
-    bounds("group_defaults.backoff_maximum", ms(backoff.maximum_ms), ms(0), year)?;
+    let longest = ms(WAIT_MS_MAX);
+    bounds("group_defaults.lease", group.lease(), ms(LEASE_MS_MIN), longest)?;
+    bounds("group_defaults.backoff_initial", ms(backoff.initial_ms), ms(0), longest)?;
+    bounds("group_defaults.backoff_maximum", ms(backoff.maximum_ms), ms(0), longest)?;
     if backoff.initial_ms > backoff.maximum_ms {
         let text = |wait| humantime::format_duration(ms(wait)).to_string();
         let problem = Problem::BackoffBeyondMaximum {
@@ -95,8 +98,13 @@ fn group_defaults(config: &Config) -> Result<(), (String, Problem)> {
         return Err(("group_defaults.backoff_initial".to_owned(), problem));
     }
     for (key, percent, min, max) in [
-        ("group_defaults.backoff_multiplier", backoff.multiplier_percent, 100, 100_000),
-        ("group_defaults.backoff_jitter", backoff.jitter_percent, 0, 100),
+        (
+            "group_defaults.backoff_multiplier",
+            backoff.multiplier_percent,
+            MULTIPLIER_PERCENT_MIN,
+            MULTIPLIER_PERCENT_MAX,
+        ),
+        ("group_defaults.backoff_jitter", backoff.jitter_percent, 0, JITTER_PERCENT_MAX),
     ] {
         if !(min..=max).contains(&percent) {
             let text = |percent: u32| format!("{}.{:02}", percent / 100, percent % 100);

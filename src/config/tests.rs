@@ -223,7 +223,15 @@ fn contradictions_are_answered_with_what_to_do() {
             "the first wait 2m is longer than group_defaults.backoff_maximum 1m",
         ),
         ("[group_defaults]\nbackoff_jitter = 1.5", "1.50 is out of bounds; set it from 0.00 to 1.00"),
-        ("[group_defaults]\nlease = '0s'", "group_defaults.lease: 0s is out of bounds"),
+        (
+            "[group_defaults]\nlease = '99ms'",
+            "group_defaults.lease: 99ms is out of bounds; set it from 100ms to 30days",
+        ),
+        ("[group_defaults]\nbackoff_maximum = '31d'", "26m 24s is out of bounds; set it from 0s to 30days"),
+        (
+            "[group_defaults]\nbackoff_multiplier = 100.01",
+            "100.01 is out of bounds; set it from 1.00 to 100.00",
+        ),
     ] {
         let found = error_of(text);
         assert!(found.contains(error), "{text}: {found}");

@@ -7,6 +7,17 @@ use serde::{Deserialize, Serialize};
 use super::id::Offset;
 use super::name::Name;
 
+/// Shortest lease, in milliseconds.
+pub const LEASE_MS_MIN: u64 = 100;
+/// Longest lease and longest wait between attempts, in milliseconds: 30 days.
+pub const WAIT_MS_MAX: u64 = 30 * 86_400_000;
+/// Smallest factor from one wait to the next, in percent: it stays the same.
+pub const MULTIPLIER_PERCENT_MIN: u32 = 100;
+/// Largest factor from one wait to the next, in percent.
+pub const MULTIPLIER_PERCENT_MAX: u32 = 10_000;
+/// Largest change of a wait by chance, in percent of it.
+pub const JITTER_PERCENT_MAX: u32 = 100;
+
 /// When the messages of a topic go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -40,13 +51,13 @@ pub enum Policy {
 /// `jitter` of itself in either direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Backoff {
-    /// Wait after the first failed attempt, in milliseconds.
+    /// Wait after the first failed attempt, in milliseconds; at most `maximum_ms`.
     pub initial_ms: u64,
-    /// Factor from one attempt to the next, in percent; 100 keeps the wait the same.
+    /// Factor from one attempt to the next, in percent, [`MULTIPLIER_PERCENT_MIN`] to [`MULTIPLIER_PERCENT_MAX`].
     pub multiplier_percent: u32,
-    /// Longest wait, in milliseconds.
+    /// Longest wait, in milliseconds, at most [`WAIT_MS_MAX`].
     pub maximum_ms: u64,
-    /// Largest change by chance, in percent of the wait, 0 to 100.
+    /// Largest change by chance, in percent of the wait, at most [`JITTER_PERCENT_MAX`].
     pub jitter_percent: u32,
 }
 
@@ -78,7 +89,8 @@ impl Backoff {
 pub struct GroupSettings {
     /// How its messages are shared among its consumers.
     pub policy: Policy,
-    /// How long a consumer may hold a delivery before it goes back, in milliseconds.
+    /// How long a consumer may hold a delivery before it goes back, in milliseconds, [`LEASE_MS_MIN`] to
+    /// [`WAIT_MS_MAX`].
     pub lease_ms: u64,
     /// After so many failed attempts a message goes to the dead-letter topic; 0 is "never".
     pub max_attempts: u32,
