@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 #[serde(into = "u16", from = "u16")]
 #[non_exhaustive]
 pub enum ErrorCode {
-    /// The node is not master. Try the other one.
+    /// The node is not master, or cannot make sure that it is. Try the other one.
     NotMaster,
-    /// The node is about to stop being master. Try again, there or at the other one.
+    /// The node stops being master. Comes as its goodbye. Try again, there or at the other one.
     Draining,
     /// There is no such topic, and it may not be created by using it.
     UnknownTopic,

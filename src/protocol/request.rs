@@ -29,9 +29,10 @@ pub struct Hello {
     pub purpose: Purpose,
     /// Name and version of the client, for people.
     pub client: String,
-    /// Highest epoch the client has seen. A node of a lower one has lost its mastership and steps down.
+    /// Highest epoch the client has seen. A node of a lower one is no master to this client.
     pub epoch_seen: Epoch,
-    /// How often the client wants to hear from the node, in milliseconds; it sends as often itself.
+    /// How often the client wants to hear from the node, in milliseconds; it sends as often as
+    /// [`Welcome`](super::response::Welcome) then says.
     pub heartbeat_ms: u32,
     /// How the client shows who it is; `anonymous` with nothing behind it where it does not.
     pub auth_mechanism: String,

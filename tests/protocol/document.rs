@@ -3,6 +3,9 @@
 
 use std::fmt::Write;
 
+use batonmq::model::settings::{
+    JITTER_PERCENT_MAX, LEASE_MS_MIN, MULTIPLIER_PERCENT_MAX, MULTIPLIER_PERCENT_MIN, WAIT_MS_MAX,
+};
 use batonmq::protocol::error::ErrorCode;
 use batonmq::protocol::frame::RawFrame;
 use batonmq::protocol::preface;
@@ -63,6 +66,19 @@ fn expected() -> [(&'static str, String); 3] {
         format!("```text\n{}\n```\n", lines.join("\n"))
     };
     [("prefaces", text(&prefaces)), ("requests", text(&requests)), ("responses", text(&responses))]
+}
+
+#[test]
+fn the_bounds_of_group_settings_are_those_of_the_code() {
+    for (setting, least, most) in [
+        ("lease_ms", LEASE_MS_MIN, format!("{WAIT_MS_MAX} (30 days)")),
+        ("maximum_ms", 0, format!("{WAIT_MS_MAX} (30 days)")),
+        ("multiplier_percent", MULTIPLIER_PERCENT_MIN.into(), MULTIPLIER_PERCENT_MAX.to_string()),
+        ("jitter_percent", 0, JITTER_PERCENT_MAX.to_string()),
+    ] {
+        let row = format!("| `{setting}` | {least} | {most} |\n");
+        assert!(DOCUMENT.contains(&row), "{row}");
+    }
 }
 
 #[test]
