@@ -6,7 +6,7 @@ mod broker_world;
 
 use batonmq::broker::{AutoCreate, Command, Ending};
 use batonmq::model::id::{Offset, OffsetRange, ProducerId, Sequence, SessionId, TopicId};
-use batonmq::model::limits::Limits;
+use batonmq::model::limits::{Limits, PUBLISH_PARTS_MAX};
 use batonmq::model::message::{Message, MessageBlock};
 use batonmq::model::settings::{Backoff, GroupSettings, Policy, Start, TopicSettings};
 use batonmq::model::time::Timestamp;
@@ -598,6 +598,8 @@ fn a_publish_that_makes_no_sense_is_refused_whole() {
         (publish(1, vec![(topic, u32::MAX), (topic, u32::MAX)]), block(2)),
         (publish(1, vec![(topic, 1), (TopicId(99), 1)]), block(2)),
         (publish(1, vec![(topic, 1)]), MessageBlock::encode([&Message { priority: 1, ..Message::new("x") }])),
+        // Each part is stored for itself: a frame of some megabytes kept everybody else waiting for seconds.
+        (publish(1, vec![(topic, 1); PUBLISH_PARTS_MAX + 1]), block(PUBLISH_PARTS_MAX + 1)),
         (Publish { producer: 77, ..publish(1, vec![(topic, 1)]) }, block(1)),
     ];
     for (head, block) in cases {
@@ -607,7 +609,7 @@ fn a_publish_that_makes_no_sense_is_refused_whole() {
     world.handle(S, Command::PublishUnfit(publish(1, vec![(topic, 1)]), unfit));
     world.finish();
     let codes: Vec<ErrorCode> = world.refused.iter().map(|refused| refused.2).collect();
-    let mut expected = vec![ErrorCode::Invalid; 8];
+    let mut expected = vec![ErrorCode::Invalid; 9];
     expected[6] = ErrorCode::UnknownTopic;
     expected.extend([ErrorCode::UnknownHandle, ErrorCode::MessageTooLarge]);
     assert_eq!(codes, expected);

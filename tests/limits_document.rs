@@ -4,7 +4,7 @@ use batonmq::config::value::size_text;
 use batonmq::model::limits::{
     BROWSE_READS_MAX, BROWSED_BYTES_MAX, BROWSES_MAX, BROWSES_PER_CONNECTION_MAX, FILES_RESERVED,
     GREETINGS_MAX, HEADER_COUNT_MAX, HEADER_NAME_BYTES_MAX, KEY_BYTES_MAX, LIMITS, LISTED_MAX, LimitRow,
-    Limits, NAME_BYTES_MAX, PRIORITY_MAX, WATCHES_MAX,
+    Limits, NAME_BYTES_MAX, PRIORITY_MAX, PUBLISH_PARTS_MAX, WATCHES_MAX,
 };
 use batonmq::protocol::frame::HEAD_BYTES_MAX;
 use batonmq::server::{FENCE_AGE_MAX, HANDSHAKE_MAX, STALLED_MIN};
@@ -57,6 +57,7 @@ fn document() -> String {
         ("bytes of a message's key", KEY_BYTES_MAX, refused),
         ("headers of a message", HEADER_COUNT_MAX, refused),
         ("bytes of a header's name", HEADER_NAME_BYTES_MAX, invalid),
+        ("parts of a publish, each for a topic", PUBLISH_PARTS_MAX, "the publish is refused with `invalid`"),
         ("priority of a message", usize::from(PRIORITY_MAX), invalid),
         (
             "bytes of a frame's head, that is without messages",

@@ -14,6 +14,7 @@ use super::topic::stored_bytes;
 use super::{Content, Effect, Output};
 use crate::model::chunk::Origin;
 use crate::model::id::{ProducerId, Sequence, SessionId};
+use crate::model::limits::PUBLISH_PARTS_MAX;
 use crate::model::message::MessageBlock;
 use crate::model::name::Name;
 use crate::model::record::Record;
@@ -325,6 +326,10 @@ fn check_publish(publish: &Publish, block: &MessageBlock) -> Result<Sequence, Re
     let invalid = |text: &str| Err(Refusal::new(ErrorCode::Invalid, text));
     if block.is_empty() {
         return invalid("a publish without a message");
+    }
+    if publish.parts.len() > PUBLISH_PARTS_MAX {
+        let text = format!("a publish of {} parts, the limit is {PUBLISH_PARTS_MAX}", publish.parts.len());
+        return invalid(&text);
     }
     if publish.parts.iter().any(|(_, count)| *count == 0) {
         return invalid("a part of a publish without a message");

@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use super::error::ClientError;
+use crate::model::limits::PUBLISH_PARTS_MAX;
 use crate::model::settings::{GroupSettings, Start};
 
 /// Bytes of messages that the client puts into one publish frame; one larger message goes alone.
 pub const PUBLISH_FRAME_BYTES: usize = 256 << 10;
 /// Messages that the client puts into one publish frame.
 pub const PUBLISH_FRAME_MESSAGES: u32 = 16 << 10;
+const _: () = assert!(PUBLISH_FRAME_MESSAGES as usize <= PUBLISH_PARTS_MAX, "each may go to another topic");
 /// Refusals of messages that a producer keeps until somebody asks; with more, publishing reports them.
 pub const FAILURES_MAX: usize = 1024;
 /// Longest time that a settlement waits in the client for others to go with it.

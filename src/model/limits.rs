@@ -13,6 +13,8 @@ pub const KEY_BYTES_MAX: usize = 4096;
 pub const HEADER_COUNT_MAX: usize = 256;
 /// Headers that the node itself may add to a message, to a dead one for example.
 pub const NODE_HEADER_COUNT_MAX: usize = 16;
+/// Parts of a publish, each for a topic. Every part is stored for itself, however few messages it has.
+pub const PUBLISH_PARTS_MAX: usize = 16 << 10;
 /// Bytes of a header's name.
 pub const HEADER_NAME_BYTES_MAX: usize = 255;
 /// Topics or groups in one answer to a question for all of them.

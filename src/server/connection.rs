@@ -157,7 +157,13 @@ fn cost(frame: &RawFrame, request: &Request) -> u64 {
         }) => ANSWER_COST,
         _ => 0,
     };
-    (frame.payload.len() + size_of::<Command>()) as u64 + answer
+    // A list takes several times the memory that its frame has.
+    let list = match request {
+        Request::Publish(publish, _) => size_of_val(publish.parts.as_slice()),
+        Request::Settle(settle) => size_of_val(settle.ranges.as_slice()),
+        _ => 0,
+    };
+    (frame.payload.len() + size_of::<Command>() + list) as u64 + answer
 }
 
 /// What the rest of a connection ends with.
