@@ -64,16 +64,11 @@ impl View {
             .max()
             .unwrap_or(Epoch(0));
         let mut view = Self { blocks: Vec::with_capacity(found.len()), torn: Vec::new(), highest };
-        for Found { epoch, block } in found {
-            match block {
-                Ok(block) => view.blocks.push(block),
-                Err(what) => {
-                    let claimer = epochs.claimer(epoch)?.ok_or_else(|| control.damaged(epoch, what))?;
-                    // Whatever it wrote last, it may have served.
-                    view.blocks.push(Block { state: State::Active, ..claimer });
-                    view.torn.push(epoch);
-                }
+        for found in found {
+            if found.block.is_err() {
+                view.torn.push(found.epoch);
             }
+            view.blocks.push(whole(found, &control, &epochs)?);
         }
         Ok(view)
     }
@@ -121,6 +116,28 @@ impl View {
                 (block.epoch, ended)
             })
             .collect())
+    }
+}
+
+/// The block of the highest epoch that wrote one; a torn block is replaced by its claim. `None` where there is none.
+///
+/// # Errors
+/// As for [`View::of`].
+pub fn newest(dir: &Path) -> Result<Option<Block>, ControlError> {
+    let (control, epochs) = (Control::of(dir), Epochs::of(dir));
+    control.newest()?.map(|found| whole(found, &control, &epochs)).transpose()
+}
+
+/// The block as it counts: where it is torn, what its claim says.
+fn whole(found: Found, control: &Control, epochs: &Epochs) -> Result<Block, ControlError> {
+    let Found { epoch, block } = found;
+    match block {
+        Ok(block) => Ok(block),
+        Err(what) => {
+            let claimer = epochs.claimer(epoch)?.ok_or_else(|| control.damaged(epoch, what))?;
+            // Whatever it wrote last, it may have served.
+            Ok(Block { state: State::Active, ..claimer })
+        }
     }
 }
 
@@ -203,6 +220,7 @@ mod tests {
         let view = View::of(dir.path()).unwrap();
         assert_eq!((view.highest(), view.torn()), (Epoch(2), &[Epoch(2)][..]));
         assert_eq!(view.store_below(Epoch(3)), Some((id(1), Mode::File)));
+        assert_eq!(newest(dir.path()).unwrap(), view.block(Epoch(2)).cloned());
         let ends = view.ends_below(Epoch(3)).unwrap();
         assert_eq!(ends, [(Epoch(1), Ended::Released), (Epoch(2), Ended::Unknown)]);
     }
@@ -214,6 +232,11 @@ mod tests {
         fs::write(dir.path().join("epochs/00000000000000000001"), b"BATON").unwrap();
         let refused = View::of(dir.path());
         assert!(matches!(refused, Err(ControlError::Damaged { position: 0, .. })), "{refused:?}");
+        assert_eq!(newest(dir.path()).unwrap(), Some(block(2, State::Active, 1)), "only the newest counts");
+        tear(dir.path(), 2);
+        fs::remove_file(dir.path().join("epochs/00000000000000000002")).unwrap();
+        let refused = newest(dir.path());
+        assert!(matches!(refused, Err(ControlError::Damaged { position: 4096, .. })), "{refused:?}");
     }
 
     #[test]
