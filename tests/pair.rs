@@ -75,6 +75,7 @@ async fn killed_masters_lose_nothing(mode: &'static str) {
         violations.len(),
         &violations[..violations.len().min(10)]
     );
+    assert_eq!(kills, ROUNDS, "seed {seed}: fewer rounds show less");
 }
 
 #[tokio::test(flavor = "multi_thread")]

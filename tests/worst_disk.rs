@@ -147,6 +147,7 @@ impl Wake {
 #[derive(Default)]
 struct Tally {
     pauses: u64,
+    kills: u64,
     in_checkpoint: u64,
     /// Successors that were killed before they had served for long.
     short_reigns: u64,
@@ -229,6 +230,7 @@ impl Rounds {
     /// Kills the master, so that the other node knows it to be dead.
     async fn kill(&mut self, round: u64) {
         self.load.confirmed_more(1 + self.choose(round, 0) % 1_000).await;
+        self.tally.kills += 1;
         let nodes = &mut self.disk.nodes;
         nodes[self.master].kill();
         nodes[1 - self.master].wait_for(Role::Master).await;
@@ -288,6 +290,7 @@ async fn a_paused_master_loses_nothing(mode: &'static str) {
         tally.stubborn,
     );
     assert_eq!(tally.stubborn, 0, "seed {seed}: masters that went on after they had lost");
+    assert_eq!((tally.pauses, tally.kills), (ROUNDS, KILLS), "seed {seed}: fewer rounds show less");
     assert!(
         tally.in_checkpoint * 5 >= ROUNDS,
         "only {} pauses fell into a checkpoint: that shows nothing",

@@ -190,7 +190,7 @@ impl Blunt {
                 Response::Reply(1, Ok(Reply::Producer { id, last })) => {
                     self.id = Some(id);
                     if last.0 < self.confirmed {
-                        self.went_back.store(true, Ordering::Relaxed);
+                        self.note_that_it_went_back();
                         return None;
                     }
                 }
@@ -201,7 +201,7 @@ impl Blunt {
                 Response::Reply(_, Err(refusal)) => {
                     // The store does not know the producer any more.
                     if refusal.code == ErrorCode::ProducerExpired {
-                        self.went_back.store(true, Ordering::Relaxed);
+                        self.note_that_it_went_back();
                     }
                     return None;
                 }
@@ -209,6 +209,11 @@ impl Blunt {
                 _ => {}
             }
         }
+    }
+
+    fn note_that_it_went_back(&self) {
+        self.history.add(Event::WentBack { publisher: self.publisher });
+        self.went_back.store(true, Ordering::Relaxed);
     }
 }
 

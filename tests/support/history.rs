@@ -34,6 +34,8 @@ pub enum Event {
     Delivered { group: &'static str, offset: Offset, token: Token },
     /// The broker has confirmed the ack of a message.
     Acked { group: &'static str, offset: Offset },
+    /// A publisher was told of less than had been confirmed to it.
+    WentBack { publisher: u32 },
 }
 
 /// The events in the order in which clients saw them.
@@ -67,6 +69,8 @@ pub enum Violation {
     OutOfOrder { group: &'static str, token: Token, after: u64 },
     /// A message came although its ack had been confirmed.
     AfterAck { group: &'static str, offset: u64 },
+    /// The store forgot what it had confirmed to a publisher.
+    WentBack { publisher: u32 },
 }
 
 /// Which groups are read by one consumer at a time, and which are read by several.
@@ -90,6 +94,7 @@ pub fn check(events: &[Event], groups: &Groups) -> Vec<Violation> {
                 let last = confirmed.entry(token.publisher).or_default();
                 *last = (*last).max(token.number);
             }
+            Event::WentBack { publisher } => violations.push(Violation::WentBack { publisher }),
             Event::Acked { group, offset } => {
                 acked.entry(group).or_default().insert(offset);
             }
@@ -177,6 +182,11 @@ mod tests {
             (
                 vec![delivered(0, 1), acked(0), delivered(0, 1)],
                 Violation::AfterAck { group: "solo", offset: 0 },
+            ),
+            // The publisher sends again what is gone, so that nothing is missing at the end.
+            (
+                vec![Event::WentBack { publisher: 1 }, delivered(0, 1), Event::Confirmed(token(1))],
+                Violation::WentBack { publisher: 1 },
             ),
         ] {
             assert_eq!(check(&events, &GROUPS), [expected]);

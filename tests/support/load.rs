@@ -128,7 +128,7 @@ impl Load {
     }
 
     /// Whether a publisher has found that messages are gone that had been confirmed. What follows shows nothing more:
-    /// the checker will say which.
+    /// the history has it, and the checker says which.
     pub fn has_gone_back(&self) -> bool {
         self.went_back.load(Ordering::Relaxed)
     }
@@ -187,6 +187,7 @@ impl Publisher {
             Ok(published) => published,
             Err(ClientError::StoreWentBack { confirmed, .. }) => {
                 history.add(Event::Confirmed(Token { publisher, number: confirmed }));
+                history.add(Event::WentBack { publisher });
                 went_back.store(true, Ordering::Relaxed);
                 confirmed
             }
