@@ -115,15 +115,46 @@ pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Copies a file to `to`, which is made or overwritten. Not synced.
+/// Bytes that are free in the file system of `folder`, for this process's user.
 ///
 /// # Errors
-/// As for [`open`], or where it cannot be read, or the copy cannot be written.
-pub fn copy(from: &Path, to: &Path) -> io::Result<u64> {
-    let mut source = open(from)?;
-    let mut copy = File::create(to)?;
-    copy.set_permissions(source.metadata()?.permissions())?;
-    io::copy(&mut source, &mut copy)
+/// Where the file system cannot be asked.
+pub fn free(folder: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(folder)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// A copy of a file that is made step by step, so that something can be done in between.
+#[derive(Debug)]
+pub struct Copying {
+    source: File,
+    copy: File,
+}
+
+impl Copying {
+    /// Begins to copy the file `from` to `to`, which is made or overwritten.
+    ///
+    /// # Errors
+    /// As for [`open`], or where the copy cannot be made.
+    pub fn begin(from: &Path, to: &Path) -> io::Result<Self> {
+        let source = open(from)?;
+        let copy = File::create(to)?;
+        copy.set_permissions(source.metadata()?.permissions())?;
+        Ok(Self { source, copy })
+    }
+
+    /// Copies up to `bytes_max` bytes more and makes them durable, so that no step waits for what others wrote.
+    /// Answers how many bytes that were; 0 at the end of the file.
+    ///
+    /// # Errors
+    /// Where the file cannot be read, or the copy cannot be written.
+    pub fn step(&mut self, bytes_max: u64) -> io::Result<u64> {
+        let bytes = io::copy(&mut (&mut self.source).take(bytes_max), &mut self.copy)?;
+        if bytes > 0 {
+            self.copy.sync_data()?;
+        }
+        Ok(bytes)
+    }
 }
 
 #[cfg(test)]
@@ -140,7 +171,8 @@ mod tests {
             assert_eq!(names(&path).unwrap_err().kind(), ErrorKind::NotFound);
             assert_eq!(length_at(&path).unwrap_err().kind(), ErrorKind::NotFound);
             assert_eq!(read(&path).unwrap_err().kind(), ErrorKind::NotFound);
-            assert_eq!(copy(&path, &dir.path().join("copy")).unwrap_err().kind(), ErrorKind::NotFound);
+            let copying = Copying::begin(&path, &dir.path().join("copy"));
+            assert_eq!(copying.unwrap_err().kind(), ErrorKind::NotFound);
         }
         assert!(started.elapsed() < STALE_MAX);
         assert_eq!(names(dir.path()).unwrap().len(), 0, "a copy of nothing makes nothing");
@@ -154,7 +186,9 @@ mod tests {
             fs::write(&path, bytes).unwrap();
             assert_eq!(read(&path).unwrap(), bytes);
             assert_eq!(length_at(&path).unwrap(), bytes.len() as u64);
-            assert_eq!(copy(&path, &other).unwrap(), bytes.len() as u64);
+            let mut copying = Copying::begin(&path, &other).unwrap();
+            let steps = std::iter::from_fn(|| Some(copying.step(4).unwrap()).filter(|&bytes| bytes > 0));
+            assert_eq!(steps.sum::<u64>(), bytes.len() as u64);
             assert_eq!(fs::read(&other).unwrap(), bytes);
         }
         let mut found = names(dir.path()).unwrap();

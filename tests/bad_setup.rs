@@ -12,7 +12,7 @@ use batonmq::model::message::Message;
 use batonmq::protocol::response::Role;
 use rustix::process::Signal;
 use support::load::options;
-use support::mount::Mount;
+use support::mount::{Mount, SmallDisk};
 use support::pair::{Node, PATIENCE};
 
 /// The configuration is wrong.
@@ -179,8 +179,12 @@ fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
 type Raise = fn(&mut [u8]);
 
 fn raise_control(bytes: &mut [u8]) {
+    change_newest_block(bytes, 8, &2_u32.to_le_bytes());
+}
+
+fn change_newest_block(bytes: &mut [u8], at: usize, value: &[u8]) {
     let block = bytes.len() - 4096;
-    put(bytes, block + 8, &2_u32.to_le_bytes());
+    put(bytes, block + at, value);
     let sum = crc32c::crc32c(&bytes[block..block + 4092]);
     put(bytes, block + 4092, &sum.to_le_bytes());
 }
@@ -263,4 +267,49 @@ async fn a_store_of_a_newer_format_is_left_as_it_is() {
         }
         consumer.close().await.unwrap();
     }
+}
+
+/// A takeover that must copy the database claimed first and found the disk full afterwards. It left what it had copied,
+/// so that the next attempts failed the sooner, and each used up an epoch.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_for_whose_copy_there_is_no_space_is_left_alone_until_there_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = SmallDisk::new(&dir.path().join("disk"), 32);
+    let store = disk.path.join("store");
+    let mut node = Node::new("a", &store, "database", dir.path()).set("BATON_SEGMENT_BYTES", 1 << 20);
+    node.start();
+    node.wait_for(Role::Master).await;
+    let client = Client::connect(options(&node.address)).await.unwrap();
+    let topic = client.topic("t").await.unwrap();
+    let producer = client.producer(ProducerOptions::default()).await.unwrap();
+    for _ in 0..COUNT {
+        producer.publish(&topic, &Message::new(vec![7; 100 << 10])).await.unwrap();
+    }
+    producer.flush().await.unwrap();
+    node.kill();
+    // As if it ran on another host, of which nothing is known.
+    let mut control = fs::read(store.join("control")).unwrap();
+    change_newest_block(&mut control, 56, &[1; 16]);
+    fs::write(store.join("control"), control).unwrap();
+    let ballast = disk.path.join("ballast");
+    fs::write(&ballast, vec![0; 20 << 20]).unwrap();
+
+    let before = contents(&store);
+    for name in ["b", "c"] {
+        let node = Node::new(name, &store, "database", dir.path());
+        is_refused(
+            node,
+            FAILED,
+            &[
+                "its old master may still write, so the database must be copied",
+                "make space on the shared disk",
+            ],
+        );
+        assert!(contents(&store) == before, "something was claimed or written");
+    }
+    fs::remove_file(&ballast).unwrap();
+    node.start();
+    assert_eq!(node.wait_for(Role::Master).await.epoch.0, 2);
+    let client = Client::connect(options(&node.address)).await.unwrap();
+    assert_eq!(client.topics().await.unwrap()[0].end.0, COUNT);
 }

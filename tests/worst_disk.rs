@@ -17,7 +17,7 @@ use batonmq::node::EXIT_FENCED;
 use batonmq::protocol::response::Role;
 use support::history::{Violation, check};
 use support::load::{GROUPS, Load, PATIENT_HEARTBEAT, Temper};
-use support::mount::{DEFAULT, FORGETFUL, Mount};
+use support::mount::{DEFAULT, FORGETFUL, Mount, SLOW};
 use support::pair::{Node, PATIENCE};
 
 /// Rounds of pausing the master, for each mode.
@@ -28,6 +28,8 @@ const KILLS: u64 = 5;
 const WATCHED: Duration = Duration::from_secs(4);
 /// Bytes of a message.
 const BODY_BYTES: usize = 400;
+/// Bytes of a database that take seconds to copy through a slow mount.
+const SLOWLY_COPIED_BYTES: u64 = 8 << 20;
 /// How long a master that wakes up may take to find that it is none any more.
 const WAKING_MAX: Duration = Duration::from_secs(5);
 
@@ -331,6 +333,56 @@ async fn a_healthy_master_is_left_alone_though_its_lock_excludes_nobody() {
     a_healthy_master_is_left_alone("database").await;
 }
 
+/// Databases in the store, by the names of their files.
+fn databases(store: &Path) -> Vec<String> {
+    let names = fs::read_dir(store).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<_> = names.filter(|name| name.starts_with("baton-")).collect();
+    names.sort();
+    names
+}
+
+/// A disk in database mode whose second node takes seconds to copy what the first one has stored. The first is
+/// paused, and the second copies.
+async fn a_slow_takeover() -> (WorstDisk, Load) {
+    let mut disk = WorstDisk::new("database", [DEFAULT, SLOW]);
+    let load = disk.start().await;
+    let store = disk.nodes[0].store.clone();
+    let stored = || {
+        let lengths = databases(&store).into_iter().map(|name| fs::metadata(store.join(name)).unwrap().len());
+        lengths.sum::<u64>()
+    };
+    while stored() < SLOWLY_COPIED_BYTES {
+        load.confirmed_more(1_000).await;
+    }
+    disk.nodes[0].pause();
+    disk.nodes[1].wait_for(Role::Recovering).await;
+    let deadline = Instant::now() + PATIENCE;
+    while !databases(&store).contains(&format!("baton-{:020}.db", 2)) {
+        assert!(Instant::now() < deadline, "no copy is begun:\n{}", disk.logs());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    (disk, load)
+}
+
+/// A node that was unseated while it copied went on copying, and left the copy.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_takeover_that_is_overtaken_ends_soon_and_leaves_no_copy() {
+    let (mut disk, load) = a_slow_takeover().await;
+    let store = disk.nodes[0].store.clone();
+    disk.nodes[1].pause();
+    let copy = format!("baton-{:020}.db", 2);
+    disk.nodes[0].resume();
+    assert_eq!(disk.nodes[0].wait().code(), Some(EXIT_FENCED), "{}", disk.logs());
+    disk.nodes[0].start();
+    disk.nodes[0].wait_for(Role::Master).await;
+    disk.nodes[1].resume();
+    let ended = disk.nodes[1].wait();
+    assert!(!ended.success() && disk.nodes[1].log().contains("epoch 3 has taken over"), "{}", disk.logs());
+    assert!(!databases(&store).iter().any(|name| name.starts_with(&copy)), "{:?}", databases(&store));
+    let events = load.finish().await;
+    assert_eq!(check(&events, &GROUPS), []);
+}
+
 /// A node had looked for the folder `manifest` before there was one. The other node founded the store, confirmed, and
 /// died. The first took over while its mount still kept that there is no such folder: in database mode it once made a
 /// new store, and everything confirmed was gone; in file mode it would not serve.
@@ -384,7 +436,7 @@ fn fresh_reads_see_what_was_written_through_the_other_mount() {
         assert_eq!(disk::read(&name("grown")).unwrap(), b"one and two and three");
         write("grown", b"one and two and three and four");
         let copy = dir.path().join("copy");
-        assert_eq!(disk::copy(&name("grown"), &copy).unwrap(), 30);
+        assert_eq!(disk::Copying::begin(&name("grown"), &copy).unwrap().step(100).unwrap(), 30);
         assert_eq!(fs::read(&copy).unwrap(), b"one and two and three and four");
 
         assert!(fs::metadata(name("new")).is_err());

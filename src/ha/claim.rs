@@ -11,12 +11,13 @@
 //! but its own claim and its own block, and the lock is let go with the error, so that nobody holds it who does not
 //! serve. Dropping a [`Mastership`] writes nothing; only [`Mastership::release`] does, into its own block.
 
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
 
 use super::block::{Address, Block, State};
-use super::control::{Control, ControlError};
+use super::control::{Control, ControlError, EPOCH_MAX};
 use super::directory::DirectoryError;
 use super::epochs::{Attempt, Epochs};
 use super::fence::{Fence, FenceError, FenceRead};
@@ -93,6 +94,24 @@ pub struct Mastership {
     block: Block,
     lower: Vec<(Epoch, Ended)>,
     torn: Vec<Epoch>,
+}
+
+/// How the epochs so far have ended, as far as it shows before a claim. What counts after it is what
+/// [`Mastership::predecessors`] says.
+///
+/// # Errors
+/// Where that cannot be read, or is damaged.
+pub fn predecessors(dir: &Path) -> Result<Predecessors, ClaimError> {
+    Ok(known_ends(&View::of(dir)?.ends_below(EPOCH_MAX.next())?))
+}
+
+/// What a store makes of the ends of epochs.
+fn known_ends(lower: &[(Epoch, Ended)]) -> Predecessors {
+    let end = |&(epoch, ended)| match ended {
+        Ended::Released | Ended::Dead => (epoch, Predecessor::Gone),
+        Ended::Unknown => (epoch, Predecessor::MayWrite),
+    };
+    Predecessors::new(lower.iter().map(end).collect())
 }
 
 /// Claims the next epoch of the locked directory.
@@ -206,11 +225,7 @@ impl Mastership {
     /// How the epochs before this one ended, for the store to know what may still be written.
     #[must_use]
     pub fn predecessors(&self) -> Predecessors {
-        let end = |&(epoch, ended)| match ended {
-            Ended::Released | Ended::Dead => (epoch, Predecessor::Gone),
-            Ended::Unknown => (epoch, Predecessor::MayWrite),
-        };
-        Predecessors::new(self.lower.iter().map(end).collect())
+        known_ends(&self.lower)
     }
 
     /// A fence of this epoch. Each thread that checks has its own.
@@ -255,7 +270,6 @@ fn now() -> Timestamp {
 mod tests {
     use std::fs::{self, OpenOptions};
     use std::os::unix::fs::FileExt;
-    use std::path::Path;
     use std::thread;
 
     use super::super::control::position_of;
@@ -329,7 +343,9 @@ mod tests {
         assert_eq!(claimed(&dir, candidate(Mode::File)).predecessors().all(), Predecessor::Gone);
         assert_eq!(claimed(&dir, candidate(Mode::File)).predecessors().all(), Predecessor::MayWrite);
         claimed(&dir, candidate(Mode::File)).release().unwrap();
+        let expected = predecessors(dir.path()).unwrap();
         let last = claimed(&dir, candidate(Mode::File));
+        assert_eq!(format!("{:?}", last.predecessors()), format!("{expected:?}"));
         let ends = [Ended::Dead, Ended::Unknown, Ended::Unknown, Ended::Released];
         assert_eq!(last.lower(), (1..).map(Epoch).zip(ends).collect::<Vec<_>>());
         assert_eq!(last.predecessors().all(), Predecessor::MayWrite);

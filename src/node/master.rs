@@ -10,8 +10,8 @@ use tokio::task::spawn_blocking;
 use super::guard::MastershipGuard;
 use super::{EXIT_FENCED, Node, NodeError, tell_systemd};
 use crate::broker::AutoCreate;
-use crate::engine::{Engine, EngineError, Parts};
-use crate::ha::claim::{Candidate, Mastership, claim};
+use crate::engine::{Engine, EngineError, Guard, Parts};
+use crate::ha::claim::{Candidate, Mastership, claim, predecessors};
 use crate::ha::lock::StoreLock;
 use crate::model::snapshot::Snapshot;
 use crate::protocol::response::Role;
@@ -26,8 +26,8 @@ impl Node {
             standing.master = None;
         });
         tell_systemd(&[NotifyState::Status("recovering")]);
-        let (mastership, store, snapshot) = self.take_over(lock).await?;
-        let mastership = Arc::new(mastership);
+        let mastership = Arc::new(self.claim(lock).await?);
+        let (store, snapshot) = self.open_store(&mastership).await?;
         let (ended, engine_ended) = oneshot::channel();
         let engine = self.start_engine(&mastership, store, snapshot, ended)?;
         let (epoch, mode) = (mastership.epoch(), mastership.mode());
@@ -62,18 +62,18 @@ impl Node {
         Ok(())
     }
 
-    /// Claims the next epoch and opens the store.
-    async fn take_over(&self, lock: StoreLock) -> Result<(Mastership, Box<dyn Store>, Snapshot), NodeError> {
+    /// Claims the next epoch.
+    async fn claim(&self, lock: StoreLock) -> Result<Mastership, NodeError> {
         let candidate = Candidate {
             identity: self.identity.clone(),
             address: self.advertised.clone(),
             mode: self.config.mode,
         };
-        let (configured, segment_bytes) = (self.config.mode, self.config.segment_bytes);
-        let opened = spawn_blocking(move || {
-            let dir = lock.directory().path().to_owned();
-            // What cannot be read is left to a node that can: the epoch is not claimed.
-            store::check::check(&dir)?;
+        let configured = self.config.mode;
+        let claimed = spawn_blocking(move || {
+            let dir = lock.directory().path();
+            // What cannot be taken over is left to a node that can: the epoch is not claimed.
+            store::check::check(dir, &predecessors(dir)?)?;
             let mastership = claim(lock, candidate)?;
             let (epoch, mode) = (mastership.epoch(), mastership.mode());
             tracing::info!(%epoch, %mode, predecessors = ?mastership.predecessors().all(), "epoch claimed");
@@ -87,12 +87,30 @@ impl Node {
                     "the store has another mode than the configuration; it is served as it is"
                 );
             }
-            let options =
-                OpenOptions { dir, mode, epoch, predecessors: mastership.predecessors(), segment_bytes };
-            let (store, snapshot) = store::open(&options)?;
-            Ok::<_, NodeError>((mastership, store, snapshot))
+            Ok::<_, NodeError>(mastership)
         });
-        opened.await.map_err(|_| NodeError::Panicked)?
+        claimed.await.map_err(|_| NodeError::Panicked)?
+    }
+
+    /// Opens the store of a claimed epoch.
+    async fn open_store(
+        &self,
+        mastership: &Arc<Mastership>,
+    ) -> Result<(Box<dyn Store>, Snapshot), NodeError> {
+        let options = OpenOptions {
+            dir: mastership.lock().directory().path().to_owned(),
+            mode: mastership.mode(),
+            epoch: mastership.epoch(),
+            predecessors: mastership.predecessors(),
+            segment_bytes: self.config.segment_bytes,
+        };
+        let mut guard = self.guard(mastership);
+        let opened = spawn_blocking(move || store::open(&options, &mut || guard.check()));
+        Ok(opened.await.map_err(|_| NodeError::Panicked)??)
+    }
+
+    fn guard(&self, mastership: &Arc<Mastership>) -> MastershipGuard {
+        MastershipGuard::new(Arc::clone(mastership), mastership.fence(self.config.fence_read))
     }
 
     fn start_engine(
@@ -102,11 +120,10 @@ impl Node {
         snapshot: Snapshot,
         ended: oneshot::Sender<()>,
     ) -> Result<Engine, NodeError> {
-        let fence = mastership.fence(self.config.fence_read);
         let parts = Parts {
             store,
             snapshot,
-            guard: Box::new(MastershipGuard::new(Arc::clone(mastership), fence)),
+            guard: Box::new(self.guard(mastership)),
             poll_interval: self.config.poll_interval,
             limits: self.config.limits.clone(),
             auto_create: if self.config.auto_create { AutoCreate::Allowed } else { AutoCreate::Refused },

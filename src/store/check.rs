@@ -1,4 +1,5 @@
-//! What refuses a store before an epoch is claimed: files of a format from the future, and files that are missing.
+//! What refuses a store before an epoch is claimed: files of a format from the future, files that are missing, and no
+//! space for the copy that a takeover would make.
 //!
 //! Only looks, at a few small places: the newest manifest, the head of the newest segment and checkpoint, the head of
 //! the database. A damaged store is found by its recovery, which reads all that counts.
@@ -6,18 +7,18 @@
 use std::path::Path;
 
 use super::manifest::Manifest;
-use super::{Mode, StoreError, database, file};
+use super::{Mode, Predecessors, StoreError, database, file};
 use crate::model::id::Epoch;
 
-/// Checks that this version can read the store in a shared directory, if there is one. Changes nothing. The caller
-/// holds the lock, and no store of this process is open.
+/// Checks that this version can take over the store in a shared directory, if there is one, from masters that have
+/// ended as `predecessors` says. Changes nothing. The caller holds the lock, and no store of this process is open.
 ///
 /// # Errors
-/// Where a file is of a newer format, is missing, or cannot be read.
-pub fn check(dir: &Path) -> Result<(), StoreError> {
+/// Where a file is of a newer format, is missing, or cannot be read, or there is too little space.
+pub fn check(dir: &Path, predecessors: &Predecessors) -> Result<(), StoreError> {
     let Some(manifest) = Manifest::newest(dir, Epoch(u64::MAX))? else { return Ok(()) };
     match manifest.mode {
-        Mode::Database => database::check(dir, &manifest),
+        Mode::Database => database::check(dir, &manifest, predecessors),
         Mode::File => file::check(dir),
     }
 }

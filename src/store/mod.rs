@@ -84,6 +84,15 @@ impl Predecessors {
         }
     }
 
+    /// How `epoch` ended. One that is not known may write.
+    #[must_use]
+    pub fn of(&self, epoch: Epoch) -> Predecessor {
+        match self.0.binary_search_by_key(&epoch, |&(epoch, _)| epoch) {
+            Ok(at) => self.0[at].1,
+            Err(_) => Predecessor::MayWrite,
+        }
+    }
+
     fn worst(ends: &[(Epoch, Predecessor)]) -> Predecessor {
         if ends.is_empty() {
             Predecessor::None
@@ -176,6 +185,16 @@ pub enum StoreError {
         /// The file.
         path: PathBuf,
     },
+    /// There is no space for the copy of a database that somebody may still write to. Nothing was claimed or written.
+    #[error("{}: its old master may still write, so the database must be copied, which takes {needed} bytes, and {free} are free; make space on the shared disk, or start the node on the host of the old master, which needs no copy once that has ended there", path.display())]
+    NoSpaceToCopy {
+        /// The database.
+        path: PathBuf,
+        /// Bytes that are needed.
+        needed: u64,
+        /// Bytes that are free, with what a takeover would remove.
+        free: u64,
+    },
     /// There is no space left for a commit. Nothing of it was written.
     #[error("no space left for a commit of {0} bytes")]
     Full(u64),
@@ -187,12 +206,16 @@ pub enum StoreError {
 /// Opens the store in a shared directory for an epoch that the caller has claimed, and recovers its state. When it
 /// returns, the store is sealed: nothing that an older epoch still writes counts.
 ///
+/// `fence` is asked before anything is written, and again and again during work whose length has no bound. So each
+/// time that it holds is progress, and an epoch that was superseded meanwhile ends early.
+///
 /// # Errors
 /// Where the store is damaged, missing or of a newer format, a higher epoch exists, or files cannot be read and
 /// written.
-pub fn open(options: &OpenOptions) -> Result<(Box<dyn Store>, Snapshot), StoreError> {
+pub fn open(options: &OpenOptions, fence: FenceCheck<'_>) -> Result<(Box<dyn Store>, Snapshot), StoreError> {
+    fence()?;
     match options.mode {
-        Mode::Database => database::open(options),
+        Mode::Database => database::open_fenced(options, fence),
         Mode::File => file::open(options),
     }
 }
@@ -268,6 +291,10 @@ mod tests {
         assert_eq!(all.since(Epoch(3)), Predecessor::MayWrite);
         assert_eq!(all.since(Epoch(4)), Predecessor::Gone);
         assert_eq!(all.since(Epoch(2)), Predecessor::MayWrite, "an epoch that is not known");
+        assert_eq!(
+            [1, 2, 3, 4].map(|epoch| all.of(Epoch(epoch)) == Predecessor::Gone),
+            [true, false, false, true]
+        );
         assert_eq!(Predecessors::default().all(), Predecessor::None);
     }
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::StoreError;
+use crate::disk;
 
 /// The next look comes at the latest after this time,
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -35,12 +36,11 @@ impl FreeSpace {
     /// Where the system does not say.
     pub fn bytes(&mut self) -> Result<u64, StoreError> {
         if self.until_look == 0 || self.looked_at.is_none_or(|at| at.elapsed() > LOOK_INTERVAL) {
-            let stat = rustix::fs::statvfs(&self.dir).map_err(|error| StoreError::Io {
+            self.free = disk::free(&self.dir).map_err(|source| StoreError::Io {
                 action: "ask for the free space of",
                 path: self.dir.clone(),
-                source: error.into(),
+                source,
             })?;
-            self.free = stat.f_bavail.saturating_mul(stat.f_frsize);
             self.until_look = self.free / LOOK_FRACTION;
             self.looked_at = Some(Instant::now());
         }

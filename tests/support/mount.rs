@@ -1,4 +1,4 @@
-//! Views of one folder through mounts of their own, as two hosts have them of a shared disk.
+//! Views of one folder through mounts of their own, as two hosts have them of a shared disk; and a disk that is small.
 //!
 //! Through `bindfs`, locks do not exclude across two mounts, each mount keeps attributes and names for a while, and a
 //! descriptor held open reads old pages. An exclusive creation excludes.
@@ -22,6 +22,9 @@ pub struct Mount {
     process: Child,
 }
 
+/// Bytes a second that can be read, as an option of `bindfs`: what is much to read takes long.
+pub const SLOW: &str = "--read-rate=2M";
+
 impl Mount {
     /// Mounts the folder `real` at `path`, which is made.
     pub fn new(real: &Path, path: &Path, options: &str) -> Self {
@@ -40,7 +43,12 @@ impl Mount {
         fs::create_dir(path).unwrap();
         let device = fs::metadata(path).unwrap().dev();
         let mut command = Command::new("bindfs");
-        command.arg("-f").args((!options.is_empty()).then_some(["-o", options]).into_iter().flatten());
+        command.arg("-f");
+        match options {
+            "" => {}
+            flag if flag.starts_with("--") => drop(command.arg(flag)),
+            options => drop(command.args(["-o", options])),
+        }
         command.args([real, path]).stdin(Stdio::null());
         let process = command.spawn().unwrap_or_else(|error| missing(&format!("bindfs: {error}")));
         let mut mount = Self { path: path.to_owned(), process };
@@ -51,6 +59,32 @@ impl Mount {
             std::thread::sleep(Duration::from_millis(2));
         }
         mount
+    }
+}
+
+/// A small file system in memory that lasts as long as this.
+pub struct SmallDisk {
+    pub path: PathBuf,
+}
+
+impl SmallDisk {
+    /// One of `mebibytes` at `path`, which is made.
+    pub fn new(path: &Path, mebibytes: u32) -> Self {
+        fs::create_dir(path).unwrap();
+        let mut command = Command::new("mount");
+        command.args(["-t", "tmpfs", "-o", &format!("size={mebibytes}m"), "tmpfs"]).arg(path);
+        assert!(
+            command.status().unwrap().success(),
+            "a small file system cannot be mounted: this test needs root"
+        );
+        Self { path: path.to_owned() }
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily, so that it also goes where a process still has something open in it.
+        let _ = Command::new("umount").arg("-l").arg(&self.path).status();
     }
 }
 

@@ -7,7 +7,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use super::super::StoreError;
+use super::super::{Predecessor, Predecessors, StoreError};
 use crate::disk;
 use crate::model::id::Epoch;
 
@@ -86,6 +86,55 @@ pub(super) fn remove_old(database: &Path, epoch: Epoch) -> Result<(), StoreError
         }
     }
     Ok(())
+}
+
+/// Files of lower epochs that a takeover which needs space may remove before it has a manifest: copies that were begun
+/// and never served. `in_use` is the name of the database in the newest manifest, and that manifest was read after it
+/// was known how the `predecessors` have ended.
+///
+/// Why that is right. Only a manifest makes a file count, and only the maker of a file, or an epoch that read the
+/// maker's manifest, names it in one. The maker is gone, so it will write none; where it had written one, that is
+/// older than the newest, whose database was complete before it was named. A lower epoch that read the older manifest
+/// may still be copying the file. It cannot make an epoch of what it has: it asks the fence after its last read and
+/// before its manifest, and this epoch's block was there before the removal.
+///
+/// # Errors
+/// Where the directory cannot be listed.
+pub(super) fn abandoned(
+    dir: &Path,
+    epoch: Epoch,
+    in_use: &str,
+    predecessors: &Predecessors,
+) -> Result<Vec<PathBuf>, StoreError> {
+    let in_use = epoch_of(in_use);
+    let is_abandoned = |maker: &Epoch| in_use != Some(*maker) && predecessors.of(*maker) == Predecessor::Gone;
+    let files = older(dir, epoch)?.into_iter().filter(|(maker, _)| is_abandoned(maker));
+    let mut paths: Vec<_> = files.map(|(_, path)| path).collect();
+    // A database before its log: whoever still copies it then misses the database, and not a part of it.
+    paths.sort();
+    Ok(paths)
+}
+
+/// Removes files; those that are gone already are no error.
+///
+/// # Errors
+/// Where one cannot be removed.
+pub(super) fn remove(paths: &[PathBuf]) -> Result<(), StoreError> {
+    for path in paths {
+        match fs::remove_file(path) {
+            Err(source) if source.kind() != ErrorKind::NotFound => {
+                return Err(StoreError::Io { action: "remove", path: path.clone(), source });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Every file that belongs to a database, the database first.
+pub(super) fn all_of(database: &Path) -> Vec<PathBuf> {
+    let stem = database.with_extension("");
+    SUFFIXES.iter().map(|suffix| beside(&stem, suffix)).collect()
 }
 
 /// The files of databases that epochs below `epoch` have made.

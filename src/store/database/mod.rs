@@ -25,7 +25,7 @@ use rusqlite::wal::CheckpointMode;
 
 use super::manifest::{Manifest, sync_dir};
 use super::space::FreeSpace;
-use super::{FenceCheck, Fenced, Mode, OpenOptions, Predecessor, Reader, Store, StoreError};
+use super::{FenceCheck, Fenced, Mode, OpenOptions, Predecessor, Predecessors, Reader, Store, StoreError};
 use crate::model::id::Epoch;
 use crate::model::record::Record;
 use crate::model::snapshot::Snapshot;
@@ -35,6 +35,7 @@ use connection::{Access, failed, is_full};
 use message::Inserts;
 use reader::DatabaseReader;
 pub use schema::FORMAT;
+use takeover::Unserved;
 use upkeep::{StepError, Thrift, Upkeep};
 
 /// Opens the store for the epoch, as its new master: takes the database of the newest manifest over, or makes a new
@@ -43,16 +44,32 @@ use upkeep::{StepError, Thrift, Upkeep};
 /// # Errors
 /// Where the database is missing, damaged or of a newer format, belongs to another process, or cannot be written.
 pub fn open(options: &OpenOptions) -> Result<(Box<dyn Store>, Snapshot), StoreError> {
-    let (store, snapshot) = DatabaseStore::open(options)?;
+    open_fenced(options, &mut || Ok(()))
+}
+
+/// As [`open`], while others may claim: the fence is asked before each step that writes, and after what takes long.
+///
+/// # Errors
+/// As for [`open`], and where the fence is broken.
+pub fn open_fenced(
+    options: &OpenOptions,
+    fence: FenceCheck<'_>,
+) -> Result<(Box<dyn Store>, Snapshot), StoreError> {
+    let (store, snapshot) = DatabaseStore::open(options, fence)?;
     Ok((Box::new(store), snapshot))
 }
 
-/// Checks that this version can read the database that a manifest names. Changes nothing; no connection is open.
+/// Checks that this version can take over the database that a manifest names. Changes nothing; no connection is open.
 ///
 /// # Errors
-/// Where it is missing, of a newer format, or cannot be read.
-pub(super) fn check(dir: &Path, manifest: &Manifest) -> Result<(), StoreError> {
-    schema::check_head(&dir.join(database_of(manifest, dir)?))
+/// Where it is missing, of a newer format, or cannot be read, or there is no space for the copy that it needs.
+pub(super) fn check(dir: &Path, manifest: &Manifest, predecessors: &Predecessors) -> Result<(), StoreError> {
+    let name = database_of(manifest, dir)?;
+    schema::check_head(&dir.join(&name))?;
+    match predecessors.since(files::maker(&name)) {
+        Predecessor::MayWrite => takeover::check_space(dir, &name, predecessors),
+        Predecessor::None | Predecessor::Gone => Ok(()),
+    }
 }
 
 /// A message is written twice: into the log and into the database.
@@ -72,13 +89,14 @@ struct DatabaseStore {
 }
 
 impl DatabaseStore {
-    fn open(options: &OpenOptions) -> Result<(Self, Snapshot), StoreError> {
+    fn open(options: &OpenOptions, fence: FenceCheck<'_>) -> Result<(Self, Snapshot), StoreError> {
         let OpenOptions { dir, epoch, .. } = options;
         let own = files::name(*epoch);
         let newest = Manifest::newest(dir, *epoch)?;
         if newest.as_ref().is_some_and(|manifest| manifest.epoch == *epoch) {
             return Err(Fenced::Superseded(*epoch).into());
         }
+        let mut unserved = None;
         let name = match &newest {
             None => {
                 let connection = connection::open(&dir.join(&own), Access::Create)?;
@@ -94,7 +112,9 @@ impl DatabaseStore {
                     takeover::recover(&dir.join(&old))?;
                     old
                 } else {
-                    takeover::copy(&dir.join(&old), &dir.join(&own))?;
+                    takeover::remove_abandoned(dir, *epoch, &old, &options.predecessors, fence)?;
+                    unserved = Some(Unserved::new(&dir.join(&own))?);
+                    takeover::copy(&dir.join(&old), &dir.join(&own), fence)?;
                     own
                 }
             }
@@ -107,6 +127,10 @@ impl DatabaseStore {
         let snapshot = catalog.snapshot.clone();
         let manifest =
             Manifest { epoch: *epoch, mode: Mode::Database, sealed: Vec::new(), database: Some(name) };
+        fence()?;
+        if let Some(unserved) = unserved {
+            unserved.keep();
+        }
         manifest.write(dir)?;
         let upkeep = Upkeep::new(&mut connection, options.segment_bytes).map_err(failed("watch the log"))?;
         let store = Self {
@@ -274,7 +298,6 @@ mod tests {
     use crate::model::record::Published;
     use crate::model::settings::{GroupSettings, TopicSettings};
     use crate::model::time::Timestamp;
-    use crate::store::Predecessors;
 
     fn published(first: u64, count: usize) -> Record {
         Record::Published(Published {
@@ -297,7 +320,7 @@ mod tests {
             predecessors: Predecessors::default(),
             segment_bytes: 1 << 20,
         };
-        let (mut store, _) = DatabaseStore::open(&options).unwrap();
+        let (mut store, _) = DatabaseStore::open(&options, &mut || Ok(())).unwrap();
         let name = |text| Name::new(text).unwrap();
         let records = [
             Record::TopicCreated { topic: TopicId(0), name: name("t"), settings: TopicSettings::default() },

@@ -15,20 +15,28 @@
 //! empties one, and it has checked the fence, which this epoch's claim has broken.
 //!
 //! Each reading is [fresh](crate::disk): a descriptor or an attribute from before may hide the newest bytes.
+//!
+//! A copy may take minutes. The fence is asked after each step of it, and the files of a copy that comes to nothing
+//! are [removed](Unserved).
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use rusqlite::wal::CheckpointMode;
 
-use super::super::StoreError;
 use super::super::manifest::sync_dir;
+use super::super::{FenceCheck, Predecessors, StoreError};
 use super::connection::{self, Access, failed};
 use super::{files, schema};
 use crate::disk;
+use crate::model::id::Epoch;
 
+/// Bytes that are copied between two checks of the fence.
+const COPY_STEP_BYTES: u64 = 16 << 20;
+/// Bytes that must be free beyond those of a copy: for what the old master still appends, and for the new manifest.
+const COPY_SPARE_BYTES: u64 = 4 << 20;
 /// Bytes of a log's header: magic, version, page size, sequence, two salts, checksum.
 const WAL_HEADER: usize = 32;
 /// Bytes of the header before each page in a log: page number, size at commit, two salts, checksum.
@@ -70,12 +78,90 @@ pub(super) fn recover(path: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Copies the database `old` that somebody may still write to `new`; when it returns the copy is durable.
+/// Checks that there is space for a copy of the database called `name`. Bytes of abandoned copies count as free.
 ///
 /// # Errors
-/// Where the old one is missing or cannot be read, or the new one is there already or cannot be written.
-pub(super) fn copy(old: &Path, new: &Path) -> Result<(), StoreError> {
-    copy_watched(old, new, &mut |_| {})
+/// [`StoreError::NoSpaceToCopy`], or where the files cannot be looked at.
+pub(super) fn check_space(dir: &Path, name: &str, predecessors: &Predecessors) -> Result<(), StoreError> {
+    let path = dir.join(name);
+    let length = |path: &Path| Ok::<_, StoreError>(files::length(path)?.unwrap_or(0));
+    // Two readings of the log are there at once.
+    let needed = length(&path)? + 2 * length(&files::log(&path))? + COPY_SPARE_BYTES;
+    let mut free = disk::free(dir).map_err(io("look for space in", dir))?;
+    for abandoned in files::abandoned(dir, Epoch(u64::MAX), name, predecessors)? {
+        free += length(&abandoned)?;
+    }
+    if free < needed { Err(StoreError::NoSpaceToCopy { path, needed, free }) } else { Ok(()) }
+}
+
+/// Removes the copies of lower epochs that never served, which a killed takeover leaves behind. See
+/// [`files::abandoned`].
+///
+/// # Errors
+/// Where the fence is broken, or the files cannot be removed.
+pub(super) fn remove_abandoned(
+    dir: &Path,
+    epoch: Epoch,
+    in_use: &str,
+    predecessors: &Predecessors,
+    fence: FenceCheck<'_>,
+) -> Result<(), StoreError> {
+    let abandoned = files::abandoned(dir, epoch, in_use, predecessors)?;
+    if abandoned.is_empty() {
+        return Ok(());
+    }
+    fence()?;
+    tracing::info!(files = ?abandoned, "removing copies that never served");
+    files::remove(&abandoned)
+}
+
+/// The files of a database that this epoch makes, until its manifest is about to name it. Removed where that never
+/// comes: the disk would fill with each attempt.
+///
+/// Nobody but this process reads or writes them. A process is the only owner of its epoch and the only one that makes
+/// files of its name; another epoch opens them only where it finds a manifest that names them, and none was written.
+/// So it makes no difference whether this epoch is superseded when they go.
+#[derive(Debug)]
+pub(super) struct Unserved {
+    path: Option<PathBuf>,
+}
+
+impl Unserved {
+    /// Those of the database at `path`, which is not there yet.
+    ///
+    /// # Errors
+    /// Where it is there.
+    pub(super) fn new(path: &Path) -> Result<Self, StoreError> {
+        if path.try_exists().map_err(io("look for", path))? {
+            return Err(io("copy to", path)(ErrorKind::AlreadyExists.into()));
+        }
+        Ok(Self { path: Some(path.to_owned()) })
+    }
+
+    /// From now on a manifest may name the database.
+    pub(super) fn keep(mut self) {
+        self.path = None;
+    }
+}
+
+impl Drop for Unserved {
+    fn drop(&mut self) {
+        let Some(path) = &self.path else { return };
+        tracing::info!(database = %path.display(), "removing a copy that comes to nothing");
+        if let Err(error) = files::remove(&files::all_of(path)) {
+            tracing::warn!(%error, "the next master removes it");
+        }
+    }
+}
+
+/// Copies the database `old` that somebody may still write to `new`; when it returns the copy is durable, and the
+/// fence has held since its last read. On an error a part of it may be there.
+///
+/// # Errors
+/// Where the fence is broken, the old one is missing or cannot be read, or the new one cannot be written.
+pub(super) fn copy(old: &Path, new: &Path, fence: FenceCheck<'_>) -> Result<(), StoreError> {
+    copy_watched(old, new, fence, &mut |_| {})?;
+    Ok(fence()?)
 }
 
 /// The steps of a copy after which the old master may do anything.
@@ -86,11 +172,13 @@ enum Step {
     SecondLog,
 }
 
-fn copy_watched(old: &Path, new: &Path, after: &mut dyn FnMut(Step)) -> Result<(), StoreError> {
+fn copy_watched(
+    old: &Path,
+    new: &Path,
+    fence: FenceCheck<'_>,
+    after: &mut dyn FnMut(Step),
+) -> Result<(), StoreError> {
     let started = Instant::now();
-    if new.try_exists().map_err(io("look for", new))? {
-        return Err(io("copy to", new)(ErrorKind::AlreadyExists.into()));
-    }
     let (old_log, new_log) = (files::log(old), files::log(new));
     let earlier_log = files::earlier_log(new);
     let bytes = files::length(old)?.ok_or_else(|| StoreError::Missing { path: old.to_owned() })?;
@@ -101,13 +189,13 @@ fn copy_watched(old: &Path, new: &Path, after: &mut dyn FnMut(Step)) -> Result<(
         bytes = bytes + log_bytes,
         "the old master may still write: copying its database"
     );
-    copy_log(&old_log, &new_log)?;
+    copy_log(&old_log, &new_log, fence)?;
     after(Step::FirstLog);
     loop {
         fs::rename(&new_log, &earlier_log).map_err(io("rename", &new_log))?;
-        disk::copy(old, new).map_err(io("copy", old))?;
+        copy_file(disk::Copying::begin(old, new).map_err(io("copy", old))?, old, fence)?;
         after(Step::Database);
-        copy_log(&old_log, &new_log)?;
+        copy_log(&old_log, &new_log, fence)?;
         after(Step::SecondLog);
         if continues(&earlier_log, &new_log, &old_log)? {
             break;
@@ -126,14 +214,22 @@ fn copy_watched(old: &Path, new: &Path, after: &mut dyn FnMut(Step)) -> Result<(
 }
 
 /// Copies a log; one that is not there is like an empty one.
-fn copy_log(from: &Path, to: &Path) -> Result<(), StoreError> {
-    match disk::copy(from, to) {
-        Ok(_) => Ok(()),
+fn copy_log(from: &Path, to: &Path, fence: FenceCheck<'_>) -> Result<(), StoreError> {
+    match disk::Copying::begin(from, to) {
+        Ok(copying) => copy_file(copying, from, fence),
         Err(error) if error.kind() == ErrorKind::NotFound => {
             File::create(to).map(|_| ()).map_err(io("create", to))
         }
         Err(source) => Err(io("copy", from)(source)),
     }
+}
+
+/// Copies the rest of the file `from`, as long as the fence holds.
+fn copy_file(mut copying: disk::Copying, from: &Path, fence: FenceCheck<'_>) -> Result<(), StoreError> {
+    while copying.step(COPY_STEP_BYTES).map_err(io("copy", from))? > 0 {
+        fence()?;
+    }
+    Ok(())
 }
 
 /// Whether the log was not started over, nor begun, from the reading `earlier` until now, which is after the reading
@@ -209,6 +305,7 @@ mod tests {
     use proptest::prelude::*;
     use rusqlite::Connection;
 
+    use super::super::super::{Fenced, Predecessor};
     use super::*;
 
     /// A master that is slow to notice that it has lost: it counts up, in as many rows as it has counted.
@@ -269,6 +366,10 @@ mod tests {
         }
     }
 
+    fn holds() -> Result<(), Fenced> {
+        Ok(())
+    }
+
     /// Opens a copy and answers what was counted in it.
     fn counted(path: &Path) -> u32 {
         let connection = connection::open(path, Access::Write).unwrap();
@@ -299,7 +400,7 @@ mod tests {
             }
             let counted_before = zombie.count;
             let mut meanwhile = meanwhile.into_iter();
-            copy_watched(&old, &new, &mut |_| meanwhile.next().into_iter().for_each(|action| zombie.act(action)))
+            copy_watched(&old, &new, &mut holds, &mut |_| meanwhile.next().into_iter().for_each(|action| zombie.act(action)))
                 .unwrap();
             let copied = counted(&new);
             prop_assert!(copied >= counted_before, "{copied} of {counted_before}");
@@ -329,7 +430,7 @@ mod tests {
                 while !started.load(Ordering::Acquire) {
                     std::hint::spin_loop();
                 }
-                copy(&old, &new).unwrap();
+                copy(&old, &new, &mut holds).unwrap();
             });
             assert!(counted(&new) >= counted_before);
         }
@@ -342,7 +443,7 @@ mod tests {
         let mut zombie = Zombie::new(&old);
         zombie.commit(10);
         let mut databases = 0;
-        copy_watched(&old, &new, &mut |step| {
+        copy_watched(&old, &new, &mut holds, &mut |step| {
             if step == Step::Database {
                 databases += 1;
                 if databases < 3 {
@@ -364,7 +465,7 @@ mod tests {
         let mut zombie = Zombie::new(&old);
         zombie.commit(10);
         let mut databases = 0;
-        copy_watched(&old, &new, &mut |step| {
+        copy_watched(&old, &new, &mut holds, &mut |step| {
             if step == Step::FirstLog {
                 zombie.act(2);
             }
@@ -377,11 +478,88 @@ mod tests {
     #[test]
     fn a_copy_never_overwrites_a_file() {
         let dir = tempfile::tempdir().unwrap();
-        let (old, new) = (dir.path().join("old.db"), dir.path().join("new.db"));
-        drop(Zombie::new(&old));
+        let new = dir.path().join("new.db");
         fs::write(&new, "somebody's").unwrap();
-        assert!(matches!(copy(&old, &new), Err(StoreError::Io { .. })));
-        assert!(matches!(copy(&old, &old), Err(StoreError::Io { .. })));
+        assert!(matches!(Unserved::new(&new), Err(StoreError::Io { .. })));
         assert_eq!(fs::read(&new).unwrap(), b"somebody's");
+    }
+
+    /// A takeover that was superseded while it copied left its copy behind; two nodes that unseated each other in turns
+    /// filled the disk with them.
+    #[test]
+    fn a_copy_ends_with_its_fence_and_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (old, new) = (dir.path().join(files::name(Epoch(1))), dir.path().join(files::name(Epoch(2))));
+        let mut zombie = Zombie::new(&old);
+        zombie.commit(100);
+        let before = disk::names(dir.path()).unwrap().len();
+        let mut checks = 0;
+        loop {
+            let mut left = checks;
+            let mut fence = || {
+                left -= 1;
+                if left < 0 { Err(Fenced::Superseded(Epoch(3))) } else { Ok(()) }
+            };
+            let unserved = Unserved::new(&new).unwrap();
+            match copy(&old, &new, &mut fence) {
+                Ok(()) => break unserved.keep(),
+                Err(error) => assert!(matches!(error, StoreError::Fenced(_)), "{error}"),
+            }
+            drop(unserved);
+            assert_eq!(disk::names(dir.path()).unwrap().len(), before, "after {checks} checks");
+            checks += 1;
+        }
+        assert!(checks >= 4, "log, database, log, and once more at the end: {checks}");
+        assert_eq!(counted(&new), zombie.count);
+    }
+
+    #[test]
+    fn only_copies_of_the_dead_that_no_manifest_names_are_abandoned() {
+        let dir = tempfile::tempdir().unwrap();
+        let ends = [
+            (1, Predecessor::Gone),
+            (2, Predecessor::Gone),
+            (3, Predecessor::MayWrite),
+            (4, Predecessor::Gone),
+        ];
+        let predecessors = Predecessors::new(ends.map(|(epoch, end)| (Epoch(epoch), end)).to_vec());
+        for epoch in 1..=6 {
+            for file in files::all_of(&dir.path().join(files::name(Epoch(epoch)))) {
+                fs::write(file, [0; 1_000]).unwrap();
+            }
+        }
+        let wanted = [2, 4].map(|epoch| files::all_of(&dir.path().join(files::name(Epoch(epoch)))));
+        let mut wanted = wanted.concat();
+        wanted.sort();
+        let in_use = files::name(Epoch(1));
+        assert_eq!(files::abandoned(dir.path(), Epoch(6), &in_use, &predecessors).unwrap(), wanted);
+
+        let mut broken = || Err(Fenced::Superseded(Epoch(7)));
+        let refused = remove_abandoned(dir.path(), Epoch(6), &in_use, &predecessors, &mut broken);
+        assert!(matches!(refused, Err(StoreError::Fenced(_))));
+        assert!(wanted.iter().all(|path| path.exists()));
+        remove_abandoned(dir.path(), Epoch(6), &in_use, &predecessors, &mut holds).unwrap();
+        assert!(!wanted.iter().any(|path| path.exists()));
+        assert_eq!(disk::names(dir.path()).unwrap().len(), 16);
+    }
+
+    #[test]
+    fn a_copy_without_space_is_refused_unless_abandoned_ones_make_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (in_use, abandoned) = (files::name(Epoch(1)), files::name(Epoch(2)));
+        // Files with nothing but a hole: no disk has so much space.
+        let sized =
+            |name: &str, bytes: u64| File::create(dir.path().join(name)).unwrap().set_len(bytes).unwrap();
+        sized(&in_use, 1 << 40);
+        let ends = vec![(Epoch(1), Predecessor::MayWrite), (Epoch(2), Predecessor::Gone)];
+        let predecessors = Predecessors::new(ends);
+        let refused = check_space(dir.path(), &in_use, &predecessors);
+        let needed = (1 << 40) + COPY_SPARE_BYTES;
+        assert!(
+            matches!(refused, Err(StoreError::NoSpaceToCopy { needed: found, .. }) if found == needed),
+            "{refused:?}"
+        );
+        sized(&abandoned, needed);
+        check_space(dir.path(), &in_use, &predecessors).unwrap();
     }
 }
