@@ -15,6 +15,7 @@ use crate::ha::claim::{Candidate, Mastership, claim, predecessors};
 use crate::ha::lock::StoreLock;
 use crate::model::snapshot::Snapshot;
 use crate::protocol::response::Role;
+use crate::server::watch::Progress;
 use crate::store::{self, OpenOptions, Store};
 
 impl Node {
@@ -27,7 +28,12 @@ impl Node {
         });
         tell_systemd(&[NotifyState::Status("recovering")]);
         let mastership = Arc::new(self.claim(lock).await?);
-        let (store, snapshot) = self.open_store(&mastership).await?;
+        let progress = Arc::new(Progress::new());
+        self.set_standing(|standing| {
+            standing.epoch = mastership.epoch();
+            standing.recovery = Some(Arc::clone(&progress));
+        });
+        let (store, snapshot) = self.open_store(&mastership, progress).await?;
         let (ended, engine_ended) = oneshot::channel();
         let engine = self.start_engine(&mastership, store, snapshot, ended)?;
         let (epoch, mode) = (mastership.epoch(), mastership.mode());
@@ -37,6 +43,7 @@ impl Node {
             standing.master = Some(self.address.clone());
             standing.mode = mode.to_string();
             standing.store_id = mastership.store_id().to_string();
+            standing.recovery = None;
             standing.engine = Some(engine.clone());
         });
         tracing::info!(%epoch, %mode, address = self.address, took = ?started.elapsed(), "master");
@@ -92,10 +99,11 @@ impl Node {
         claimed.await.map_err(|_| NodeError::Panicked)?
     }
 
-    /// Opens the store of a claimed epoch.
+    /// Opens the store of a claimed epoch. `progress` is told each time that the fence holds meanwhile.
     async fn open_store(
         &self,
         mastership: &Arc<Mastership>,
+        progress: Arc<Progress>,
     ) -> Result<(Box<dyn Store>, Snapshot), NodeError> {
         let options = OpenOptions {
             dir: mastership.lock().directory().path().to_owned(),
@@ -105,7 +113,14 @@ impl Node {
             segment_bytes: self.config.segment_bytes,
         };
         let mut guard = self.guard(mastership);
-        let opened = spawn_blocking(move || store::open(&options, &mut || guard.check()));
+        let opened = spawn_blocking(move || {
+            store::open(&options, &mut || {
+                let started = Instant::now();
+                guard.check()?;
+                progress.made(started);
+                Ok(())
+            })
+        });
         Ok(opened.await.map_err(|_| NodeError::Panicked)??)
     }
 

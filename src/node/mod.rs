@@ -138,6 +138,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Node
         mode: config.mode.to_string(),
         store_id: String::new(),
         since: Instant::now(),
+        recovery: None,
         engine: None,
     };
     let (standing, watched) = state::channel(first);

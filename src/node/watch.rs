@@ -3,6 +3,9 @@
 //!
 //! Nothing here makes a node master, and nothing here is needed for safety: without any answer the lock and the
 //! claim decide. An answer with a recent fence check only shows that a lock which was just taken does not lock.
+//!
+//! A node that has claimed and still recovers is as good as a master: were it unseated, its successor would have to
+//! begin with the same recovery, and be unseated in turn.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,7 +19,7 @@ use crate::model::id::Epoch;
 use crate::protocol::frame::RawFrame;
 use crate::protocol::preface::{self, PREFACE_BYTES};
 use crate::protocol::request::{Hello, Purpose, Request};
-use crate::protocol::response::Response;
+use crate::protocol::response::{Heartbeat, NotMaster, Response, Role};
 
 /// Longest frame that is taken from a master here.
 const FRAME_BYTES_MAX: u64 = 64 << 10;
@@ -24,16 +27,27 @@ const FRAME_BYTES_MAX: u64 = 64 << 10;
 const CONNECT_MAX: Duration = Duration::from_millis(300);
 /// Intervals without a sign of life before the master counts as silent.
 const SILENT_INTERVALS: u32 = 3;
-/// A fence check that is older than this does not make a master healthy.
+/// A fence check that is older than this does not make a master healthy; three of its intervals, where they are longer.
 const FENCE_AGE_MAX: Duration = Duration::from_secs(1);
+/// How long a recovery may get on without a fence check: longer than the steps take between which it checks, and than
+/// the storage stalls.
+const RECOVERY_STEP_MAX: Duration = Duration::from_secs(60);
 
 /// What is known of a master by asking it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct SignOfLife {
-    /// Its epoch.
-    pub(super) epoch: Epoch,
+struct SignOfLife {
+    epoch: Epoch,
     heard_at: Instant,
     fence_age: Duration,
+    /// The highest age of a healthy one.
+    fence_age_max: Duration,
+}
+
+/// A connection to a node that has claimed.
+struct Connection {
+    stream: TcpStream,
+    input: BytesMut,
+    role: Role,
 }
 
 /// The watch over one master after the other.
@@ -54,34 +68,46 @@ impl Watch {
     pub(super) fn healthy(&self) -> Option<Epoch> {
         let silent = self.interval * SILENT_INTERVALS;
         self.last()
-            .filter(|sign| sign.heard_at.elapsed() <= silent && sign.fence_age <= FENCE_AGE_MAX)
+            .filter(|sign| sign.heard_at.elapsed() <= silent && sign.fence_age <= sign.fence_age_max)
             .map(|sign| sign.epoch)
     }
 
     /// Connects to `address` and listens until the master there is gone. Answers at once where there is none.
     pub(super) async fn follow(&self, address: &str) {
-        let Some((mut stream, mut input)) = self.connect(address).await else {
+        let Some(mut connection) = self.connect(address).await else {
             return;
         };
-        while let Ok(Some(response)) =
-            tokio::time::timeout(self.interval * SILENT_INTERVALS, next(&mut stream, &mut input)).await
-        {
-            match response {
-                Response::Heartbeat(beat) => self.note(beat.epoch, beat.fence_age_ms),
-                _ => break,
+        loop {
+            self.listen(&mut connection).await;
+            if connection.role != Role::Recovering {
+                break;
+            }
+            // It ends when it begins to serve, too.
+            match self.connect(address).await {
+                Some(next) => connection = next,
+                None => break,
             }
         }
         *self.last() = None;
         self.lost.notify_one();
     }
 
+    /// Notes signs of life until the connection ends or is silent.
+    async fn listen(&self, connection: &mut Connection) {
+        while let Ok(Some(Response::Heartbeat(beat))) =
+            tokio::time::timeout(self.interval * SILENT_INTERVALS, connection.next()).await
+        {
+            self.note(connection.role, beat);
+        }
+    }
+
     /// Asks once whether a healthy master answers at `address`, and at most for a moment.
     pub(super) async fn probe(&self, address: &str) -> Option<Epoch> {
         let answered = async {
-            let (mut stream, mut input) = self.connect(address).await?;
-            match next(&mut stream, &mut input).await? {
+            let mut connection = self.connect(address).await?;
+            match connection.next().await? {
                 Response::Heartbeat(beat) => {
-                    self.note(beat.epoch, beat.fence_age_ms);
+                    self.note(connection.role, beat);
                     self.healthy()
                 }
                 _ => None,
@@ -90,7 +116,8 @@ impl Watch {
         tokio::time::timeout(CONNECT_MAX, answered).await.ok().flatten()
     }
 
-    async fn connect(&self, address: &str) -> Option<(TcpStream, BytesMut)> {
+    /// A connection to the node at `address`, where that has claimed.
+    async fn connect(&self, address: &str) -> Option<Connection> {
         let greeting = async {
             let mut stream = TcpStream::connect(address).await.ok()?;
             stream.set_nodelay(true).ok()?;
@@ -108,18 +135,29 @@ impl Watch {
             let mut answer = [0; PREFACE_BYTES];
             stream.read_exact(&mut answer).await.ok()?;
             preface::chosen(answer).ok()?.ok()?;
-            let mut input = BytesMut::new();
-            match next(&mut stream, &mut input).await? {
-                Response::Welcome(_) => Some((stream, input)),
+            let mut connection = Connection { stream, input: BytesMut::new(), role: Role::Master };
+            match connection.next().await? {
+                Response::Welcome(_) => Some(connection),
+                Response::NotMaster(NotMaster { role: Role::Recovering, .. }) => {
+                    Some(Connection { role: Role::Recovering, ..connection })
+                }
                 _ => None,
             }
         };
         tokio::time::timeout(CONNECT_MAX, greeting).await.ok().flatten()
     }
 
-    fn note(&self, epoch: Epoch, fence_age_ms: u32) {
-        let fence_age = Duration::from_millis(u64::from(fence_age_ms));
-        *self.last() = Some(SignOfLife { epoch, heard_at: Instant::now(), fence_age });
+    fn note(&self, role: Role, beat: Heartbeat) {
+        let fence_age_max = match role {
+            Role::Recovering => RECOVERY_STEP_MAX,
+            Role::Master | Role::Standby => FENCE_AGE_MAX.max(self.interval * SILENT_INTERVALS),
+        };
+        *self.last() = Some(SignOfLife {
+            epoch: beat.epoch,
+            heard_at: Instant::now(),
+            fence_age: Duration::from_millis(u64::from(beat.fence_age_ms)),
+            fence_age_max,
+        });
     }
 
     fn last(&self) -> MutexGuard<'_, Option<SignOfLife>> {
@@ -127,14 +165,16 @@ impl Watch {
     }
 }
 
-/// The next frame; `None` where the connection ends or makes no sense. Cancel-safe.
-async fn next(stream: &mut TcpStream, input: &mut BytesMut) -> Option<Response> {
-    loop {
-        if let Some(frame) = RawFrame::cut(input, FRAME_BYTES_MAX).ok()? {
-            return Response::decode(&frame).ok();
-        }
-        if stream.read_buf(input).await.ok()? == 0 {
-            return None;
+impl Connection {
+    /// The next frame; `None` where the connection ends or makes no sense. Cancel-safe.
+    async fn next(&mut self) -> Option<Response> {
+        loop {
+            if let Some(frame) = RawFrame::cut(&mut self.input, FRAME_BYTES_MAX).ok()? {
+                return Response::decode(&frame).ok();
+            }
+            if self.stream.read_buf(&mut self.input).await.ok()? == 0 {
+                return None;
+            }
         }
     }
 }

@@ -10,9 +10,9 @@ use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::MissedTickBehavior;
 
-use super::greeting::{FIRST_FRAME_BYTES_MAX, greet, protocol_refusal, send};
+use super::greeting::{greet, protocol_refusal, send};
 use super::input::{Filled, Input, InputError};
-use super::{SERVER, Server, standby};
+use super::{SERVER, Server, standby, watch};
 use crate::broker::{Command, Ending};
 use crate::engine::{Budget, Engine, Outbox, Sent};
 use crate::model::id::{Epoch, SessionId};
@@ -88,14 +88,14 @@ pub(super) async fn run(
             return Err(error);
         }
     };
+    let heartbeat =
+        Duration::from_millis(u64::from(hello.heartbeat_ms)).clamp(HEARTBEAT_MIN, server.heartbeat);
     let standing = server.standing_now();
     let Some(engine) =
         standing.engine.filter(|_| standing.role == Role::Master && hello.epoch_seen <= standing.epoch)
     else {
-        return standby::run(server, input, write).await;
+        return standby::run(server, hello.purpose, heartbeat, input, write).await;
     };
-    let heartbeat =
-        Duration::from_millis(u64::from(hello.heartbeat_ms)).clamp(HEARTBEAT_MIN, server.heartbeat);
     // A peer that has vanished acknowledges nothing. So does one that does not read, once the buffers between are full.
     let stalled = STALLED_MIN.max(heartbeat * HEARTBEATS_MISSED_MAX);
     SockRef::from(write.as_ref()).set_tcp_user_timeout(Some(stalled))?;
@@ -110,6 +110,9 @@ pub(super) async fn run(
         header_bytes_max: server.limits.header_bytes_max,
     };
     send(&mut write, &Response::Welcome(welcome)).await?;
+    if hello.purpose == Purpose::Watch {
+        return watch::run(server, standing.role, input, write, heartbeat).await;
+    }
     let output_bytes_max = usize::try_from(server.limits.output_bytes_max).unwrap_or(usize::MAX);
     let connection = Connection {
         server: Arc::clone(server),
@@ -120,10 +123,7 @@ pub(super) async fn run(
         budget: Budget::new(server.limits.unprocessed_bytes_max),
         heard_at: Instant::now(),
     };
-    match hello.purpose {
-        Purpose::Client => connection.serve(input, heartbeat).await,
-        Purpose::Watch => connection.watch(input, heartbeat).await,
-    }
+    connection.serve(input, heartbeat).await
 }
 
 /// Shows a client that nothing more comes, and gives one that was sent away the time to read why: closing with bytes
@@ -252,29 +252,6 @@ impl Connection {
         }
         self.outbox.close();
         end.map(|_| ())
-    }
-
-    /// Serves the other node: heartbeats, until either side ends.
-    async fn watch(self, mut input: Input, heartbeat: Duration) -> Result<(), ConnectionError> {
-        let outbox = Arc::clone(&self.outbox);
-        let writer = outbox.run(|| {});
-        tokio::pin!(writer);
-        let mut beat = tokio::time::interval(heartbeat);
-        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut standing = self.server.standing.clone();
-        loop {
-            tokio::select! {
-                () = &mut writer => return Ok(()),
-                _ = beat.tick() => self.send_heartbeat(),
-                frame = input.frame(FIRST_FRAME_BYTES_MAX) => drop(frame?),
-                changed = standing.changed() => {
-                    if changed.is_err() || standing.borrow().role != Role::Master {
-                        return Ok(());
-                    }
-                }
-                () = self.server.shutdown.cancelled() => return Ok(()),
-            }
-        }
     }
 
     /// Reads what there is and hands it on. Cancel-safe: nothing is read before the last wait is over.

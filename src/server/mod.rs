@@ -12,6 +12,7 @@ mod places;
 mod standby;
 #[cfg(test)]
 mod tests;
+pub mod watch;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, watch as state};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -29,6 +30,7 @@ pub use greeting::HANDSHAKE_MAX;
 
 use fence_age::FenceAge;
 use places::Places;
+use watch::Progress;
 
 use crate::engine::Engine;
 use crate::model::id::{Epoch, SessionId};
@@ -58,6 +60,8 @@ pub struct Standing {
     pub store_id: String,
     /// Since when.
     pub since: Instant,
+    /// How the recovery of a node that has claimed gets on.
+    pub recovery: Option<Arc<Progress>>,
     /// The engine of a master.
     pub engine: Option<Engine>,
 }
@@ -73,7 +77,7 @@ pub struct Server {
     /// Settings of groups that come into being by being used without any.
     pub group_defaults: GroupSettings,
     /// What the node is.
-    pub standing: watch::Receiver<Standing>,
+    pub standing: state::Receiver<Standing>,
     /// Told when a client asks for a switchover.
     pub switchover: Notify,
     /// Ends all connections.
@@ -93,7 +97,7 @@ impl Server {
         heartbeat: Duration,
         fence_age_max: Duration,
         group_defaults: GroupSettings,
-        standing: watch::Receiver<Standing>,
+        standing: state::Receiver<Standing>,
         shutdown: CancellationToken,
     ) -> Arc<Self> {
         Arc::new(Self {

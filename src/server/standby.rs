@@ -10,16 +10,20 @@ use super::Server;
 use super::connection::{ConnectionError, FAREWELL_MAX};
 use super::greeting::FIRST_FRAME_BYTES_MAX;
 use super::input::Input;
+use super::watch;
 use crate::protocol::error::{ErrorCode, Refusal};
-use crate::protocol::request::{Admin, AdminCommand, Request};
+use crate::protocol::request::{Admin, AdminCommand, Purpose, Request};
 use crate::protocol::response::{NotMaster, Reply, Response, Role};
 
 /// How long such a connection may stay without asking for anything.
 const IDLE_MAX: Duration = Duration::from_secs(30);
 
-/// Answers `NotMaster`, then requests for the status, until the client has enough.
+/// Answers `NotMaster`, then requests for the status, until the client has enough. The other node gets signs of life
+/// where this one recovers.
 pub(super) async fn run(
     server: &Server,
+    purpose: Purpose,
+    heartbeat: Duration,
     mut input: Input,
     mut socket: OwnedWriteHalf,
 ) -> Result<(), ConnectionError> {
@@ -32,6 +36,10 @@ pub(super) async fn run(
     };
     let mut output = BytesMut::new();
     Response::NotMaster(NotMaster { role, master }).encode(&mut output);
+    if purpose == Purpose::Watch && role == Role::Recovering {
+        socket.write_all_buf(&mut output).await?;
+        return watch::run(server, role, input, socket, heartbeat).await;
+    }
     loop {
         // One that asks and does not read ends here as well.
         let asked = async {

@@ -171,7 +171,7 @@ struct Scene {
     address: SocketAddr,
     shutdown: CancellationToken,
     running: JoinHandle<()>,
-    _standing: watch::Sender<Standing>,
+    _standing: state::Sender<Standing>,
 }
 
 impl Scene {
@@ -186,7 +186,7 @@ impl Scene {
             auto_create: AutoCreate::Allowed,
         };
         let engine = Engine::start(parts, |_| {}).unwrap();
-        let (standing, watched) = watch::channel(Standing {
+        let (standing, watched) = state::channel(Standing {
             role: Role::Master,
             epoch: Epoch(1),
             master: Some("a:7470".to_owned()),
@@ -194,6 +194,7 @@ impl Scene {
             store_id: "s".to_owned(),
             since: Instant::now(),
             engine: Some(engine.clone()),
+            recovery: None,
         });
         let shutdown = CancellationToken::new();
         let server = Server::new(
