@@ -2,17 +2,25 @@
 
 mod support;
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
+use std::io::{PipeWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use batonmq::client::{Client, ConsumerOptions, ProducerOptions};
 use batonmq::model::message::Message;
+use batonmq::node::EXIT_FENCED;
 use batonmq::protocol::response::Role;
+use rustix::process::Signal;
 use support::load::options;
 use support::pair::{Node, PATIENCE};
 
 const TOPIC: &str = "t";
+/// Longer than what needs no waiting takes on a busy machine, and far below [`RARELY`].
+const SOON: Duration = Duration::from_secs(10);
+/// A poll interval that no test waits for.
+const RARELY: &str = "50s";
 /// Bytes of a block of the control file.
 const BLOCK_BYTES: u64 = 4096;
 
@@ -65,5 +73,89 @@ async fn a_block_torn_by_a_power_failure_keeps_nobody_from_taking_over() {
         nodes[0].wait_for(Role::Standby).await;
         consume(&nodes[1].address, &["one", "two"]).await;
         assert!(nodes[1].log().contains("the block of an older epoch is torn"), "{}", nodes[1].log());
+    }
+}
+
+/// A master whose lock file is gone, or is another one, excludes nobody any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_master_whose_lock_file_is_deleted_or_replaced_ends_and_the_other_one_takes_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    let lock = store.join("baton.lock");
+    let mut nodes = pair(&store, "file", dir.path());
+    nodes[0].start();
+    nodes[0].wait_for(Role::Master).await;
+    publish(&nodes[0].address, "one").await;
+    fs::remove_file(&lock).unwrap();
+    assert_eq!(nodes[0].wait().code(), Some(EXIT_FENCED), "{}", nodes[0].log());
+    assert!(nodes[0].log().contains("baton.lock was deleted"), "{}", nodes[0].log());
+
+    nodes[1].start();
+    nodes[1].wait_for(Role::Master).await;
+    nodes[0].start();
+    nodes[0].wait_for(Role::Standby).await;
+    publish(&nodes[1].address, "two").await;
+    let other = dir.path().join("other");
+    fs::write(&other, "").unwrap();
+    fs::rename(&other, &lock).unwrap();
+    assert_eq!(nodes[1].wait().code(), Some(EXIT_FENCED), "{}", nodes[1].log());
+    assert!(nodes[1].log().contains("baton.lock was replaced"), "{}", nodes[1].log());
+    assert_eq!(nodes[0].wait_for(Role::Master).await.epoch.0, 3);
+    consume(&nodes[0].address, &["one", "two"]).await;
+}
+
+/// Fills a pipe that nobody reads.
+fn fill(pipe: &PipeWriter) {
+    let flags = rustix::fs::fcntl_getfl(pipe).unwrap();
+    rustix::fs::fcntl_setfl(pipe, flags | rustix::fs::OFlags::NONBLOCK).unwrap();
+    let mut full = pipe;
+    for bytes in [4096, 1] {
+        while full.write(&vec![b'x'; bytes]).is_ok() {}
+    }
+    rustix::fs::fcntl_setfl(pipe, flags).unwrap();
+}
+
+/// A master that had lost wanted to say so first, to somebody who read nothing: it stayed alive and kept the lock.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_master_that_has_lost_ends_though_nobody_reads_its_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    let mut node = Node::new("a", &store, "file", dir.path()).set("BATON_LOG", "error");
+    let (_reader, writer) = std::io::pipe().unwrap();
+    fill(&writer);
+    node.start_with_log(writer);
+    node.wait_for(Role::Master).await;
+    fs::remove_file(store.join("baton.lock")).unwrap();
+    let ended = node.wait_within(SOON).expect("it ends");
+    assert_eq!(ended.code(), Some(EXIT_FENCED));
+}
+
+/// The standby polls the lock at once when the master is gone, however rarely it polls otherwise.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_that_polls_rarely_takes_over_at_once_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    let mut nodes = pair(&store, "file", dir.path()).map(|node| node.set("BATON_POLL_INTERVAL", RARELY));
+    nodes[0].start();
+    nodes[0].wait_for(Role::Master).await;
+    for (round, way) in ["kill", "stop", "switchover"].into_iter().enumerate() {
+        let (master, standby) = (round % 2, (round + 1) % 2);
+        nodes[standby].start();
+        nodes[standby].wait_for(Role::Standby).await;
+        nodes[standby].wait_for_log("following the master");
+        let started = Instant::now();
+        match way {
+            "kill" => nodes[master].kill(),
+            "stop" => nodes[master].signal(Signal::TERM),
+            _ => {
+                let client = Client::connect(options(&nodes[master].address)).await.unwrap();
+                client.switchover().await.unwrap();
+            }
+        }
+        nodes[standby].wait_for(Role::Master).await;
+        assert!(started.elapsed() < SOON, "{way}: {:?}\n{}", started.elapsed(), nodes[standby].log());
+        if way != "kill" {
+            assert!(nodes[master].wait().success(), "{}", nodes[master].log());
+        }
     }
 }

@@ -364,14 +364,6 @@ async fn a_slow_takeover() -> (WorstDisk, Load) {
     (disk, load)
 }
 
-fn wait_for_log(node: &Node, said: &str) {
-    let deadline = Instant::now() + PATIENCE;
-    while !node.recent_log().contains(said) {
-        assert!(Instant::now() < deadline, "it is never said that {said}:\n{}", node.log());
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
 /// A node that copied a large database said that it was not master yet, which the other one, restarted meanwhile,
 /// took for no answer: it claimed, and copied, and was unseated in the same way. Nobody ever served, and each turn left
 /// a copy behind until the disk was full.
@@ -382,7 +374,7 @@ async fn a_node_that_takes_long_to_recover_is_left_alone_though_its_lock_exclude
     assert_eq!(disk.nodes[0].wait().code(), Some(EXIT_FENCED), "{}", disk.logs());
     disk.nodes[0].start();
     disk.nodes[0].wait_for(Role::Standby).await;
-    wait_for_log(&disk.nodes[0], "locks do not lock");
+    disk.nodes[0].wait_for_log("locks do not lock");
     assert_eq!(disk.nodes[1].wait_for(Role::Recovering).await.epoch, Epoch(2), "{}", disk.logs());
     assert_eq!(disk.nodes[1].wait_for(Role::Master).await.epoch, Epoch(2), "{}", disk.logs());
     load.confirmed_more(100).await;

@@ -7,10 +7,11 @@ use sd_notify::NotifyState;
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 
+use super::ending::end_process;
 use super::guard::MastershipGuard;
-use super::{EXIT_FENCED, Node, NodeError, tell_systemd};
+use super::{Node, NodeError, tell_systemd};
 use crate::broker::AutoCreate;
-use crate::engine::{Engine, EngineError, Guard, Parts};
+use crate::engine::{Engine, Guard, Parts};
 use crate::ha::claim::{Candidate, Mastership, claim, predecessors};
 use crate::ha::lock::StoreLock;
 use crate::model::snapshot::Snapshot;
@@ -152,10 +153,4 @@ impl Node {
         })?;
         Ok(engine)
     }
-}
-
-/// The mastership or the store failed: nothing may be sent, flushed or closed any more.
-fn end_process(error: &EngineError) -> ! {
-    tracing::error!(%error, "no longer master: ending at once");
-    std::process::exit(EXIT_FENCED)
 }

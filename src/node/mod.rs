@@ -10,6 +10,7 @@
 //! Everything that can refuse (directory, rights, format, addresses) is checked before an epoch is claimed, so that
 //! a node that cannot serve never unseats one that does.
 
+mod ending;
 mod guard;
 mod master;
 mod standby;
@@ -25,6 +26,8 @@ use tokio::net::TcpListener;
 use tokio::sync::watch as state;
 use tokio_util::sync::CancellationToken;
 
+pub use ending::EXIT_FENCED;
+
 use crate::config::Config;
 use crate::engine::EngineError;
 use crate::ha::block::Address;
@@ -37,9 +40,6 @@ use crate::model::id::Epoch;
 use crate::protocol::response::Role;
 use crate::server::{FENCE_AGE_MAX, Server, Standing, bind};
 use crate::store::StoreError;
-
-/// Exit code of a process that ends because its mastership or its store failed under it.
-pub const EXIT_FENCED: i32 = 3;
 
 /// Why a node does not start or does not go on. The process must end.
 #[derive(Debug, thiserror::Error)]

@@ -77,6 +77,7 @@ impl Watch {
         let Some(mut connection) = self.connect(address).await else {
             return;
         };
+        tracing::info!(master = address, "following the master");
         loop {
             self.listen(&mut connection).await;
             if connection.role != Role::Recovering {

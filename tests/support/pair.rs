@@ -64,9 +64,14 @@ impl Node {
     }
 
     pub fn start(&mut self) {
-        assert!(self.process.is_none(), "{} runs already", self.name);
         self.log_start = fs::metadata(&self.log).map_or(0, |log| log.len());
         let log = File::options().create(true).append(true).open(&self.log).unwrap();
+        self.start_with_log(log);
+    }
+
+    /// Starts it with its log going elsewhere.
+    pub fn start_with_log(&mut self, log: impl Into<Stdio>) {
+        assert!(self.process.is_none(), "{} runs already", self.name);
         let child = self
             .program()
             .args(["serve", "--node", &self.name, "--mode", self.mode, "--listen", &self.address])
@@ -173,6 +178,15 @@ impl Node {
             assert!(self.runs(), "{} has ended:\n{}", self.name, self.log());
             assert!(Instant::now() < deadline, "{} does not become {role}:\n{}", self.name, self.log());
             tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Waits until the process that was started last has said something in its log.
+    pub fn wait_for_log(&self, said: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.recent_log().contains(said) {
+            assert!(Instant::now() < deadline, "{} never says {said:?}:\n{}", self.name, self.log());
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 
