@@ -15,6 +15,7 @@ use batonmq::disk;
 use batonmq::model::id::Epoch;
 use batonmq::node::EXIT_FENCED;
 use batonmq::protocol::response::Role;
+use rustix::process::Signal;
 use support::history::{Violation, check};
 use support::load::{GROUPS, Load, PATIENT_HEARTBEAT, Temper};
 use support::mount::{DEFAULT, FORGETFUL, Mount, SLOW};
@@ -379,6 +380,24 @@ async fn a_node_that_takes_long_to_recover_is_left_alone_though_its_lock_exclude
     assert_eq!(disk.nodes[1].wait_for(Role::Master).await.epoch, Epoch(2), "{}", disk.logs());
     load.confirmed_more(100).await;
     assert_eq!(disk.nodes[0].wait_for(Role::Standby).await.epoch, Epoch(2), "{}", disk.logs());
+    let events = load.finish().await;
+    assert_eq!(check(&events, &GROUPS), []);
+}
+
+/// A node that was told to stop while it copied a database did so when it had copied all of it and served.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_takeover_that_is_told_to_stop_does_so_and_leaves_no_copy() {
+    let (mut disk, load) = a_slow_takeover().await;
+    let store = disk.nodes[0].store.clone();
+    disk.nodes[1].signal(Signal::TERM);
+    assert!(disk.nodes[1].wait().success(), "{}", disk.logs());
+    assert!(!disk.nodes[1].log().contains("node::master: master epoch"), "{}", disk.logs());
+    let copy = format!("baton-{:020}.db", 2);
+    assert!(!databases(&store).iter().any(|name| name.starts_with(&copy)), "{:?}", databases(&store));
+    disk.nodes[0].resume();
+    assert_eq!(disk.nodes[0].wait().code(), Some(EXIT_FENCED), "{}", disk.logs());
+    disk.nodes[0].start();
+    assert_eq!(disk.nodes[0].wait_for(Role::Master).await.epoch, Epoch(3), "{}", disk.logs());
     let events = load.finish().await;
     assert_eq!(check(&events, &GROUPS), []);
 }

@@ -23,7 +23,7 @@ BATON_LIMITS_TOPICS_MAX), and those by the flags above. systemd/baton.toml has e
 
 Ends with 0 after SIGTERM, SIGINT or a switchover, when what was in flight is settled or --drain-timeout has passed and
 the other node may take over; with 2 where the configuration is wrong; with 3 at once where the mastership or the
-store was lost under it; with 1 where it cannot start.
+store was lost under it, or the storage does not let a drain come to its end; with 1 where it cannot start.
 
 Examples:
   baton serve
@@ -65,7 +65,7 @@ pub fn run(args: ServeArgs, log_args: &LogArgs) -> anyhow::Result<()> {
         tracing::warn!("{lowered}");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let shutdown = CancellationToken::new();
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
         let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
@@ -78,7 +78,10 @@ pub fn run(args: ServeArgs, log_args: &LogArgs) -> anyhow::Result<()> {
             stop.cancel();
         });
         batonmq::node::run(config, shutdown).await.map_err(anyhow::Error::new)
-    })
+    });
+    // A thread that waits for storage which does not answer ends with the process.
+    runtime.shutdown_background();
+    ended
 }
 
 fn sources(args: ServeArgs, log_args: &LogArgs) -> Sources {

@@ -1,7 +1,7 @@
 //! The master: claims an epoch, opens the store, serves, drains.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
 use tokio::sync::oneshot;
@@ -17,7 +17,12 @@ use crate::ha::lock::StoreLock;
 use crate::model::snapshot::Snapshot;
 use crate::protocol::response::Role;
 use crate::server::watch::Progress;
-use crate::store::{self, OpenOptions, Store};
+use crate::store::{self, Fenced, OpenOptions, Store};
+
+/// How long a takeover that is told to stop may take to tidy up.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+/// How long the end of a drain may take after its time is over: the last sync, the last checkpoint, the release.
+const DRAIN_GRACE: Duration = Duration::from_secs(30);
 
 impl Node {
     /// Serves with the lock until the node is told to stop or to hand over.
@@ -28,13 +33,18 @@ impl Node {
             standing.master = None;
         });
         tell_systemd(&[NotifyState::Status("recovering")]);
-        let mastership = Arc::new(self.claim(lock).await?);
-        let progress = Arc::new(Progress::new());
-        self.set_standing(|standing| {
-            standing.epoch = mastership.epoch();
-            standing.recovery = Some(Arc::clone(&progress));
-        });
-        let (store, snapshot) = self.open_store(&mastership, progress).await?;
+        let taking = self.take_over(lock);
+        tokio::pin!(taking);
+        let taken = tokio::select! {
+            taken = &mut taking => Some(taken?),
+            () = self.shutdown.cancelled() => None,
+        };
+        let Some((mastership, store, snapshot)) = taken else {
+            tracing::info!("stopping during the takeover: the other node takes over as after a crash");
+            // A copy ends by itself, and takes its files along. What does not end ends with the process.
+            let _ = tokio::time::timeout(STOP_GRACE, taking).await;
+            return Ok(());
+        };
         let (ended, engine_ended) = oneshot::channel();
         let engine = self.start_engine(&mastership, store, snapshot, ended)?;
         let (epoch, mode) = (mastership.epoch(), mastership.mode());
@@ -57,10 +67,18 @@ impl Node {
         let started = Instant::now();
         tell_systemd(&[NotifyState::Stopping, NotifyState::Status("draining")]);
         engine.drain(started + self.config.drain_timeout);
-        engine_ended.await.map_err(|_| NodeError::Panicked)?;
-        // The engine's thread has dropped its share; the release needs the whole.
-        let mastership = Arc::into_inner(mastership).ok_or(NodeError::Panicked)?;
-        spawn_blocking(move || mastership.release()).await.map_err(|_| NodeError::Panicked)??;
+        let handing_over = async {
+            engine_ended.await.map_err(|_| NodeError::Panicked)?;
+            // The engine's thread has dropped its share; the release needs the whole.
+            let mastership = Arc::into_inner(mastership).ok_or(NodeError::Panicked)?;
+            spawn_blocking(move || mastership.release()).await.map_err(|_| NodeError::Panicked)??;
+            Ok::<_, NodeError>(())
+        };
+        let patience = self.config.drain_timeout + DRAIN_GRACE;
+        match tokio::time::timeout(patience, handing_over).await {
+            Ok(handed_over) => handed_over?,
+            Err(_) => end_process(&NodeError::Drain(patience)),
+        }
         self.set_standing(|standing| {
             standing.role = Role::Standby;
             standing.master = None;
@@ -68,6 +86,21 @@ impl Node {
         });
         tracing::info!(%epoch, took = ?started.elapsed(), "mastership released");
         Ok(())
+    }
+
+    /// Claims the next epoch and opens the store.
+    async fn take_over(
+        &self,
+        lock: StoreLock,
+    ) -> Result<(Arc<Mastership>, Box<dyn Store>, Snapshot), NodeError> {
+        let mastership = Arc::new(self.claim(lock).await?);
+        let progress = Arc::new(Progress::new());
+        self.set_standing(|standing| {
+            standing.epoch = mastership.epoch();
+            standing.recovery = Some(Arc::clone(&progress));
+        });
+        let (store, snapshot) = self.open_store(&mastership, progress).await?;
+        Ok((mastership, store, snapshot))
     }
 
     /// Claims the next epoch.
@@ -113,10 +146,13 @@ impl Node {
             predecessors: mastership.predecessors(),
             segment_bytes: self.config.segment_bytes,
         };
-        let mut guard = self.guard(mastership);
+        let (mut guard, stop) = (self.guard(mastership), self.shutdown.clone());
         let opened = spawn_blocking(move || {
             store::open(&options, &mut || {
                 let started = Instant::now();
+                if stop.is_cancelled() {
+                    return Err(Fenced::Unknown("the node is told to stop".to_owned()));
+                }
                 guard.check()?;
                 progress.made(started);
                 Ok(())

@@ -7,6 +7,9 @@
 //!                        +--anything goes wrong--> end <----+--fence, lock, write or sync fails--> end at once
 //! ```
 //!
+//! A node that is told to stop does so in each of these states, also where the storage does not answer: as standby and
+//! while it recovers at once, as master when the drain has had its time.
+//!
 //! Everything that can refuse (directory, rights, format, addresses) is checked before an epoch is claimed, so that
 //! a node that cannot serve never unseats one that does.
 
@@ -19,7 +22,7 @@ mod watch;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
@@ -79,6 +82,11 @@ pub enum NodeError {
     /// The configuration names an address for clients that is too long.
     #[error("advertise: {0}")]
     Advertise(#[from] crate::ha::block::AddressTooLong),
+    /// A drain does not come to its end: the storage does not answer.
+    #[error(
+        "the drain is not over after {0:?}: the epoch is not released, and the other node takes over as after a crash"
+    )]
+    Drain(Duration),
     /// A thread that worked on the store has panicked: a bug.
     #[error("a thread of the node has panicked")]
     Panicked,

@@ -22,6 +22,14 @@ const WARN_INTERVAL: Duration = Duration::from_secs(10);
 impl Node {
     /// Waits until the lock is this process's; `None` where the node is told to stop before.
     pub(super) async fn stand_by(&self) -> Result<Option<StoreLock>, NodeError> {
+        // A lock that is acquired by a poll nobody waits for any more is let go at once.
+        tokio::select! {
+            locked = self.wait_for_lock() => locked.map(Some),
+            () = self.shutdown.cancelled() => Ok(None),
+        }
+    }
+
+    async fn wait_for_lock(&self) -> Result<StoreLock, NodeError> {
         tracing::info!(node = %self.config.node, store = %self.directory.path().display(), "standby");
         tell_systemd(&[NotifyState::Ready, NotifyState::Status("standby")]);
         let watch = Watch::new(self.config.poll_interval);
@@ -34,7 +42,7 @@ impl Node {
                 // The master as it is now that the lock is held; a look from before may be outdated.
                 let master = self.look_at_master().await?;
                 match self.healthy_elsewhere(&watch, master.as_ref()).await {
-                    None => return Ok(Some(lock)),
+                    None => return Ok(lock),
                     Some(address) => {
                         if warned_at.is_none_or(|at| at.elapsed() > WARN_INTERVAL) {
                             tracing::error!(
@@ -57,7 +65,6 @@ impl Node {
                     tracing::info!("the master does not answer any more");
                     eager_until = Instant::now() + EAGER_FOR;
                 }
-                () = self.shutdown.cancelled() => return Ok(None),
             }
         }
     }

@@ -34,7 +34,7 @@ use crate::disk;
 use crate::model::id::Epoch;
 
 /// Bytes that are copied between two checks of the fence.
-const COPY_STEP_BYTES: u64 = 16 << 20;
+const COPY_STEP_BYTES: u64 = 4 << 20;
 /// Bytes that must be free beyond those of a copy: for what the old master still appends, and for the new manifest.
 const COPY_SPARE_BYTES: u64 = 4 << 20;
 /// Bytes of a log's header: magic, version, page size, sequence, two salts, checksum.
