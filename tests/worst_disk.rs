@@ -421,6 +421,23 @@ async fn a_takeover_that_is_overtaken_ends_soon_and_leaves_no_copy() {
     assert_eq!(check(&events, &GROUPS), []);
 }
 
+/// Both nodes named the address that they share as their own. The standby took the master for itself, did not ask
+/// whether it was healthy, and unseated it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_healthy_master_is_left_alone_though_both_advertise_one_address() {
+    let mut disk = WorstDisk::new("file", [DEFAULT, FORGETFUL]);
+    let shared = disk.nodes[0].address.clone();
+    disk.nodes = disk.nodes.map(|node| node.set("BATON_ADVERTISE", &shared));
+    let load = disk.start().await;
+    disk.nodes[1].wait_for_log("locks do not lock");
+    load.confirmed_more(1_000).await;
+    assert_eq!(disk.nodes[0].wait_for(Role::Master).await.epoch, Epoch(1), "{}", disk.logs());
+    let said = disk.nodes.each_ref().map(|node| node.log().matches("set `advertise` of each").count());
+    assert_eq!(said, [0, 1], "{}", disk.logs());
+    let events = load.finish().await;
+    assert_eq!(check(&events, &GROUPS), []);
+}
+
 /// A node had looked for the folder `manifest` before there was one. The other node founded the store, confirmed, and
 /// died. The first took over while its mount still kept that there is no such folder: in database mode it once made a
 /// new store, and everything confirmed was gone; in file mode it would not serve.

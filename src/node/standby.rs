@@ -57,7 +57,7 @@ impl Node {
                 drop(lock);
             }
             self.note_master(master.as_ref());
-            following.follow(&watch, master.as_ref(), &self.address);
+            following.follow(&watch, master.as_ref().filter(|block| !self.is_own(block)));
             let pause = if Instant::now() < eager_until { EAGER_INTERVAL } else { self.config.poll_interval };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
@@ -88,7 +88,7 @@ impl Node {
     async fn healthy_elsewhere(&self, watch: &Watch, master: Option<&Block>) -> Option<String> {
         let master = master.filter(|block| block.state != State::Released)?;
         let address = master.address.as_str();
-        if address.is_empty() || address == self.address || master.owner.is_dead_here() {
+        if address.is_empty() || self.is_own(master) || master.owner.is_dead_here() {
             return None;
         }
         let epoch = match watch.healthy() {
@@ -98,10 +98,17 @@ impl Node {
         (epoch? >= master.epoch).then(|| address.to_owned())
     }
 
+    /// Whether the block is of this process, or of one before it of the same node: that one is gone, since this one
+    /// has its address.
+    fn is_own(&self, block: &Block) -> bool {
+        block.owner.incarnation == self.identity.incarnation
+            || (block.owner.node == self.identity.node && block.address == self.advertised)
+    }
+
     /// Lets clients know where the master is.
     fn note_master(&self, master: Option<&Block>) {
         let Some(block) = master else { return };
-        let address = (block.state != State::Released && block.address.as_str() != self.address)
+        let address = (block.state != State::Released && !self.is_own(block))
             .then(|| block.address.as_str().to_owned())
             .filter(|address| !address.is_empty());
         let known = self.server.standing.borrow();
@@ -109,6 +116,14 @@ impl Node {
             return;
         }
         drop(known);
+        if block.address == self.advertised && !self.is_own(block) {
+            tracing::error!(
+                address = %block.address,
+                other = %block.owner.node,
+                "both nodes have the same address: set `advertise` of each to one that leads to it alone, or the \
+                 standby may not see whether the master is healthy"
+            );
+        }
         self.set_standing(|standing| {
             standing.epoch = block.epoch;
             standing.master = address;
@@ -125,14 +140,14 @@ struct Following {
 }
 
 impl Following {
-    /// Sees to it that the master is followed, if there is one and it is another.
-    fn follow(&mut self, watch: &Arc<Watch>, master: Option<&Block>, own_address: &str) {
+    /// Sees to it that the master is followed, if there is one.
+    fn follow(&mut self, watch: &Arc<Watch>, master: Option<&Block>) {
         if self.task.as_ref().is_some_and(|task| !task.is_finished()) {
             return;
         }
         let Some(block) = master.filter(|block| block.state != State::Released) else { return };
         let address = block.address.as_str().to_owned();
-        if address.is_empty() || address == own_address {
+        if address.is_empty() {
             return;
         }
         let watch = Arc::clone(watch);
