@@ -234,27 +234,28 @@ impl Mastership {
         Fence::new(self.control.path(), &self.block, read)
     }
 
-    /// Records that the store has another mode from now on. To be called once the converted store is durable.
+    /// Records that the store has another mode from now on. To be called once the converted store is durable. `read` is
+    /// how the fence is read.
     ///
     /// # Errors
     /// Where the fence is broken or the block cannot be written; the process must end.
-    pub fn convert_to(&mut self, mode: Mode) -> Result<(), ReleaseError> {
-        self.rewrite(Block { mode, ..self.block.clone() })
+    pub fn convert_to(&mut self, mode: Mode, read: FenceRead) -> Result<(), ReleaseError> {
+        self.rewrite(Block { mode, ..self.block.clone() }, read)
     }
 
     /// Ends the mastership: says in its own block that nothing of this epoch will be written any more, durably, and
-    /// lets the lock go. To be called when that is true: the store is closed.
+    /// lets the lock go. To be called when that is true: the store is closed. `read` is how the fence is read.
     ///
     /// # Errors
     /// Where the fence is broken or the block cannot be written. The lock is let go all the same.
-    pub fn release(mut self) -> Result<(), ReleaseError> {
+    pub fn release(mut self, read: FenceRead) -> Result<(), ReleaseError> {
         // 0 would mean that it is not released.
         let released_at = now().max(Timestamp(1));
-        self.rewrite(Block { state: State::Released, released_at, ..self.block.clone() })
+        self.rewrite(Block { state: State::Released, released_at, ..self.block.clone() }, read)
     }
 
-    fn rewrite(&mut self, block: Block) -> Result<(), ReleaseError> {
-        self.fence(FenceRead::Reopen).check()?;
+    fn rewrite(&mut self, block: Block, read: FenceRead) -> Result<(), ReleaseError> {
+        self.fence(read).check()?;
         self.control.write(&block)?;
         self.block = block;
         Ok(())
@@ -325,7 +326,7 @@ mod tests {
         let id = first.store_id();
         assert_eq!(open(&dir).status().unwrap(), Some(block(dir.path(), 1)));
         assert_eq!(block(dir.path(), 1).state, State::Active);
-        first.release().unwrap();
+        first.release(FenceRead::Reopen).unwrap();
         assert_eq!(block(dir.path(), 1).state, State::Released);
         assert_ne!(block(dir.path(), 1).released_at, Timestamp(0));
 
@@ -342,7 +343,7 @@ mod tests {
         drop(claimed(&dir, dead_candidate()));
         assert_eq!(claimed(&dir, candidate(Mode::File)).predecessors().all(), Predecessor::Gone);
         assert_eq!(claimed(&dir, candidate(Mode::File)).predecessors().all(), Predecessor::MayWrite);
-        claimed(&dir, candidate(Mode::File)).release().unwrap();
+        claimed(&dir, candidate(Mode::File)).release(FenceRead::Reopen).unwrap();
         let expected = predecessors(dir.path()).unwrap();
         let last = claimed(&dir, candidate(Mode::File));
         assert_eq!(format!("{:?}", last.predecessors()), format!("{expected:?}"));
@@ -358,7 +359,7 @@ mod tests {
     #[test]
     fn a_claim_that_fails_lets_the_lock_go() {
         let dir = tempfile::tempdir().unwrap();
-        claimed(&dir, candidate(Mode::File)).release().unwrap();
+        claimed(&dir, candidate(Mode::File)).release(FenceRead::Reopen).unwrap();
         let directory = open(&dir);
         let lock = locked(&directory);
         fs::write(dir.path().join("epochs/99999999999999999999"), b"").unwrap();
@@ -383,7 +384,10 @@ mod tests {
         let one = claimed(&dir, candidate(Mode::File));
         let two = claimed(&dir, candidate(Mode::File));
         let before = fs::read(dir.path().join("control")).unwrap();
-        assert!(matches!(one.release(), Err(ReleaseError::Fence(FenceError::Superseded(Epoch(2))))));
+        assert!(matches!(
+            one.release(FenceRead::Reopen),
+            Err(ReleaseError::Fence(FenceError::Superseded(Epoch(2))))
+        ));
         assert_eq!(fs::read(dir.path().join("control")).unwrap(), before);
         two.fence(FenceRead::Reopen).check().unwrap();
     }
@@ -402,13 +406,13 @@ mod tests {
     fn a_converted_store_keeps_its_new_mode() {
         let dir = tempfile::tempdir().unwrap();
         let mut one = claimed(&dir, candidate(Mode::File));
-        one.convert_to(Mode::Database).unwrap();
+        one.convert_to(Mode::Database, FenceRead::Reopen).unwrap();
         one.fence(FenceRead::Reopen).check().unwrap();
-        one.release().unwrap();
+        one.release(FenceRead::Reopen).unwrap();
         let mut two = claimed(&dir, candidate(Mode::File));
         assert_eq!(two.mode(), Mode::Database);
         let three = claimed(&dir, candidate(Mode::File));
-        assert!(two.convert_to(Mode::File).is_err());
+        assert!(two.convert_to(Mode::File, FenceRead::Reopen).is_err());
         assert_eq!(three.mode(), Mode::Database);
     }
 

@@ -71,7 +71,7 @@ mod tests {
         println!("\nserving epoch {}", mastership.epoch());
         // Until the parent lets go of the pipe, or kills.
         std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
-        match mastership.release() {
+        match mastership.release(FenceRead::Reopen) {
             Err(ReleaseError::Fence(FenceError::Superseded(_))) => std::process::exit(SUPERSEDED),
             released => released.unwrap(),
         }
@@ -126,6 +126,6 @@ mod tests {
         drop(second.stdin.take());
         assert_eq!(second.wait().unwrap().code(), Some(SUPERSEDED));
         third.fence(FenceRead::Reopen).check().unwrap();
-        third.release().unwrap();
+        third.release(FenceRead::Reopen).unwrap();
     }
 }

@@ -71,7 +71,10 @@ impl Node {
             engine_ended.await.map_err(|_| NodeError::Panicked)?;
             // The engine's thread has dropped its share; the release needs the whole.
             let mastership = Arc::into_inner(mastership).ok_or(NodeError::Panicked)?;
-            spawn_blocking(move || mastership.release()).await.map_err(|_| NodeError::Panicked)??;
+            let fence_read = self.config.fence_read;
+            spawn_blocking(move || mastership.release(fence_read))
+                .await
+                .map_err(|_| NodeError::Panicked)??;
             Ok::<_, NodeError>(())
         };
         let patience = self.config.drain_timeout + DRAIN_GRACE;
