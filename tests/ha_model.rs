@@ -4,8 +4,10 @@
 //! lock is left out, as on storage where locks do not exclude. A paused process is one that takes no step while the
 //! others do; a dead one is known to be dead, as on the same host, so that the next master may recover in place.
 //!
-//! What must hold in every state: each confirmed record is in the log that readers follow; an epoch has one owner;
-//! and no two living processes recover or write one database in place.
+//! What must hold in every state: each confirmed record is in the log that readers follow; an epoch has one owner; no
+//! two living processes recover or write one database in place; and nothing is removed that readers need.
+//!
+//! The first record of a master also settles everything before it: once it counts, the files of lower epochs may go.
 //!
 //! The same model, with one rule broken, must find a violation: so each rule is needed, and the model can see.
 
@@ -43,6 +45,12 @@ enum Rules {
     OnlyTheLastPredecessor,
     /// Which lower epochs may write is taken from the look before the claim.
     PredecessorFromTheFirstLook,
+    /// What was recovered is told to those who send it again, before the fence was checked.
+    AnswerBeforeCheck,
+    /// Settled files are removed once that is durable, before the fence was checked.
+    UnlinkBeforeCheck,
+    /// Before a copy, every database goes that the newest manifest does not name, whoever may be making it.
+    RemoveCopiesOfTheLiving,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -52,13 +60,20 @@ enum Step {
     WriteBlock,
     SecondLook,
     ReadManifest,
-    /// Reads how much there is of this epoch.
+    /// Removes copies that never served, and will read tails from this epoch on.
+    RemoveAbandoned(usize),
+    /// Reads how much there is of this epoch. In place, the database is written meanwhile.
     ReadTail(usize),
+    SealCheck,
     WriteManifest,
+    AnswerCheck,
+    /// Tells those who send records again that they are stored.
+    Answer,
     Append,
     Sync,
     Check,
     Confirm,
+    Unlink,
     ReleaseCheck,
     WriteRelease,
     /// It has ended by itself and takes no step any more.
@@ -87,6 +102,10 @@ struct Disk {
     /// Records of an epoch that were written, and those that survive anything.
     written: PerEpoch<u8>,
     durable: PerEpoch<u8>,
+    /// Which epoch has settled and removed the records of an epoch; 0 where none has.
+    unlinked: PerEpoch<usize>,
+    /// The databases that were removed, by the epoch that made them.
+    removed: PerEpoch<bool>,
     /// The one block of the rules that have one: whose epoch it names.
     slot: usize,
 }
@@ -100,6 +119,8 @@ struct Process {
     unknown: PerEpoch<bool>,
     /// What it will write as its manifest.
     manifest: Manifest,
+    /// The database in the manifest that it read.
+    source: usize,
     /// Its own records that were synced before its last check.
     checked: u8,
 }
@@ -183,9 +204,28 @@ impl State {
             }
             Step::SecondLook => self.second_look(index, rules),
             Step::ReadManifest => self.read_manifest(index),
+            Step::RemoveAbandoned(newest) => {
+                self.remove_abandoned(index, rules);
+                Step::ReadTail(newest)
+            }
             Step::ReadTail(lower) => self.read_tail(index, lower, tail, rules),
+            Step::SealCheck if self.passes(index, rules) => Step::WriteManifest,
+            Step::SealCheck => {
+                // Its own copy, which no manifest will name.
+                self.disk.removed[epoch] |= self.processes[index].manifest.database == epoch;
+                Step::Ended
+            }
             Step::WriteManifest => {
                 self.disk.manifests[epoch] = Some(self.processes[index].manifest);
+                if rules == Rules::AnswerBeforeCheck { Step::Answer } else { Step::AnswerCheck }
+            }
+            Step::AnswerCheck if self.passes(index, rules) => Step::Answer,
+            Step::AnswerCheck => Step::Ended,
+            Step::Answer => {
+                for lower in 1..epoch {
+                    let stored = self.processes[index].manifest.sealed[lower];
+                    self.confirmed[lower] = self.confirmed[lower].max(stored);
+                }
                 first_step_of_a_commit(rules)
             }
             Step::Append => {
@@ -194,7 +234,11 @@ impl State {
             }
             Step::Sync => {
                 self.disk.durable[epoch] = self.disk.written[epoch];
-                if rules == Rules::CheckBeforeWrite { Step::Confirm } else { Step::Check }
+                match rules {
+                    Rules::CheckBeforeWrite => Step::Confirm,
+                    Rules::UnlinkBeforeCheck => Step::Unlink,
+                    _ => Step::Check,
+                }
             }
             Step::Check if !self.passes(index, rules) => Step::Ended,
             Step::Check => {
@@ -206,7 +250,16 @@ impl State {
                     Rules::CheckBeforeWrite => self.disk.durable[epoch],
                     _ => self.processes[index].checked,
                 };
-                first_step_of_a_commit(rules)
+                if rules == Rules::UnlinkBeforeCheck { Step::Append } else { Step::Unlink }
+            }
+            Step::Unlink => {
+                for lower in 1..epoch {
+                    if self.disk.unlinked[lower] == 0 {
+                        self.disk.unlinked[lower] = epoch;
+                    }
+                    self.disk.removed[lower] |= lower != self.processes[index].manifest.database;
+                }
+                if rules == Rules::UnlinkBeforeCheck { Step::Check } else { first_step_of_a_commit(rules) }
             }
             Step::ReleaseCheck if self.passes(index, rules) => Step::WriteRelease,
             Step::ReleaseCheck => Step::Ended,
@@ -237,7 +290,7 @@ impl State {
         if rules != Rules::PredecessorFromTheFirstLook {
             self.processes[index].unknown = self.unknown_below(epoch, rules);
         }
-        if rules == Rules::ScanBeforeClaim { Step::WriteManifest } else { Step::ReadManifest }
+        if rules == Rules::ScanBeforeClaim { Step::SealCheck } else { Step::ReadManifest }
     }
 
     fn read_manifest(&mut self, index: usize) -> Step {
@@ -250,18 +303,30 @@ impl State {
         let may_write = process.unknown[manifest.database..].contains(&true);
         let database = if may_write { process.epoch } else { manifest.database };
         process.manifest = Manifest { database, ..manifest };
-        Step::ReadTail(newest)
+        process.source = manifest.database;
+        if may_write { Step::RemoveAbandoned(newest) } else { Step::ReadTail(newest) }
+    }
+
+    fn remove_abandoned(&mut self, index: usize, rules: Rules) {
+        let Process { epoch, source, unknown, .. } = self.processes[index];
+        for (lower, removed) in self.disk.removed.iter_mut().enumerate().take(epoch).skip(1) {
+            let is_gone = !unknown[lower] && self.disk.blocks[lower].is_some();
+            *removed |= lower != source && (is_gone || rules == Rules::RemoveCopiesOfTheLiving);
+        }
     }
 
     fn read_tail(&mut self, index: usize, lower: usize, tail: u8, rules: Rules) -> Step {
         let process = &mut self.processes[index];
+        if self.disk.removed[process.source] {
+            return Step::Ended;
+        }
         let named = highest_of(&self.disk.blocks[..process.epoch]);
         let is_left_out = rules == Rules::SealOnlyTheEpochInControl && lower != named;
         process.manifest.sealed[lower] = if is_left_out { 0 } else { tail };
         match (lower + 1 < process.epoch, rules) {
             (true, _) => Step::ReadTail(lower + 1),
             (false, Rules::ScanBeforeClaim) => Step::Claim,
-            (false, _) => Step::WriteManifest,
+            (false, _) => Step::SealCheck,
         }
     }
 }
@@ -273,14 +338,24 @@ impl Process {
         epoch: 0,
         unknown: [false; EPOCHS + 1],
         manifest: FIRST_MANIFEST,
+        source: 1,
         checked: 0,
     };
 
     /// It has opened the store and may write to it.
     fn has_store_open(&self) -> bool {
-        use Step::{Append, Check, Confirm, ReleaseCheck, Sync, WriteManifest};
-        let opened = matches!(self.step, WriteManifest | Append | Sync | Check | Confirm | ReleaseCheck);
-        self.is_alive && opened
+        use Step::{Claim, Ended, Look, ReadManifest, RemoveAbandoned, SecondLook, WriteBlock};
+        let is_before = matches!(
+            self.step,
+            Look | Claim
+                | WriteBlock
+                | SecondLook
+                | ReadManifest
+                | RemoveAbandoned(_)
+                | Ended
+                | Step::WriteRelease
+        );
+        self.is_alive && !is_before
     }
 }
 
@@ -307,6 +382,8 @@ impl Model for Takeover {
             manifests: [None, Some(FIRST_MANIFEST), None, None],
             written: [0; EPOCHS + 1],
             durable: [0; EPOCHS + 1],
+            unlinked: [0; EPOCHS + 1],
+            removed: [false; EPOCHS + 1],
             slot: 1,
         };
         vec![State { disk, processes: [master, Process::NEW, Process::NEW], confirmed: [0; EPOCHS + 1] }]
@@ -359,6 +436,16 @@ impl Model for Takeover {
                 let sealed = state.disk.manifests[newest].map_or([0; EPOCHS + 1], |manifest| manifest.sealed);
                 (1..newest).all(|epoch| state.confirmed[epoch] <= sealed[epoch])
             }),
+            Property::always(SETTLED_IS_KNOWN, |_, state: &State| {
+                let newest = highest_of(&state.disk.manifests);
+                let Some(manifest) = state.disk.manifests[newest] else { return true };
+                let knows = |&by: &usize| by == 0 || by == newest || manifest.sealed[by] > 0;
+                state.disk.unlinked.iter().all(knows)
+            }),
+            Property::always(DATABASE_IS_THERE, |_, state: &State| {
+                let newest = highest_of(&state.disk.manifests);
+                state.disk.manifests[newest].is_none_or(|manifest| !state.disk.removed[manifest.database])
+            }),
             Property::always(ONE_OWNER, |_, state: &State| {
                 at_most_one(state, |process, epoch| process.epoch == epoch)
             }),
@@ -374,6 +461,11 @@ impl Model for Takeover {
             Property::sometimes("a database is copied", |_, state: &State| {
                 state.disk.manifests[3].is_some_and(|manifest| manifest.database == 3)
             }),
+            Property::sometimes("a dead taker's copy is removed before the next copy", |_, state: &State| {
+                state.disk.removed[2]
+                    && state.disk.manifests[2].is_none()
+                    && state.disk.manifests[3].is_some()
+            }),
             Property::sometimes("unsynced records are sealed", |_, state: &State| {
                 state.disk.manifests[2].is_some_and(|manifest| manifest.sealed[1] > state.disk.durable[1])
             }),
@@ -388,6 +480,8 @@ fn at_most_one(state: &State, fits: fn(&Process, usize) -> bool) -> bool {
 }
 
 const CONFIRMED_IS_READ: &str = "every confirmed record is in the log that readers follow";
+const SETTLED_IS_KNOWN: &str = "what was settled and removed is settled for readers";
+const DATABASE_IS_THERE: &str = "the database that readers follow is there";
 const ONE_OWNER: &str = "an epoch has one owner";
 const ONE_WRITER_OF_A_DATABASE: &str = "a database has one living writer";
 
@@ -404,7 +498,7 @@ fn the_rules_as_written_lose_nothing_in_any_order() {
     let checker = Takeover(Rules::AsWritten).checker().spawn_bfs().join();
     println!("{} states, {} of them different", checker.state_count(), checker.unique_state_count());
     checker.assert_properties();
-    assert!(checker.unique_state_count() > 8_000, "the model became too small to say anything");
+    assert!(checker.unique_state_count() > 100_000, "the model became too small to say anything");
 }
 
 #[test]
@@ -445,4 +539,19 @@ fn asking_only_the_last_predecessor_lets_two_write_one_database() {
 #[test]
 fn asking_for_predecessors_before_the_claim_lets_two_write_one_database() {
     breaks(Rules::PredecessorFromTheFirstLook, ONE_WRITER_OF_A_DATABASE);
+}
+
+#[test]
+fn an_answer_to_a_resend_before_the_check_confirms_what_is_lost() {
+    breaks(Rules::AnswerBeforeCheck, CONFIRMED_IS_READ);
+}
+
+#[test]
+fn an_unlink_before_the_check_removes_what_is_not_settled() {
+    breaks(Rules::UnlinkBeforeCheck, SETTLED_IS_KNOWN);
+}
+
+#[test]
+fn removing_copies_of_the_living_removes_one_that_readers_follow() {
+    breaks(Rules::RemoveCopiesOfTheLiving, DATABASE_IS_THERE);
 }
