@@ -142,6 +142,9 @@ impl Directory {
         }
         // Absolute, so that a later change of the working directory does not lead elsewhere.
         let path = fs::canonicalize(path).map_err(io("resolve"))?;
+        if create == Create::Allowed {
+            sync_name(&path)?;
+        }
         let directory = Self { path, create, expected };
         directory.check(&View::of(&directory.path)?, EPOCH_MAX.next())?;
         directory.check_writable()?;
@@ -227,6 +230,19 @@ impl Directory {
             }
         }
         Ok(())
+    }
+}
+
+/// Makes the name of a directory durable that may just have been made, here or by a node that died before it did so:
+/// with the name would go all that was confirmed in it.
+fn sync_name(path: &Path) -> Result<(), DirectoryError> {
+    let Some(parent) = path.parent() else { return Ok(()) };
+    match fs::File::open(parent).and_then(|parent| parent.sync_all()) {
+        // One who may not read the parent was given the directory by somebody else.
+        Err(source) if source.kind() != ErrorKind::PermissionDenied => {
+            Err(DirectoryError::Io { action: "sync", path: parent.to_owned(), source })
+        }
+        _ => Ok(()),
     }
 }
 
