@@ -131,7 +131,7 @@ fn take_second_look(lock: StoreLock, mut block: Block) -> Result<Mastership, Cla
     let mine = block.epoch;
     control.write(&block)?;
 
-    let view = View::of(dir)?;
+    let view = View::for_claim(dir)?;
     if view.highest() > mine {
         return Err(ClaimError::Lost { mine, higher: view.highest() });
     }
@@ -171,7 +171,7 @@ fn claim_next(lock: &StoreLock, candidate: Candidate) -> Result<Block, ClaimErro
         released_at: Timestamp(0),
     };
     for _ in 0..CLAIMS_MAX {
-        let view = View::of(dir)?;
+        let view = View::for_claim(dir)?;
         block.epoch = view.highest().next();
         lock.directory().check(&view, block.epoch)?;
         if let Some((store_id, mode)) = view.store_below(block.epoch) {

@@ -403,6 +403,8 @@ mod tests {
         let LockAttempt::Acquired(_lock) = master.try_lock().unwrap() else { panic!("the lock is free") };
         fs::create_dir(dir.path().join("journal")).unwrap();
         fs::write(dir.path().join("journal/1.new"), b"half").unwrap();
+        // Whoever took it for a folder would fail.
+        fs::write(dir.path().join("manifest"), b"").unwrap();
         let before = contents(dir.path());
         let standby = Directory::open(dir.path(), ALLOWED, Some(sample().store_id)).unwrap();
         for _ in 0..3 {

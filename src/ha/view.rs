@@ -45,24 +45,19 @@ pub struct View {
     blocks: Vec<Block>,
     /// Those of them whose block is torn.
     torn: Vec<Epoch>,
-    /// The highest of all: claims, blocks, manifests. 0 where there is none.
+    /// The highest of all that were looked at. 0 where there is none.
     highest: Epoch,
 }
 
 impl View {
-    /// Looks at the shared directory `dir`.
+    /// Looks at the control file and the claims in the shared directory `dir`, and at nothing else.
     ///
     /// # Errors
     /// Where something cannot be read, is damaged, or was written by a newer version.
     pub fn of(dir: &Path) -> Result<Self, ControlError> {
         let (control, epochs) = (Control::of(dir), Epochs::of(dir));
         let found = control.read()?;
-        let highest = [epochs.highest()?, highest_name(&dir.join("manifest"))?]
-            .into_iter()
-            .flatten()
-            .chain(found.last().map(|found| found.epoch))
-            .max()
-            .unwrap_or(Epoch(0));
+        let highest = epochs.highest()?.max(found.last().map(|found| found.epoch)).unwrap_or(Epoch(0));
         let mut view = Self { blocks: Vec::with_capacity(found.len()), torn: Vec::new(), highest };
         for found in found {
             if found.block.is_err() {
@@ -73,7 +68,20 @@ impl View {
         Ok(view)
     }
 
-    /// The highest epoch of all claims, blocks and manifests; 0 where there is none.
+    /// Looks at the manifests too, for a claim: their epochs count as claimed. A standby that only looks has no
+    /// business with them.
+    ///
+    /// # Errors
+    /// As for [`of`](Self::of).
+    pub fn for_claim(dir: &Path) -> Result<Self, ControlError> {
+        let view = Self::of(dir)?;
+        let highest =
+            highest_name(&dir.join("manifest"))?.map_or(view.highest, |named| named.max(view.highest));
+        Ok(Self { highest, ..view })
+    }
+
+    /// The highest epoch of all claims and blocks, and of the manifests where they were looked at; 0 where there is
+    /// none.
     #[must_use]
     pub fn highest(&self) -> Epoch {
         self.highest
@@ -179,18 +187,18 @@ mod tests {
     #[test]
     fn the_highest_is_that_of_claims_blocks_and_manifests() {
         let dir = directory(&[]);
-        assert_eq!(View::of(dir.path()).unwrap().highest(), Epoch(0));
+        assert_eq!(View::for_claim(dir.path()).unwrap().highest(), Epoch(0));
         let dir = directory(&[block(1, State::Active, 1), block(4, State::Active, 1)]);
-        assert_eq!(View::of(dir.path()).unwrap().highest(), Epoch(4));
+        assert_eq!(View::for_claim(dir.path()).unwrap().highest(), Epoch(4));
         Epochs::of(dir.path()).claim(&block(6, State::Active, 1)).unwrap();
-        assert_eq!(View::of(dir.path()).unwrap().highest(), Epoch(6), "a claim without a block");
+        assert_eq!(View::for_claim(dir.path()).unwrap().highest(), Epoch(6), "a claim without a block");
         fs::create_dir(dir.path().join("manifest")).unwrap();
         fs::write(dir.path().join("manifest/00000000000000000009"), b"").unwrap();
         fs::write(dir.path().join("manifest/00000000000000000077.new"), b"").unwrap();
-        assert_eq!(View::of(dir.path()).unwrap().highest(), Epoch(9), "a manifest without a claim");
+        assert_eq!(View::for_claim(dir.path()).unwrap().highest(), Epoch(9), "a manifest without a claim");
         fs::remove_dir_all(dir.path().join("epochs")).unwrap();
         fs::remove_dir_all(dir.path().join("manifest")).unwrap();
-        assert_eq!(View::of(dir.path()).unwrap().highest(), Epoch(4), "a block without a claim");
+        assert_eq!(View::for_claim(dir.path()).unwrap().highest(), Epoch(4), "a block without a claim");
     }
 
     #[test]
