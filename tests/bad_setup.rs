@@ -269,6 +269,25 @@ async fn a_store_of_a_newer_format_is_left_as_it_is() {
     }
 }
 
+/// A part of a store that may not be written to was found after the claim: the good master was unseated, and nobody
+/// served.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_of_which_a_part_cannot_be_written_is_refused_before_a_claim() {
+    let dir = tempfile::tempdir().unwrap();
+    for (mode, part) in [("file", "journal"), ("file", "manifest"), ("database", "manifest")] {
+        let logs = dir.path().join(format!("{mode}-{part}"));
+        fs::create_dir(&logs).unwrap();
+        let store = left_store(&logs, mode).await;
+        let aside = logs.join("aside");
+        fs::rename(store.join(part), &aside).unwrap();
+        let _view = Mount::new(&aside, &store.join(part), "ro");
+        let before = contents(&store);
+        let text = format!("/{part} cannot be read and written");
+        is_refused(Node::new("b", &store, mode, &logs), FAILED, &[&text, "is it mounted read-only"]);
+        assert!(contents(&store) == before, "something was claimed or written");
+    }
+}
+
 /// A takeover that must copy the database claimed first and found the disk full afterwards. It left what it had copied,
 /// so that the next attempts failed the sooner, and each used up an epoch.
 #[tokio::test(flavor = "multi_thread")]

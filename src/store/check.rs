@@ -1,10 +1,13 @@
-//! What refuses a store before an epoch is claimed: files of a format from the future, files that are missing, and no
-//! space for the copy that a takeover would make.
+//! What refuses a store before an epoch is claimed: files of a format from the future, files that are missing or may not
+//! be written, and no space for the copy that a takeover would make.
 //!
 //! Only looks, at a few small places: the newest manifest, the head of the newest segment and checkpoint, the head of
 //! the database. A damaged store is found by its recovery, which reads all that counts.
 
 use std::path::Path;
+
+use rustix::fs::Access;
+use rustix::io::Errno;
 
 use super::manifest::Manifest;
 use super::{Mode, Predecessors, StoreError, database, file};
@@ -14,11 +17,26 @@ use crate::model::id::Epoch;
 /// ended as `predecessors` says. Changes nothing. The caller holds the lock, and no store of this process is open.
 ///
 /// # Errors
-/// Where a file is of a newer format, is missing, or cannot be read, or there is too little space.
+/// Where a file is of a newer format, is missing, or cannot be read or written, or there is too little space.
 pub fn check(dir: &Path, predecessors: &Predecessors) -> Result<(), StoreError> {
+    for folder in ["manifest", "journal"] {
+        check_rights(&dir.join(folder), Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK)?;
+    }
     let Some(manifest) = Manifest::newest(dir, Epoch(u64::MAX))? else { return Ok(()) };
     match manifest.mode {
         Mode::Database => database::check(dir, &manifest, predecessors),
         Mode::File => file::check(dir),
+    }
+}
+
+/// Checks that this process may use a file or folder in this way, as far as that shows without doing so. One that is
+/// not there is in nobody's way.
+///
+/// # Errors
+/// [`StoreError::NoRights`].
+pub(super) fn check_rights(path: &Path, wanted: Access) -> Result<(), StoreError> {
+    match rustix::fs::access(path, wanted) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(StoreError::NoRights { path: path.to_owned(), source: error.into() }),
     }
 }

@@ -185,6 +185,14 @@ pub enum StoreError {
         /// The file.
         path: PathBuf,
     },
+    /// A file or folder may not be read and written by this process.
+    #[error("{} cannot be read and written: {source}; is it mounted read-only, or another user's? The user of the node must own all of the store", path.display())]
+    NoRights {
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
     /// There is no space for the copy of a database that somebody may still write to. Nothing was claimed or written.
     #[error("{}: its old master may still write, so the database must be copied, which takes {needed} bytes, and {free} are free; make space on the shared disk, or start the node on the host of the old master, which needs no copy once that has ended there", path.display())]
     NoSpaceToCopy {

@@ -22,7 +22,9 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
 use rusqlite::wal::CheckpointMode;
+use rustix::fs::Access as Rights;
 
+use super::check::check_rights;
 use super::manifest::{Manifest, sync_dir};
 use super::space::FreeSpace;
 use super::{FenceCheck, Fenced, Mode, OpenOptions, Predecessor, Predecessors, Reader, Store, StoreError};
@@ -65,6 +67,9 @@ pub fn open_fenced(
 /// Where it is missing, of a newer format, or cannot be read, or there is no space for the copy that it needs.
 pub(super) fn check(dir: &Path, manifest: &Manifest, predecessors: &Predecessors) -> Result<(), StoreError> {
     let name = database_of(manifest, dir)?;
+    for file in files::all_of(&dir.join(&name)) {
+        check_rights(&file, Rights::READ_OK | Rights::WRITE_OK)?;
+    }
     schema::check_head(&dir.join(&name))?;
     match predecessors.since(files::maker(&name)) {
         Predecessor::MayWrite => takeover::check_space(dir, &name, predecessors),
