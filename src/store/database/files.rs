@@ -7,7 +7,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use super::super::{Predecessor, Predecessors, StoreError};
+use super::super::StoreError;
 use crate::disk;
 use crate::model::id::Epoch;
 
@@ -88,33 +88,6 @@ pub(super) fn remove_old(database: &Path, epoch: Epoch) -> Result<(), StoreError
     Ok(())
 }
 
-/// Files of lower epochs that a takeover which needs space may remove before it has a manifest: copies that were begun
-/// and never served. `in_use` is the name of the database in the newest manifest, and that manifest was read after it
-/// was known how the `predecessors` have ended.
-///
-/// Why that is right. Only a manifest makes a file count, and only the maker of a file, or an epoch that read the
-/// maker's manifest, names it in one. The maker is gone, so it will write none; where it had written one, that is
-/// older than the newest, whose database was complete before it was named. A lower epoch that read the older manifest
-/// may still be copying the file. It cannot make an epoch of what it has: it asks the fence after its last read and
-/// before its manifest, and this epoch's block was there before the removal.
-///
-/// # Errors
-/// Where the directory cannot be listed.
-pub(super) fn abandoned(
-    dir: &Path,
-    epoch: Epoch,
-    in_use: &str,
-    predecessors: &Predecessors,
-) -> Result<Vec<PathBuf>, StoreError> {
-    let in_use = epoch_of(in_use);
-    let is_abandoned = |maker: &Epoch| in_use != Some(*maker) && predecessors.of(*maker) == Predecessor::Gone;
-    let files = older(dir, epoch)?.into_iter().filter(|(maker, _)| is_abandoned(maker));
-    let mut paths: Vec<_> = files.map(|(_, path)| path).collect();
-    // A database before its log: whoever still copies it then misses the database, and not a part of it.
-    paths.sort();
-    Ok(paths)
-}
-
 /// Removes files; those that are gone already are no error.
 ///
 /// # Errors
@@ -138,7 +111,10 @@ pub(super) fn all_of(database: &Path) -> Vec<PathBuf> {
 }
 
 /// The files of databases that epochs below `epoch` have made.
-fn older(dir: &Path, epoch: Epoch) -> Result<Vec<(Epoch, PathBuf)>, StoreError> {
+///
+/// # Errors
+/// Where the directory cannot be listed.
+pub(super) fn older(dir: &Path, epoch: Epoch) -> Result<Vec<(Epoch, PathBuf)>, StoreError> {
     let names =
         disk::names(dir).map_err(|source| StoreError::Io { action: "list", path: dir.to_owned(), source })?;
     let made = |name: &std::ffi::OsString| name.to_str().and_then(epoch_of).filter(|&maker| maker < epoch);
@@ -146,7 +122,7 @@ fn older(dir: &Path, epoch: Epoch) -> Result<Vec<(Epoch, PathBuf)>, StoreError> 
 }
 
 /// The epoch in the name of a database file or of one that belongs to it.
-fn epoch_of(name: &str) -> Option<Epoch> {
+pub(super) fn epoch_of(name: &str) -> Option<Epoch> {
     let (digits, rest) = name.strip_prefix("baton-")?.split_at_checked(20)?;
     if SUFFIXES.contains(&rest) { digits.parse().ok().map(Epoch) } else { None }
 }

@@ -16,6 +16,7 @@ mod message;
 mod reader;
 mod schema;
 mod takeover;
+mod unserved;
 mod upkeep;
 
 use std::path::{Path, PathBuf};
@@ -37,7 +38,7 @@ use connection::{Access, failed, is_full};
 use message::Inserts;
 use reader::DatabaseReader;
 pub use schema::FORMAT;
-use takeover::Unserved;
+use unserved::Unserved;
 use upkeep::{StepError, Thrift, Upkeep};
 
 /// Opens the store for the epoch, as its new master: takes the database of the newest manifest over, or makes a new
@@ -117,7 +118,7 @@ impl DatabaseStore {
                     takeover::recover(&dir.join(&old))?;
                     old
                 } else {
-                    takeover::remove_abandoned(dir, *epoch, &old, &options.predecessors, fence)?;
+                    unserved::remove_abandoned(dir, *epoch, &old, &options.predecessors, fence)?;
                     unserved = Some(Unserved::new(&dir.join(&own))?);
                     takeover::copy(&dir.join(&old), &dir.join(&own), fence)?;
                     own

@@ -17,11 +17,11 @@
 //! Each reading is [fresh](crate::disk): a descriptor or an attribute from before may hide the newest bytes.
 //!
 //! A copy may take minutes. The fence is asked after each step of it, and the files of a copy that comes to nothing
-//! are [removed](Unserved).
+//! are [removed](super::unserved::Unserved).
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use rusqlite::wal::CheckpointMode;
@@ -29,7 +29,7 @@ use rusqlite::wal::CheckpointMode;
 use super::super::manifest::sync_dir;
 use super::super::{FenceCheck, Predecessors, StoreError};
 use super::connection::{self, Access, failed};
-use super::{files, schema};
+use super::{files, schema, unserved};
 use crate::disk;
 use crate::model::id::Epoch;
 
@@ -88,70 +88,10 @@ pub(super) fn check_space(dir: &Path, name: &str, predecessors: &Predecessors) -
     // Two readings of the log are there at once.
     let needed = length(&path)? + 2 * length(&files::log(&path))? + COPY_SPARE_BYTES;
     let mut free = disk::free(dir).map_err(io("look for space in", dir))?;
-    for abandoned in files::abandoned(dir, Epoch(u64::MAX), name, predecessors)? {
+    for abandoned in unserved::abandoned(dir, Epoch(u64::MAX), name, predecessors)? {
         free += length(&abandoned)?;
     }
     if free < needed { Err(StoreError::NoSpaceToCopy { path, needed, free }) } else { Ok(()) }
-}
-
-/// Removes the copies of lower epochs that never served, which a killed takeover leaves behind. See
-/// [`files::abandoned`].
-///
-/// # Errors
-/// Where the fence is broken, or the files cannot be removed.
-pub(super) fn remove_abandoned(
-    dir: &Path,
-    epoch: Epoch,
-    in_use: &str,
-    predecessors: &Predecessors,
-    fence: FenceCheck<'_>,
-) -> Result<(), StoreError> {
-    let abandoned = files::abandoned(dir, epoch, in_use, predecessors)?;
-    if abandoned.is_empty() {
-        return Ok(());
-    }
-    fence()?;
-    tracing::info!(files = ?abandoned, "removing copies that never served");
-    files::remove(&abandoned)
-}
-
-/// The files of a database that this epoch makes, until its manifest is about to name it. Removed where that never
-/// comes: the disk would fill with each attempt.
-///
-/// Nobody but this process reads or writes them. A process is the only owner of its epoch and the only one that makes
-/// files of its name; another epoch opens them only where it finds a manifest that names them, and none was written.
-/// So it makes no difference whether this epoch is superseded when they go.
-#[derive(Debug)]
-pub(super) struct Unserved {
-    path: Option<PathBuf>,
-}
-
-impl Unserved {
-    /// Those of the database at `path`, which is not there yet.
-    ///
-    /// # Errors
-    /// Where it is there.
-    pub(super) fn new(path: &Path) -> Result<Self, StoreError> {
-        if path.try_exists().map_err(io("look for", path))? {
-            return Err(io("copy to", path)(ErrorKind::AlreadyExists.into()));
-        }
-        Ok(Self { path: Some(path.to_owned()) })
-    }
-
-    /// From now on a manifest may name the database.
-    pub(super) fn keep(mut self) {
-        self.path = None;
-    }
-}
-
-impl Drop for Unserved {
-    fn drop(&mut self) {
-        let Some(path) = &self.path else { return };
-        tracing::info!(database = %path.display(), "removing a copy that comes to nothing");
-        if let Err(error) = files::remove(&files::all_of(path)) {
-            tracing::warn!(%error, "the next master removes it");
-        }
-    }
 }
 
 /// Copies the database `old` that somebody may still write to `new`; when it returns the copy is durable, and the
@@ -306,6 +246,7 @@ mod tests {
     use rusqlite::Connection;
 
     use super::super::super::{Fenced, Predecessor};
+    use super::super::unserved::Unserved;
     use super::*;
 
     /// A master that is slow to notice that it has lost: it counts up, in as many rows as it has counted.
@@ -475,15 +416,6 @@ mod tests {
         assert_eq!((databases, counted(&new)), (1, zombie.count));
     }
 
-    #[test]
-    fn a_copy_never_overwrites_a_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let new = dir.path().join("new.db");
-        fs::write(&new, "somebody's").unwrap();
-        assert!(matches!(Unserved::new(&new), Err(StoreError::Io { .. })));
-        assert_eq!(fs::read(&new).unwrap(), b"somebody's");
-    }
-
     /// A takeover that was superseded while it copied left its copy behind; two nodes that unseated each other in turns
     /// filled the disk with them.
     #[test]
@@ -511,36 +443,6 @@ mod tests {
         }
         assert!(checks >= 4, "log, database, log, and once more at the end: {checks}");
         assert_eq!(counted(&new), zombie.count);
-    }
-
-    #[test]
-    fn only_copies_of_the_dead_that_no_manifest_names_are_abandoned() {
-        let dir = tempfile::tempdir().unwrap();
-        let ends = [
-            (1, Predecessor::Gone),
-            (2, Predecessor::Gone),
-            (3, Predecessor::MayWrite),
-            (4, Predecessor::Gone),
-        ];
-        let predecessors = Predecessors::new(ends.map(|(epoch, end)| (Epoch(epoch), end)).to_vec());
-        for epoch in 1..=6 {
-            for file in files::all_of(&dir.path().join(files::name(Epoch(epoch)))) {
-                fs::write(file, [0; 1_000]).unwrap();
-            }
-        }
-        let wanted = [2, 4].map(|epoch| files::all_of(&dir.path().join(files::name(Epoch(epoch)))));
-        let mut wanted = wanted.concat();
-        wanted.sort();
-        let in_use = files::name(Epoch(1));
-        assert_eq!(files::abandoned(dir.path(), Epoch(6), &in_use, &predecessors).unwrap(), wanted);
-
-        let mut broken = || Err(Fenced::Superseded(Epoch(7)));
-        let refused = remove_abandoned(dir.path(), Epoch(6), &in_use, &predecessors, &mut broken);
-        assert!(matches!(refused, Err(StoreError::Fenced(_))));
-        assert!(wanted.iter().all(|path| path.exists()));
-        remove_abandoned(dir.path(), Epoch(6), &in_use, &predecessors, &mut holds).unwrap();
-        assert!(!wanted.iter().any(|path| path.exists()));
-        assert_eq!(disk::names(dir.path()).unwrap().len(), 16);
     }
 
     #[test]
