@@ -3,8 +3,8 @@
 use batonmq::config::value::size_text;
 use batonmq::model::limits::{
     BROWSE_READS_MAX, BROWSED_BYTES_MAX, BROWSES_MAX, BROWSES_PER_CONNECTION_MAX, FILES_RESERVED,
-    GREETINGS_MAX, HEADER_COUNT_MAX, HEADER_NAME_BYTES_MAX, KEY_BYTES_MAX, LIMITS, LISTED_MAX, LimitRow,
-    Limits, NAME_BYTES_MAX, PRIORITY_MAX, PUBLISH_PARTS_MAX, WATCHES_MAX,
+    GREETINGS_MAX, HEADER_COUNT_MAX, HEADER_NAME_BYTES_MAX, KEY_BYTES_MAX, LIMITS, LISTED_MAX,
+    LOADED_BYTES_MAX, LimitRow, Limits, NAME_BYTES_MAX, PRIORITY_MAX, PUBLISH_PARTS_MAX, WATCHES_MAX,
 };
 use batonmq::protocol::frame::HEAD_BYTES_MAX;
 use batonmq::server::{FENCE_AGE_MAX, HANDSHAKE_MAX, STALLED_MIN};
@@ -88,6 +88,11 @@ fn document() -> String {
             "bytes of answers to browses that clients have not taken yet",
             BROWSED_BYTES_MAX,
             "further browses wait; one answer may go over it",
+        ),
+        (
+            "bytes that were read from the store and wait for the engine",
+            LOADED_BYTES_MAX as usize,
+            "readers wait; each may go over it with one read",
         ),
         (
             "connections of the other node beyond `connections_max`",

@@ -126,8 +126,9 @@ impl Cycle {
                         self.command(now, session, command);
                     }
                 }
-                Input::Loaded(read, answer) => {
+                Input::Loaded(read, answer, loaded) => {
                     self.broker.loaded(now, read, answer?, &mut self.output);
+                    drop(loaded);
                 }
                 Input::Drain(deadline) => self.drain(now, deadline),
             }

@@ -10,6 +10,7 @@ use std::time::Instant;
 use tokio::sync::Notify;
 
 use super::outbox::Outbox;
+use super::reading::Loaded;
 use crate::broker::{Command, Read};
 use crate::model::chunk::Chunk;
 use crate::model::id::SessionId;
@@ -22,8 +23,8 @@ pub(super) enum Input {
     Begin(SessionId, Arc<Outbox>),
     /// What a session wants, in order, and what it holds of the session's budget.
     Commands(SessionId, Vec<Command>, Held),
-    /// A read is answered.
-    Loaded(Read, Result<Option<Chunk>, StoreError>),
+    /// A read is answered; what it brought is held against the readers until it is taken.
+    Loaded(Read, Result<Option<Chunk>, StoreError>, Loaded),
     /// Hand out nothing more; stop when nothing is in flight, at the latest at this point.
     Drain(Instant),
 }

@@ -1,12 +1,17 @@
 //! Threads that read messages from the store beside the engine.
+//!
+//! While a commit takes long the engine takes nothing, and a read brings at least one message whatever its size. So
+//! what is read and not taken is bounded, over all readers: beyond it they wait.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use super::inbox::{Inbox, Input};
 use crate::broker::Read;
+use crate::model::chunk::Chunk;
+use crate::model::limits::LOADED_BYTES_MAX;
 use crate::store::{Reader, Store, StoreError};
 
 /// Threads that read. A topic is always read by the same one, so that it stays at its place.
@@ -17,25 +22,93 @@ const READER_COUNT: usize = 2;
 /// The broker has a bounded number of reads under way, so the channels are bounded by it.
 pub(super) struct Reading {
     readers: Vec<(Sender<Read>, JoinHandle<()>)>,
+    gate: Arc<Gate>,
+}
+
+/// Holds readers back while the engine has not taken what they have read.
+#[derive(Debug, Default)]
+struct Gate {
+    passed: Mutex<Passed>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Passed {
+    /// Bytes read and not taken.
+    bytes: u64,
+    /// Nobody takes anything any more.
+    closed: bool,
+}
+
+/// What was read and not taken, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    gate: Arc<Gate>,
+    bytes: u64,
+}
+
+impl Passed {
+    fn is_full(&self) -> bool {
+        self.bytes >= LOADED_BYTES_MAX && !self.closed
+    }
+}
+
+impl Gate {
+    /// Waits until something may be read. `None` where nothing is wanted any more.
+    fn wait(&self) -> Option<()> {
+        let passed = self.changed.wait_while(self.lock(), |passed| passed.is_full());
+        let passed = passed.unwrap_or_else(PoisonError::into_inner);
+        (!passed.closed).then_some(())
+    }
+
+    fn pass(self: &Arc<Self>, answer: &Result<Option<Chunk>, StoreError>) -> Loaded {
+        let chunk = answer.as_ref().ok().and_then(Option::as_ref);
+        let bytes = chunk.map_or(0, |chunk| chunk.block.bytes().len() as u64);
+        self.lock().bytes += bytes;
+        Loaded { gate: Arc::clone(self), bytes }
+    }
+
+    fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Passed> {
+        self.passed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            self.gate.lock().bytes -= self.bytes;
+            self.gate.changed.notify_all();
+        }
+    }
 }
 
 impl Reading {
     /// Starts the threads.
     pub(super) fn start(store: &dyn Store, inbox: &Arc<Inbox>) -> Result<Self, StoreError> {
         let mut readers = Vec::with_capacity(READER_COUNT);
+        let gate = Arc::new(Gate::default());
         for number in 0..READER_COUNT {
             let (sender, reads) = channel::<Read>();
             let mut reader: Box<dyn Reader> = store.reader()?;
-            let inbox = Arc::clone(inbox);
+            let (inbox, gate) = (Arc::clone(inbox), Arc::clone(&gate));
             let thread = thread::Builder::new()
                 .name(format!("reader-{number}"))
                 .spawn(move || {
                     for read in reads {
+                        if gate.wait().is_none() {
+                            break;
+                        }
                         let answer = catch_unwind(AssertUnwindSafe(|| {
                             reader.read(read.topic, read.from, read.bytes_max)
                         }));
                         let answer = answer.unwrap_or_else(|_| Err(panicked()));
-                        inbox.put(Input::Loaded(read, answer));
+                        let loaded = gate.pass(&answer);
+                        inbox.put(Input::Loaded(read, answer, loaded));
                     }
                 })
                 .map_err(|source| StoreError::Io {
@@ -45,7 +118,7 @@ impl Reading {
                 })?;
             readers.push((sender, thread));
         }
-        Ok(Self { readers })
+        Ok(Self { readers, gate })
     }
 
     /// Has something read; the answer comes into the inbox.
@@ -57,6 +130,7 @@ impl Reading {
 
     /// Ends the threads, so that nothing of this process has the store open when it is closed.
     pub(super) fn stop(self) {
+        self.gate.close();
         for (sender, thread) in self.readers {
             drop(sender);
             // One that has panicked has closed its reader all the same.
@@ -69,4 +143,41 @@ impl Reading {
 fn panicked() -> StoreError {
     let source = std::io::Error::other("the reader has panicked");
     StoreError::Io { action: "read messages of", path: "the store".into(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::id::Offset;
+    use crate::model::message::{Message, MessageBlock};
+
+    fn answer(bytes: usize) -> Result<Option<Chunk>, StoreError> {
+        let block = MessageBlock::encode(&[Message::new(vec![0; bytes])]);
+        Ok(Some(Chunk { first: Offset(0), block, stamps: Vec::new() }))
+    }
+
+    #[test]
+    fn a_reader_waits_until_what_it_read_was_taken() {
+        let gate = Arc::new(Gate::default());
+        let small = gate.pass(&answer(10));
+        assert!(gate.wait().is_some());
+        let large = gate.pass(&answer(LOADED_BYTES_MAX as usize));
+        let waiting = Arc::clone(&gate);
+        let waiter = thread::spawn(move || waiting.wait());
+        drop(small);
+        assert!(gate.lock().is_full() && !waiter.is_finished());
+        drop(large);
+        assert!(waiter.join().unwrap().is_some());
+        assert_eq!(gate.lock().bytes, 0);
+    }
+
+    #[test]
+    fn nobody_waits_at_a_gate_that_is_closed() {
+        let gate = Arc::new(Gate::default());
+        let _large = gate.pass(&answer(LOADED_BYTES_MAX as usize));
+        let waiting = Arc::clone(&gate);
+        let waiter = thread::spawn(move || waiting.wait());
+        gate.close();
+        assert!(waiter.join().unwrap().is_none());
+    }
 }

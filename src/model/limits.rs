@@ -27,6 +27,8 @@ pub const BROWSES_PER_CONNECTION_MAX: usize = 16;
 pub const BROWSE_READS_MAX: usize = 2;
 /// Bytes of answers to browses that clients have not taken yet, over all clients. One answer may go over it.
 pub const BROWSED_BYTES_MAX: usize = 128 << 20;
+/// Bytes of messages that were read from the store and wait for the engine. Each reader may go over it with one read.
+pub const LOADED_BYTES_MAX: u64 = 16 << 20;
 /// Connections beyond `connections_max` that the other node may have, to watch this one.
 pub const WATCHES_MAX: u64 = 2;
 /// Connections beyond those that are accepted, to be told that there are too many. A further one waits.
