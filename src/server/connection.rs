@@ -90,7 +90,11 @@ pub(super) async fn run(
     };
     let heartbeat =
         Duration::from_millis(u64::from(hello.heartbeat_ms)).clamp(HEARTBEAT_MIN, server.heartbeat);
-    let standing = server.standing_now();
+    let standing = match hello.purpose {
+        Purpose::Client => server.standing_now(),
+        // It judges by the age of the fence check itself, and one that is sent away only comes again.
+        Purpose::Watch => server.standing.borrow().clone(),
+    };
     let Some(engine) =
         standing.engine.filter(|_| standing.role == Role::Master && hello.epoch_seen <= standing.epoch)
     else {

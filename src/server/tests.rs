@@ -248,6 +248,8 @@ async fn clients_of_a_master_whose_storage_hangs_are_sent_away_until_it_answers(
     let not_master = NotMaster { role: Role::Recovering, master: None };
     assert_eq!(late.next(), Some(Response::NotMaster(not_master)));
     assert_eq!(late.role(), Role::Recovering);
+    let mut late_watch = Client::connect(address, Purpose::Watch);
+    assert!(matches!(late_watch.next(), Some(Response::Welcome(_))), "it would come again and again");
 
     scene.hanging.set(false);
     assert_eq!(welcomed(address).await.role(), Role::Master);
