@@ -338,6 +338,62 @@ fn a_database_that_was_never_served_is_no_obstacle() {
     assert!(!database(dir.path(), 1).exists());
 }
 
+/// One bit flipped in the middle of the log ended its recovery there: a takeover came up without the commits behind
+/// it, and said nothing.
+#[test]
+fn a_damaged_frame_before_other_commits_is_named_and_nothing_is_changed() {
+    for predecessor in [Predecessor::Gone, Predecessor::MayWrite] {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = filled(dir.path(), 50);
+        drop(store);
+        let mut bytes = fs::read(log(dir.path(), 1)).unwrap();
+        let at = bytes.len() * 6 / 10;
+        bytes[at] ^= 1;
+        fs::write(log(dir.path(), 1), &bytes).unwrap();
+        let refused = database::open(&options(dir.path(), 2, predecessor)).err();
+        let frame = 32 + (at as u64 - 32) / 4120 * 4120;
+        match refused {
+            Some(StoreError::Damaged { path, position, .. }) => {
+                assert_eq!((path, position), (log(dir.path(), 1), frame));
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(fs::read(log(dir.path(), 1)).unwrap() == bytes);
+        assert!(!database(dir.path(), 2).exists());
+    }
+}
+
+/// The log is copied with what a torn commit left behind its end. The next commits lay before that, and once one of
+/// them was torn too, the remains looked like a commit behind it.
+#[test]
+fn a_torn_commit_is_cut_and_its_remains_do_not_matter_later() {
+    for predecessor in [Predecessor::Gone, Predecessor::MayWrite] {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut store, model) = filled(dir.path(), 10);
+        let start = fs::metadata(log(dir.path(), 1)).unwrap().len();
+        let torn = model.publish(&[TOPIC], None, &messages(30, 900), 4_000);
+        store.commit(&[torn]).unwrap();
+        drop(store);
+        let tear = |path: &Path, at: u64| {
+            let mut bytes = fs::read(path).unwrap();
+            bytes[at as usize] ^= 1;
+            fs::write(path, bytes).unwrap();
+        };
+        tear(&log(dir.path(), 1), start + 100);
+        let (mut store, snapshot) = open(dir.path(), 2, predecessor);
+        assert_eq!(snapshot, model.snapshot);
+        let kept = if predecessor == Predecessor::Gone { 1 } else { 2 };
+        let record = model.publish(&[TOPIC], None, &messages(1, 10), 5_000);
+        store.commit(&[record]).unwrap();
+        drop(store);
+        let first = if kept == 1 { 32 } else { start };
+        tear(&log(dir.path(), kept), first + 100);
+        let (store, snapshot) = open(dir.path(), 3, predecessor);
+        assert_eq!(snapshot, model.snapshot);
+        model.check(&*store, 10_000);
+    }
+}
+
 #[test]
 fn a_newer_format_is_refused_before_anything_is_changed() {
     for predecessor in [Predecessor::Gone, Predecessor::MayWrite] {

@@ -12,6 +12,8 @@ mod catalog;
 mod commit;
 mod connection;
 mod files;
+mod frame;
+mod log;
 mod message;
 mod reader;
 mod schema;
@@ -114,6 +116,7 @@ impl DatabaseStore {
             }
             Some(manifest) => {
                 let old = database_of(manifest, dir)?;
+                let committed = log::check(&files::log(&dir.join(&old)))?;
                 if options.predecessors.since(files::maker(&old)) == Predecessor::Gone {
                     takeover::recover(&dir.join(&old))?;
                     old
@@ -121,6 +124,7 @@ impl DatabaseStore {
                     unserved::remove_abandoned(dir, *epoch, &old, &options.predecessors, fence)?;
                     unserved = Some(Unserved::new(&dir.join(&own))?);
                     takeover::copy(&dir.join(&old), &dir.join(&own), fence)?;
+                    log::cut(&files::log(&dir.join(&own)), &committed)?;
                     own
                 }
             }

@@ -29,6 +29,7 @@ use rusqlite::wal::CheckpointMode;
 use super::super::manifest::sync_dir;
 use super::super::{FenceCheck, Predecessors, StoreError};
 use super::connection::{self, Access, failed};
+use super::frame::{FRAME_HEADER_BYTES, HEADER_BYTES, Header};
 use super::{files, schema, unserved};
 use crate::disk;
 use crate::model::id::Epoch;
@@ -37,10 +38,6 @@ use crate::model::id::Epoch;
 const COPY_STEP_BYTES: u64 = 4 << 20;
 /// Bytes that must be free beyond those of a copy: for what the old master still appends, and for the new manifest.
 const COPY_SPARE_BYTES: u64 = 4 << 20;
-/// Bytes of a log's header: magic, version, page size, sequence, two salts, checksum.
-const WAL_HEADER: usize = 32;
-/// Bytes of the header before each page in a log: page number, size at commit, two salts, checksum.
-const FRAME_HEADER: usize = 24;
 /// Bytes compared at a time.
 const COMPARED: usize = 256 * 1024;
 
@@ -189,25 +186,25 @@ fn header(log: &Path) -> Result<Vec<u8>, StoreError> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         Err(source) => return Err(io("open", log)(source)),
     };
-    let mut header = Vec::with_capacity(WAL_HEADER);
-    file.take(WAL_HEADER as u64).read_to_end(&mut header).map_err(io("read", log))?;
+    let mut header = Vec::with_capacity(HEADER_BYTES);
+    file.take(HEADER_BYTES as u64).read_to_end(&mut header).map_err(io("read", log))?;
     Ok(header)
 }
 
 /// Where the frames end that were written since the log was last started over: behind them are old ones, with other
 /// salts, or zeros.
 fn frames_end(log: &Path) -> Result<u64, StoreError> {
-    let header = header(log)?;
-    let Some(header) = header.first_chunk::<WAL_HEADER>() else { return Ok(header.len() as u64) };
-    let page = u32::from_be_bytes([header[8], header[9], header[10], header[11]]);
-    let frame = u64::from(page) + FRAME_HEADER as u64;
+    let bytes = header(log)?;
+    // Zeros that were written ahead have no header, and are not walked through.
+    let Some(header) = bytes.first_chunk().and_then(Header::decode) else { return Ok(bytes.len() as u64) };
+    let frame = header.frame_bytes() as u64;
     let mut file = File::open(log).map_err(io("open", log))?;
     let len = files::length(log)?.unwrap_or(0);
-    let mut end = WAL_HEADER as u64;
+    let mut end = HEADER_BYTES as u64;
     while end + frame <= len {
-        let mut head = [0; FRAME_HEADER];
+        let mut head = [0; FRAME_HEADER_BYTES];
         file.seek(SeekFrom::Start(end)).and_then(|_| file.read_exact(&mut head)).map_err(io("read", log))?;
-        if head[8..16] != header[16..24] {
+        if !header.has_salts_of(&head) {
             break;
         }
         end += frame;
