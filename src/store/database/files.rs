@@ -53,18 +53,18 @@ pub(super) fn length(path: &Path) -> Result<Option<u64>, StoreError> {
     }
 }
 
-/// Refuses to begin anew beside a database that holds something. A database without a manifest was never served and
-/// is as small as `own`, which was made just now; a larger one has lost its manifest.
+/// Refuses to begin anew beside a database that holds something and so has lost its manifest. One that was never
+/// served is as small as `own`, which was made just now: what it has is in its log, and nobody wrote that back.
 ///
 /// # Errors
 /// [`StoreError::Missing`] with the manifest that is not there.
 pub(super) fn check_none_lost(own: &Path, epoch: Epoch) -> Result<(), StoreError> {
     let Some(dir) = own.parent() else { return Ok(()) };
-    let bytes =
-        |path: &Path| Ok::<_, StoreError>(length(path)?.unwrap_or(0) + length(&log(path))?.unwrap_or(0));
-    let empty = bytes(own)?;
+    let bytes = |path: &Path| Ok::<_, StoreError>(length(path)?.unwrap_or(0));
+    let (empty, empty_log) = (bytes(own)?, bytes(&log(own))?);
     for (maker, path) in older(dir, epoch)? {
-        if path.extension().is_some_and(|extension| extension == "db") && bytes(&path)? > empty {
+        let is_database = path.extension().is_some_and(|extension| extension == "db");
+        if is_database && (bytes(&path)? > empty || bytes(&log(&path))? > empty_log) {
             return Err(StoreError::Missing { path: dir.join("manifest").join(format!("{maker:020}")) });
         }
     }
