@@ -4,6 +4,9 @@
 
 mod scene;
 
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use batonmq::model::id::{Epoch, Offset, OffsetRange, TopicId};
@@ -279,6 +282,49 @@ fn a_broken_fence_stops_the_store(open: Open, mode: Mode) {
     scene.check_everything(10_000);
 }
 
+/// A master that had lost wrote a checkpoint before it asked the fence, and on the way out it did not ask at all where
+/// nothing was to be removed.
+fn upkeep_and_closing_ask_the_fence_before_they_write(open: Open, mode: Mode) {
+    let mut scene = Scene::new(open, mode, SEGMENT);
+    let topic = scene.create_topic();
+    for round in 0..40 {
+        scene.publish(&[topic], &bodies(100, 100, round));
+    }
+    let snapshot = scene.model.snapshot.clone();
+    let mut fenced = || Err(Fenced::Superseded(Epoch(77)));
+    for ending in ["upkeep", "closing"] {
+        let before = files(scene.dir.path());
+        let refused = if ending == "closing" {
+            scene.store.take().unwrap().close(&mut || snapshot.clone(), &mut fenced)
+        } else {
+            assert!(scene.store().maintenance_due());
+            scene.store().maintain(&mut || snapshot.clone(), &mut fenced)
+        };
+        assert!(matches!(refused, Err(StoreError::Fenced(_))), "{refused:?}");
+        let after = files(scene.dir.path());
+        for (path, bytes) in &before {
+            assert!(after.get(path) == Some(bytes), "{} was changed", path.display());
+        }
+        let is_checkpoint = |path: &&PathBuf| path.to_string_lossy().contains("checkpoint");
+        assert_eq!(after.keys().find(is_checkpoint), None);
+        scene.crash();
+    }
+}
+
+/// Every file but those that are still being made.
+fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else if path.extension().is_none_or(|extension| extension != "new") {
+            found.insert(path.clone(), fs::read(&path).unwrap());
+        }
+    }
+    found
+}
+
 /// One step of a random history. The numbers choose among what exists.
 type Step = (u8, u16, u16);
 
@@ -399,6 +445,7 @@ macro_rules! contract {
             a_reader_sees_what_is_committed_while_more_is
             late_commits_of_an_old_epoch_do_not_count
             a_broken_fence_stops_the_store
+            upkeep_and_closing_ask_the_fence_before_they_write
             random_histories_are_kept
         }
     };

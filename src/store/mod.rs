@@ -256,7 +256,8 @@ pub trait Store: Send {
     fn maintenance_due(&self) -> bool;
 
     /// One bounded step of upkeep: a checkpoint, the removal of what was trimmed. `snapshot` is the state after the
-    /// last commit; `fence` must have said yes after whatever makes a removal right, and before the removal.
+    /// last commit; `fence` must have said yes before anything is written, and once more after whatever makes a
+    /// removal right.
     ///
     /// # Errors
     /// As for [`commit`](Self::commit), and where the fence is broken.

@@ -159,6 +159,7 @@ impl Store for FileStore {
         fence: FenceCheck<'_>,
     ) -> Result<(), StoreError> {
         self.step(|upkeep, shared, journal| {
+            fence()?;
             if upkeep.is_checkpoint_due(shared) {
                 upkeep.checkpoint(shared, journal, snapshot)?;
             }
@@ -172,6 +173,7 @@ impl Store for FileStore {
         fence: FenceCheck<'_>,
     ) -> Result<(), StoreError> {
         self.step(|upkeep, shared, journal| {
+            fence()?;
             upkeep.checkpoint(shared, journal, snapshot)?;
             upkeep.remove(shared, fence)
         })
