@@ -176,7 +176,10 @@ impl DatabaseStore {
         self.space.spend(COPIES * bytes);
         self.run("BEGIN IMMEDIATE").map_err(failed("begin a commit"))?;
         let written = commit::write(&self.connection, &mut self.catalog, &self.inserts, records);
-        let written = written.and_then(|()| self.run("COMMIT").map_err(CommitError::Database));
+        let written = written.and_then(|()| {
+            self.upkeep.ride_along(&self.connection, &mut self.catalog)?;
+            Ok(self.run("COMMIT")?)
+        });
         written.or_else(|error| match error {
             CommitError::Database(error) if is_full(&error) => {
                 self.roll_back()?;
@@ -214,7 +217,7 @@ impl DatabaseStore {
             Err(StepError::Database(error)) if is_full(&error) => {
                 tracing::warn!("no space left for the upkeep of the database: free some on the shared disk");
                 upkeep.rest();
-                Ok(())
+                self.roll_back()
             }
             Err(StepError::Database(error)) => Err(failed("upkeep")(error)),
         }
@@ -365,6 +368,34 @@ mod tests {
         assert_eq!(chunk.block.count(), 10, "nothing of it is stored");
         set_pages_max(&store, 1 << 20).unwrap();
         store.commit(&[settled(2, 3), published(10, 500)]).unwrap();
+        assert_eq!(Catalog::load(&store.connection, &store.path).unwrap(), store.catalog);
+    }
+
+    fn row_count(store: &DatabaseStore) -> u32 {
+        store.connection.query_row("SELECT count(*) FROM message", [], |row| row.get(0)).unwrap()
+    }
+
+    /// Each cycle that trimmed something paid for a second transaction, with its sync and its look at the fence.
+    #[test]
+    fn what_a_commit_trims_is_deleted_in_the_same_transaction() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = opened(dir.path());
+        store.commit(&[published(0, 10)]).unwrap();
+        let trimmed = |start| Record::Trimmed { topic: TopicId(0), start: Offset(start) };
+        store.commit(&[settled(0, 7), trimmed(7)]).unwrap();
+        assert_eq!((row_count(&store), store.catalog.trimmed.len()), (3, 0));
+        assert_eq!(Catalog::load(&store.connection, &store.path).unwrap(), store.catalog);
+        store.upkeep.be(Thrift::KeepsNothing);
+        store.commit(&[settled(7, 9), trimmed(9)]).unwrap();
+        assert_eq!(
+            (row_count(&store), store.catalog.trimmed.len()),
+            (3, 1),
+            "a full disk is not made fuller"
+        );
+        while store.maintenance_due() {
+            store.maintain(&mut Snapshot::default, &mut || Ok(())).unwrap();
+        }
+        assert_eq!((row_count(&store), store.catalog.trimmed.len()), (1, 0));
         assert_eq!(Catalog::load(&store.connection, &store.path).unwrap(), store.catalog);
     }
 

@@ -1,6 +1,6 @@
 //! Upkeep between commits, one bounded step at a time: checkpoints, and the deletion of what is no longer needed.
 //!
-//! Everything here runs on the writer's thread and after a check of the fence. None of it changes what recovery
+//! Everything here runs on the writer's thread, in a commit or after a check of the fence. None of it changes what recovery
 //! finds, only how long that takes and how much space it needs, so a step that is lost in a crash is done again.
 
 use std::fs::OpenOptions;
@@ -158,6 +158,24 @@ impl Upkeep {
         self.resting_until = Some(Instant::now() + REST);
     }
 
+    /// Deletes trimmed messages of one topic in the transaction of a commit, which costs no sync and no look at the
+    /// fence of its own. What is more than a step takes is left to [`step`](Self::step).
+    ///
+    /// # Errors
+    /// The database's own.
+    pub(super) fn ride_along(
+        &mut self,
+        connection: &Connection,
+        catalog: &mut Catalog,
+    ) -> rusqlite::Result<()> {
+        match catalog.trimmed.first() {
+            Some(&topic) if self.thrift == Thrift::KeepsSome => {
+                self.timed(|rows| clear_topic(connection, catalog, topic, rows))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn checkpoint_due(&self) -> bool {
         let frames = self.log.frames.load(Ordering::Relaxed);
         let since = frames.saturating_sub(self.log.checkpointed.load(Ordering::Relaxed));
@@ -179,7 +197,11 @@ impl Upkeep {
         if self.checkpoint_due() {
             self.checkpoint(connection)?;
         } else if let Some(&topic) = catalog.trimmed.first() {
-            self.timed(|rows| clear_topic(connection, catalog, topic, rows))?;
+            self.timed(|rows| {
+                let transaction = connection.unchecked_transaction()?;
+                clear_topic(&transaction, catalog, topic, rows)?;
+                transaction.commit()
+            })?;
         } else if let Some(&stretch) = catalog.orphans.last() {
             if self.timed(|rows| clear_stretch(connection, stretch, rows))? == Left::Nothing {
                 catalog.orphans.pop();
@@ -256,7 +278,8 @@ enum Left {
     Nothing,
 }
 
-/// Deletes up to `rows` messages of a living topic that are below its start.
+/// Deletes up to `rows` messages of a living topic that are below its start, within a transaction. Where that fails,
+/// the catalog is not to be used.
 fn clear_topic(
     connection: &Connection,
     catalog: &mut Catalog,
@@ -272,19 +295,17 @@ fn clear_topic(
     let stretch_end = Offset((number + 1) << STRETCH_BITS);
     let to = state.start.min(Offset(place.cleared.0.saturating_add(rows))).min(stretch_end);
     let stretch = place.stretches.iter().position(|&(of, _)| of == number);
-    let transaction = connection.unchecked_transaction()?;
     if let Some(at) = stretch {
         let first = first_row(place.stretches[at].1) + low;
-        delete_rows(&transaction, first, first + (to.0.saturating_sub(place.cleared.0)) as i64)?;
+        delete_rows(connection, first, first + (to.0.saturating_sub(place.cleared.0)) as i64)?;
         if to == stretch_end {
-            let mut delete = transaction.prepare_cached("DELETE FROM stretch WHERE id = ?1")?;
+            let mut delete = connection.prepare_cached("DELETE FROM stretch WHERE id = ?1")?;
             delete.execute((place.stretches[at].1,))?;
         }
     }
-    transaction
+    connection
         .prepare_cached("UPDATE topic SET cleared_offset = ?2 WHERE id = ?1")?
         .execute((topic.0, to.0 as i64))?;
-    transaction.commit()?;
     place.cleared = to;
     if to == stretch_end {
         place.stretches.retain(|&(of, _)| of != number);
