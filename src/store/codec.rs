@@ -21,12 +21,15 @@ use crate::model::time::Timestamp;
 
 /// Largest piece that is encoded or decoded, in bytes.
 pub const ENCODED_BYTES_MAX: usize = 1 << 30;
+/// What one encoded byte may count as when it is decoded: `bincode` counts each number at its full size, and one of
+/// 8 bytes may be encoded in a single one.
+const DECODED_RATIO: usize = 8;
 
 const CONFIG: bincode::config::Configuration<
     bincode::config::LittleEndian,
     bincode::config::Varint,
-    bincode::config::Limit<ENCODED_BYTES_MAX>,
-> = bincode::config::standard().with_limit::<ENCODED_BYTES_MAX>();
+    bincode::config::Limit<{ DECODED_RATIO * ENCODED_BYTES_MAX }>,
+> = bincode::config::standard().with_limit::<{ DECODED_RATIO * ENCODED_BYTES_MAX }>();
 
 /// The tags of records.
 pub mod tag {
@@ -316,6 +319,20 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
+    }
+
+    /// A checkpoint of 150 MB was written, could not be decoded, was taken for a torn one and passed over for one whose
+    /// segments were gone.
+    #[test]
+    fn whatever_may_be_encoded_may_be_decoded() {
+        const ENCODED_BYTES: usize = 1000;
+        let config = CONFIG.with_limit::<{ DECODED_RATIO * ENCODED_BYTES }>();
+        let smallest = vec![0_u64; ENCODED_BYTES - 3];
+        let mut bytes = Vec::new();
+        encode(&smallest, &mut bytes).unwrap();
+        assert_eq!(bytes.len(), ENCODED_BYTES);
+        let (read, _): (Vec<u64>, usize) = bincode::serde::decode_from_slice(&bytes, config).unwrap();
+        assert_eq!(read, smallest);
     }
 
     #[test]

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use super::places::PlacesKept;
 use super::segment::{Position, u32_at};
-use super::{io_error, is_full};
+use super::{damaged, io_error, is_full};
 use crate::disk;
 use crate::model::id::Epoch;
 use crate::model::snapshot::Snapshot;
@@ -134,7 +134,8 @@ impl CheckpointBody {
     /// Reads a checkpoint. `None` where it is gone or not valid.
     ///
     /// # Errors
-    /// Where it cannot be read or is of a newer format.
+    /// Where it cannot be read, is of a newer format, or has the right checksum and makes no sense: the checkpoint
+    /// before it would go on as if this one had never been, though segments were removed since.
     pub fn read(journal: &Path, id: CheckpointId) -> Result<Option<Self>, StoreError> {
         let path = id.path(journal);
         let bytes = match disk::read(&path) {
@@ -151,8 +152,9 @@ impl CheckpointBody {
         if version > CHECKPOINT_VERSION {
             return Err(StoreError::NewerFormat { path, found: version, known: CHECKPOINT_VERSION });
         }
-        let body: Option<Self> = codec::decode(&bytes[HEAD_BYTES..]).ok();
-        Ok(body.filter(|body| body.position.segment.epoch == id.epoch))
+        let body: Self = codec::decode(&bytes[HEAD_BYTES..])
+            .map_err(|error| damaged(&path, HEAD_BYTES as u64, error.to_string()))?;
+        Ok((body.position.segment.epoch == id.epoch).then_some(body))
     }
 }
 
@@ -182,6 +184,23 @@ mod tests {
         assert_eq!(bytes[12..].escape_ascii().to_string(), rest.escape_ascii().to_string());
         assert_eq!(bytes[..8], *b"batonchk");
         assert_eq!(u32_at(&bytes, 8), crc32c::crc32c(rest));
+    }
+
+    #[test]
+    fn a_checkpoint_that_is_whole_and_makes_no_sense_is_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = CheckpointId { epoch: Epoch(3), number: 1 };
+        let mut bytes = body().encode(dir.path()).unwrap();
+        bytes.push(0);
+        fs::write(id.path(dir.path()), &bytes).unwrap();
+        assert_eq!(CheckpointBody::read(dir.path(), id).unwrap(), None, "torn");
+        let sum = crc32c::crc32c(&bytes[12..]);
+        bytes[8..12].copy_from_slice(&sum.to_le_bytes());
+        fs::write(id.path(dir.path()), &bytes).unwrap();
+        assert!(matches!(
+            CheckpointBody::read(dir.path(), id),
+            Err(StoreError::Damaged { position: 16, .. })
+        ));
     }
 
     #[test]
