@@ -114,7 +114,7 @@ limits! {
     /// Largest frame to the node, head and messages together.
     frame_bytes_max: "bytes", 72 * MIB, 8 * MIB, FRAME_BYTES_HIGHEST, "the connection is closed with `frame-too-large`";
     /// Largest body of a message.
-    body_bytes_max: "bytes", 64 * MIB, KIB, 1000 * MIB, "the message is refused with `message-too-large`";
+    body_bytes_max: "bytes", 64 * MIB, KIB, 900 * MIB, "the message is refused with `message-too-large`";
     /// All headers of a message together, names and values.
     header_bytes_max: "bytes", 64 * KIB, KIB, MIB, "the message is refused with `message-too-large`";
     /// Topics in the store.

@@ -306,6 +306,7 @@ fn published_bytes(records: &[Record]) -> u64 {
 mod tests {
     use super::*;
     use crate::model::id::{GroupId, Offset, OffsetRange, TopicId};
+    use crate::model::limits::{KEY_BYTES_MAX, LIMITS};
     use crate::model::message::{Message, MessageBlock};
     use crate::model::name::Name;
     use crate::model::record::Published;
@@ -419,6 +420,24 @@ mod tests {
         assert!(matches!(store.commit(&[published(5, 1)]), Err(StoreError::Inconsistent { .. })));
         assert!(matches!(store.commit(&[published(0, 1)]), Err(StoreError::Database { .. })));
         assert!(!store.maintenance_due());
+    }
+
+    /// A message that the configuration allowed but no row can hold ended the master, and after it each next one.
+    #[test]
+    fn the_largest_message_that_can_be_configured_fits_into_a_row() {
+        let max = |name| LIMITS.iter().find(|row| row.name == name).unwrap().max;
+        // What stands beside the body: the key, the headers, those that the node adds, and numbers.
+        let beside = KEY_BYTES_MAX as u64 + 2 * max("header_bytes_max");
+        let row_bytes = max("body_bytes_max") + beside;
+        let dir = tempfile::tempdir().unwrap();
+        let store = opened(dir.path());
+        let length = |bytes: u64| {
+            store
+                .connection
+                .query_row("SELECT length(zeroblob(?1))", [bytes as i64], |row| row.get::<_, i64>(0))
+        };
+        assert_eq!(length(row_bytes).unwrap(), row_bytes as i64);
+        assert!(length(1_000_000_001).is_err(), "the database has another limit than was thought");
     }
 
     /// The readers' statement must walk the messages in order: a sort would read all of them for each read.

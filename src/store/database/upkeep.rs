@@ -1,7 +1,8 @@
 //! Upkeep between commits, one bounded step at a time: checkpoints, and the deletion of what is no longer needed.
 //!
-//! Everything here runs on the writer's thread, in a commit or after a check of the fence. None of it changes what recovery
-//! finds, only how long that takes and how much space it needs, so a step that is lost in a crash is done again.
+//! Everything here runs on the writer's thread, in a commit or after a check of the fence. None of it changes what
+//! recovery finds, only how long that takes and how much space it needs, so a step that is lost in a crash is done
+//! again.
 
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Seek, SeekFrom, Write};
