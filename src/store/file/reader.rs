@@ -234,7 +234,13 @@ impl FileReader {
             Some(index) => index,
             None => {
                 let index = Arc::new(match index_at {
-                    Some(at) => self.load_index(segment, at)?,
+                    Some(at) => self.load_index(segment, at).or_else(|error| {
+                        if !matches!(error, StoreError::Damaged { .. }) {
+                            return Err(error);
+                        }
+                        tracing::warn!(%error, "the messages may still be whole: the index is made anew");
+                        build_index(segment, found.limit)
+                    })?,
                     None => build_index(segment, found.limit)?,
                 });
                 self.shared.keep_index(found.segment, Arc::clone(&index));
@@ -398,7 +404,7 @@ fn check_block(segment: &OpenSegment, at: u64, head: &PublishedHead, bytes: &[u8
     Err(damaged(&segment.path, at, "bad checksum of the messages of an entry"))
 }
 
-/// The index of a segment that has none: what is committed of it is walked.
+/// The index of a segment that has none, or a damaged one: what is committed of it is walked.
 fn build_index(segment: &OpenSegment, limit: u64) -> Result<SegmentIndex, StoreError> {
     let mut index = SegmentIndex::default();
     let mut walk = Walk::new(&segment.file, &segment.path, segment.head, ENTRIES_START, None, Depth::Heads);
