@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use batonmq::model::id::{Epoch, Offset, TopicId};
 use batonmq::model::record::Record;
 use batonmq::model::snapshot::Snapshot;
+use batonmq::store::file::checkpoint::{CheckpointBody, CheckpointId};
 use batonmq::store::file::entry::EntryHead;
 use batonmq::store::file::recovery::recover;
 use batonmq::store::file::segment::{ENTRIES_START, Position, SegmentHead, SegmentId};
@@ -226,7 +227,7 @@ fn torn_first_entry_of_a_segment_is_cut() {
     for commits in 8..40 {
         let image = image(commits, 8000);
         let (path, at) = image.entries.last().unwrap();
-        if *at != ENTRIES_START || path.ends_with("-000001.log") {
+        if *at != ENTRIES_START || path.to_string_lossy().ends_with("-000001.log") {
             continue;
         }
         let recovered = image.with(path, |bytes| bytes[*at as usize + 70] ^= 1, || image.recover());
@@ -414,6 +415,86 @@ fn open_is_refused_once_a_higher_epoch_has_a_manifest() {
     scene.crash();
     let late = OpenOptions { epoch: Epoch(1), ..scene.options(Predecessor::MayWrite) };
     assert!(matches!(recover(&late), Err(StoreError::Fenced(Fenced::Superseded(Epoch(2))))));
+}
+
+/// A takeover that was slow wrote its manifest after the next one had written its own.
+#[test]
+fn manifest_of_a_higher_epoch_that_appears_meanwhile_ends_the_takeover() {
+    let mut scene = Scene::new(file::open, Mode::File, SEGMENT);
+    drop(scene.store.take());
+    let manifest = |name: &str| scene.dir.path().join("manifest").join(name);
+    // What is written to this name makes the higher one appear.
+    std::os::unix::fs::symlink(manifest(&format!("{:020}", 3)), manifest(&format!("{:020}.new", 2))).unwrap();
+    let late = OpenOptions { epoch: Epoch(2), ..scene.options(Predecessor::MayWrite) };
+    let refused = file::open(&late).err();
+    assert!(matches!(refused, Some(StoreError::Fenced(Fenced::Superseded(_)))), "{refused:?}");
+    assert!(!segment_path(scene.dir.path(), 2, 1).exists());
+}
+
+/// Of two checkpoints the newer one may turn out to be damaged: what lies behind the older one must still be there.
+#[test]
+fn older_checkpoint_is_enough_whatever_was_removed() {
+    let mut scene = Scene::new(file::open, Mode::File, SEGMENT);
+    let topic = scene.create_topic();
+    let mut pair_count = 0;
+    for round in 0..60 {
+        scene.publish(&[topic], &bodies(10, 1000, round));
+        let end = scene.model.snapshot.topics[&topic].end;
+        scene.commit(&[Record::Trimmed { topic, start: end }]);
+        scene.maintain();
+        let image = Scene {
+            dir: tempfile::tempdir().unwrap(),
+            epoch: Epoch(2),
+            store: None,
+            ..Scene::new(file::open, Mode::File, SEGMENT)
+        };
+        for folder in ["journal", "manifest"] {
+            fs::create_dir(image.dir.path().join(folder)).unwrap();
+            for entry in fs::read_dir(scene.dir.path().join(folder)).unwrap() {
+                let path = entry.unwrap().path();
+                if path.extension().is_none_or(|extension| extension != "new") {
+                    fs::copy(&path, image.dir.path().join(folder).join(path.file_name().unwrap())).unwrap();
+                }
+            }
+        }
+        let checkpoints = checkpoints(image.dir.path());
+        if let [.., _, newest] = checkpoints.as_slice() {
+            fs::write(newest, "torn").unwrap();
+            pair_count += 1;
+        }
+        let recovered = recover(&image.options(Predecessor::MayWrite)).unwrap();
+        assert_eq!(recovered.snapshot, scene.model.snapshot);
+    }
+    assert!(pair_count > 5);
+    assert!(!segment_path(scene.dir.path(), 1, 1).exists(), "something was removed");
+}
+
+/// Checkpoints, oldest first.
+fn checkpoints(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir.join("journal")).unwrap().map(|entry| entry.unwrap().path());
+    let mut found: Vec<_> = entries.filter(|path| path.to_string_lossy().contains("checkpoint-")).collect();
+    found.sort();
+    found
+}
+
+#[test]
+fn messages_that_no_segment_has_are_missed() {
+    let (mut scene, topic, _) = with_checkpoints();
+    drop(scene.store.take());
+    scene.epoch = Epoch(2);
+    let journal = scene.dir.path().join("journal");
+    let id = CheckpointId { epoch: Epoch(1), number: 3 };
+    let good = CheckpointBody::read(&journal, id).unwrap().unwrap();
+    for gone in 0..good.places.topics[0].1.len() {
+        let mut bad = good.clone();
+        let run = bad.places.topics[0].1.remove(gone);
+        bad.write(&journal, id).unwrap();
+        let expected = format!("message {} of topic {topic} is nowhere", run.range.start);
+        match recover(&scene.options(Predecessor::Gone)) {
+            Err(StoreError::Damaged { what, .. }) => assert_eq!(what, expected),
+            other => panic!("{:?}", other.map(|recovered| recovered.snapshot)),
+        }
+    }
 }
 
 #[test]

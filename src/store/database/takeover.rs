@@ -394,6 +394,27 @@ mod tests {
         assert!(!files::earlier_log(&new).exists());
     }
 
+    /// The log that was read last must still be the one that is there: what came before it was started over may be in
+    /// the copied database only in part.
+    #[test]
+    fn a_log_that_was_started_over_after_it_was_read_makes_the_copy_begin_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (old, new) = (dir.path().join("old.db"), dir.path().join("new.db"));
+        let mut zombie = Zombie::new(&old);
+        zombie.commit(10);
+        let mut readings = 0;
+        copy_watched(&old, &new, &mut holds, &mut |step| {
+            if step == Step::SecondLog {
+                readings += 1;
+                if readings == 1 {
+                    zombie.act(3);
+                }
+            }
+        })
+        .unwrap();
+        assert_eq!((readings, counted(&new)), (3, zombie.count));
+    }
+
     /// Frames that the old master appends while its database is copied must not cost another copy, and must be in
     /// the copied log: a checkpoint may have brought some of their pages into the copied database.
     #[test]
