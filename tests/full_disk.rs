@@ -17,6 +17,9 @@ const MESSAGES: u64 = 2_000;
 /// Bytes of a body.
 const BODY_BYTES: usize = 64 << 10;
 
+/// Bytes that another program leaves free: enough to claim an epoch, and for the smallest segment.
+const LEFT_BYTES: usize = 256 << 10;
+
 /// A small disk.
 struct Disk(PathBuf);
 
@@ -113,4 +116,42 @@ fn a_full_disk_is_drained_and_filled_again_in_file_mode() {
 #[test]
 fn a_full_disk_is_drained_and_filled_again_in_database_mode() {
     a_full_disk_is_drained_and_filled_again("database");
+}
+
+/// A log that could not be written back on a full disk kept every node from becoming master, so that nobody could
+/// drain it.
+fn a_full_disk_is_taken_over_and_drained(mode: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Disk::mount(dir.path().join("disk"));
+    let body = dir.path().join("body");
+    std::fs::write(&body, vec![b'x'; BODY_BYTES]).unwrap();
+    let (body, store) = (body.to_str().unwrap(), disk.0.join("store"));
+    let mut first = Node::start(&store, mode, &dir.path().join("log"));
+    run(&["topic", "create", "t", "--server", &first.1]).ok();
+    run(&["group", "create", "t", "g", "--server", &first.1]).ok();
+    let files = [&["publish", "t", "--server", &first.1, "--files"][..], &[body; 300]].concat();
+    run(&files).ok();
+    first.0.kill().unwrap();
+    first.0.wait().unwrap();
+
+    let stat = rustix::fs::statvfs(&disk.0).unwrap();
+    let ballast = vec![7; (stat.f_bavail * stat.f_frsize) as usize - LEFT_BYTES];
+    std::fs::write(disk.0.join("ballast"), ballast).unwrap();
+    let mut second = Node::start(&store, mode, &dir.path().join("log"));
+    let consume = ["consume", "t", "--group", "g", "--count", "300", "--server", &second.1];
+    assert_eq!(run(&consume).ok().len(), 300 * (BODY_BYTES + 1));
+    std::fs::remove_file(disk.0.join("ballast")).unwrap();
+    wait_until(|| run(&["publish", "t", "again", "--timeout", "1s", "--server", &second.1]).code == Some(0));
+    signal(&second.0, Signal::TERM);
+    assert!(wait_for_end(&mut second.0).success());
+}
+
+#[test]
+fn a_full_disk_is_taken_over_and_drained_in_file_mode() {
+    a_full_disk_is_taken_over_and_drained("file");
+}
+
+#[test]
+fn a_full_disk_is_taken_over_and_drained_in_database_mode() {
+    a_full_disk_is_taken_over_and_drained("database");
 }

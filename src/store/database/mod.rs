@@ -118,7 +118,7 @@ impl DatabaseStore {
                 let old = database_of(manifest, dir)?;
                 let committed = log::check(&files::log(&dir.join(&old)))?;
                 if options.predecessors.since(files::maker(&old)) == Predecessor::Gone {
-                    takeover::recover(&dir.join(&old))?;
+                    takeover::recover(&dir.join(&old), &committed)?;
                     old
                 } else {
                     unserved::remove_abandoned(dir, *epoch, &old, &options.predecessors, fence)?;

@@ -24,12 +24,14 @@ use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::time::Instant;
 
+use rusqlite::Connection;
 use rusqlite::wal::CheckpointMode;
 
 use super::super::manifest::sync_dir;
 use super::super::{FenceCheck, Predecessors, StoreError};
-use super::connection::{self, Access, failed};
+use super::connection::{self, Access, failed, is_full};
 use super::frame::{FRAME_HEADER_BYTES, HEADER_BYTES, Header};
+use super::log::Committed;
 use super::{files, schema, unserved};
 use crate::disk;
 use crate::model::id::Epoch;
@@ -42,11 +44,12 @@ const COPY_SPARE_BYTES: u64 = 4 << 20;
 const COMPARED: usize = 256 * 1024;
 
 /// Makes an old database that nobody else can write ready for a new epoch: everything that was committed is in the
-/// database file, and its write-ahead log is a new file.
+/// database file, and its write-ahead log is a new file. On a full disk the log is kept, cut where its commits end,
+/// so that there is a master that can drain it.
 ///
 /// # Errors
 /// Where it is missing, damaged, of a newer format, or cannot be written.
-pub(super) fn recover(path: &Path) -> Result<(), StoreError> {
+pub(super) fn recover(path: &Path, committed: &Committed) -> Result<(), StoreError> {
     let started = Instant::now();
     let log = files::log(path);
     // The database asks for lengths in its own way, and reads no further than what it is told.
@@ -54,25 +57,46 @@ pub(super) fn recover(path: &Path) -> Result<(), StoreError> {
     files::length(&log)?;
     let connection = connection::open(path, Access::Write)?;
     schema::check(&connection, path)?;
-    let (frames, done) = connection
-        .wal_checkpoint_v2(Some(c"main"), CheckpointMode::TRUNCATE)
-        .map_err(failed("checkpoint the old log"))?;
-    if frames != done {
-        let message = format!("{done} of {frames} frames of the old log could be written back");
-        return Err(StoreError::Database { action: "checkpoint the old log", message });
-    }
+    let written_back = write_back(&connection)?;
     connection.close().map_err(|(_, error)| failed("close after the checkpoint")(error))?;
-    // An empty log holds nothing. A new file in its place takes no bytes that were sent to the old one.
-    match fs::remove_file(&log) {
-        Ok(()) => {}
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(source) => return Err(StoreError::Io { action: "remove", path: log, source }),
-    }
-    if let Some(dir) = path.parent() {
-        sync_dir(dir)?;
+    match written_back {
+        WrittenBack::All => {
+            // An empty log holds nothing. A new file in its place takes no bytes that were sent to the old one.
+            match fs::remove_file(&log) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(io("remove", &log)(error)),
+                _ => {}
+            }
+            if let Some(dir) = path.parent() {
+                sync_dir(dir)?;
+            }
+        }
+        WrittenBack::DiskIsFull => {
+            tracing::warn!(log = %log.display(), "the disk is full: the log is kept, it is written back later");
+            super::log::cut(&log, committed)?;
+        }
     }
     tracing::info!(database = %path.display(), took = ?started.elapsed(), "database recovered in place");
     Ok(())
+}
+
+/// How much of a log could be written into its database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum WrittenBack {
+    All,
+    DiskIsFull,
+}
+
+fn write_back(connection: &Connection) -> Result<WrittenBack, StoreError> {
+    let action = "checkpoint the old log";
+    match connection.wal_checkpoint_v2(Some(c"main"), CheckpointMode::TRUNCATE) {
+        Ok((frames, done)) if frames == done => Ok(WrittenBack::All),
+        Ok((frames, done)) => {
+            let message = format!("{done} of {frames} frames of the old log could be written back");
+            Err(StoreError::Database { action, message })
+        }
+        Err(error) if is_full(&error) => Ok(WrittenBack::DiskIsFull),
+        Err(error) => Err(failed(action)(error)),
+    }
 }
 
 /// Checks that there is space for a copy of the database called `name`. Bytes of abandoned copies count as free.
@@ -240,7 +264,6 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use proptest::prelude::*;
-    use rusqlite::Connection;
 
     use super::super::super::{Fenced, Predecessor};
     use super::super::unserved::Unserved;

@@ -222,14 +222,16 @@ impl Upkeep {
         let frames = self.log.frames.load(Ordering::Relaxed);
         let too_long = frames * FRAME_BYTES > LOG_PATIENCE * self.log_bytes;
         let mode = if too_long { CheckpointMode::RESTART } else { CheckpointMode::PASSIVE };
-        // What a reader still needs stays in the log: the next checkpoint takes it along.
-        self.log.checkpointed.store(frames, Ordering::Relaxed);
         tracing::debug!(frames, waits = too_long, "checkpoint begins");
         let written = connection.wal_checkpoint_v2(Some(c"main"), mode);
         tracing::debug!("checkpoint ends");
         match written {
             Err(error) if error.sqlite_error_code() != Some(ErrorCode::DatabaseBusy) => Err(error),
-            _ => Ok(()),
+            _ => {
+                // What a reader still needs stays in the log: the next checkpoint takes it along.
+                self.log.checkpointed.store(frames, Ordering::Relaxed);
+                Ok(())
+            }
         }
     }
 
@@ -382,7 +384,9 @@ fn write_ahead(log: &Path, log_bytes: u64) -> Result<Ahead, StoreError> {
         .and_then(|()| file.sync_data());
     match wrote {
         Ok(()) => Ok(Ahead::Growing),
-        Err(error) if error.kind() == ErrorKind::StorageFull => Ok(Ahead::Done),
+        Err(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+            Ok(Ahead::Done)
+        }
         Err(source) => Err(io("write ahead in")(source)),
     }
 }
