@@ -285,9 +285,12 @@ fn files_of_older_epochs_are_removed_only_after_the_fence_was_checked() {
     );
     assert!(new.commit(&first_records()).is_err(), "a store that has failed does nothing more");
     drop(new);
+    let manifests = || fs::read_dir(dir.path().join("manifest")).unwrap().count();
+    assert_eq!(manifests(), 2);
     let (mut new, snapshot) = open(dir.path(), 3, Predecessor::Gone);
     assert_eq!(snapshot, model.snapshot);
     maintain(&mut *new);
+    assert_eq!(manifests(), 1, "one is left behind by no takeover");
     assert!(!database(dir.path(), 1).exists() && !log(dir.path(), 1).exists() && !leftover.exists());
     assert!(database(dir.path(), 2).exists() && other.exists());
     drop(old);

@@ -13,6 +13,7 @@
 //! was thought dead may still write one for a lower epoch, and nobody looks at it. A manifest of a higher epoch than
 //! the reader's means that the reader has lost.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -76,6 +77,26 @@ impl Manifest {
             Some(found) if found > epoch => Err(Fenced::Superseded(found).into()),
             Some(found) => Self::read(dir, found).map(Some),
         }
+    }
+
+    /// The manifests of lower epochs than `epoch`, and what was left of making one. They may go once the own one is
+    /// durable and the fence was checked after that: nobody reads an older one from then on.
+    ///
+    /// # Errors
+    /// Where the directory cannot be listed.
+    pub fn older(dir: &Path, epoch: Epoch) -> Result<Vec<PathBuf>, StoreError> {
+        let folder = dir.join("manifest");
+        let names = disk::names(&folder).map_err(|source| StoreError::Io {
+            action: "list",
+            path: folder.clone(),
+            source,
+        })?;
+        let is_older = |name: &&OsString| {
+            let stem = Path::new(name).file_stem().and_then(|stem| stem.to_str());
+            let number = stem.filter(|stem| stem.len() == 20).and_then(|stem| stem.parse().ok());
+            number.is_some_and(|found| Epoch(found) < epoch)
+        };
+        Ok(names.iter().filter(is_older).map(|name| folder.join(name)).collect())
     }
 
     fn read(dir: &Path, epoch: Epoch) -> Result<Self, StoreError> {

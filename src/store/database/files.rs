@@ -8,6 +8,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::super::StoreError;
+use super::super::manifest::Manifest;
 use crate::disk;
 use crate::model::id::Epoch;
 
@@ -71,19 +72,18 @@ pub(super) fn check_none_lost(own: &Path, epoch: Epoch) -> Result<(), StoreError
     Ok(())
 }
 
-/// Removes the files of lower epochs but those of the database in use. The manifest that names it is durable, and
-/// the fence was checked after it: nobody who claims an epoch from now on reads an older manifest.
+/// Removes the files of lower epochs but those of the database in use, and their manifests. The manifest that names it
+/// is durable, and the fence was checked after it: nobody who claims an epoch from now on reads an older manifest.
 ///
 /// # Errors
-/// Where the directory cannot be listed, or a file not be removed.
+/// Where a directory cannot be listed, or a file not be removed.
 pub(super) fn remove_old(database: &Path, epoch: Epoch) -> Result<(), StoreError> {
     let Some(dir) = database.parent() else { return Ok(()) };
     let in_use = database.file_name().and_then(|name| name.to_str()).and_then(epoch_of);
-    for (maker, path) in older(dir, epoch)? {
-        if in_use != Some(maker) {
-            tracing::info!(file = %path.display(), "removing the file of an older epoch");
-            fs::remove_file(&path).map_err(|source| StoreError::Io { action: "remove", path, source })?;
-        }
+    let unused = older(dir, epoch)?.into_iter().filter(|(maker, _)| in_use != Some(*maker));
+    for path in unused.map(|(_, path)| path).chain(Manifest::older(dir, epoch)?) {
+        tracing::info!(file = %path.display(), "removing the file of an older epoch");
+        fs::remove_file(&path).map_err(|source| StoreError::Io { action: "remove", path, source })?;
     }
     Ok(())
 }
