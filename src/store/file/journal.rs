@@ -98,6 +98,11 @@ impl Journal {
         self.head.id
     }
 
+    /// Ends with nothing being written in the background any more.
+    pub fn end_preparing(self) {
+        self.preallocation.end();
+    }
+
     /// Refuses further use.
     pub const fn fail(&mut self) {
         self.failed = true;

@@ -176,7 +176,9 @@ impl Store for FileStore {
             fence()?;
             upkeep.checkpoint(shared, journal, snapshot)?;
             upkeep.remove(shared, fence)
-        })
+        })?;
+        self.journal.end_preparing();
+        Ok(())
     }
 }
 

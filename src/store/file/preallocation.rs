@@ -8,6 +8,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::thread::JoinHandle;
 
 use super::journal::FIRST_SEGMENT_BYTES;
 use super::segment::{SegmentHead, write_zeros};
@@ -36,6 +37,7 @@ pub struct Preallocation {
     journal: PathBuf,
     requests: SyncSender<(SegmentHead, u64)>,
     answers: Receiver<Result<Prepared, StoreError>>,
+    thread: JoinHandle<()>,
     state: State,
     /// What the last attempt found.
     disk: Disk,
@@ -55,7 +57,7 @@ enum Disk {
 }
 
 impl Preallocation {
-    /// Starts the thread. It ends when this is dropped.
+    /// Starts the thread. It ends some time after this is dropped, or within [`end`](Self::end).
     ///
     /// # Errors
     /// Where there can be no further thread.
@@ -70,11 +72,21 @@ impl Preallocation {
                 }
             }
         };
-        std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name("preallocation".into())
             .spawn(work)
             .map_err(io_error("start a thread for", journal))?;
-        Ok(Self { journal: journal.to_owned(), requests, answers, state: State::Idle, disk: Disk::HasSpace })
+        let (journal, state, disk) = (journal.to_owned(), State::Idle, Disk::HasSpace);
+        Ok(Self { journal, requests, answers, thread, state, disk })
+    }
+
+    /// Waits until what was asked for is done and the thread has ended: once the epoch is released, nothing of it may
+    /// still be written.
+    pub fn end(self) {
+        let Self { requests, answers, thread, .. } = self;
+        drop((requests, answers));
+        // What the thread could not do is not needed any more.
+        let _ = thread.join();
     }
 
     /// Asks for the next segment, unless it is there or was asked for.
@@ -178,4 +190,43 @@ fn prepare(head: SegmentHead, journal: &Path, bytes: u64) -> Result<Prepared, St
         }
     }
     Err(StoreError::Full(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::open_file;
+    use crate::model::id::{Epoch, Offset, TopicId};
+    use crate::model::message::{Message, MessageBlock};
+    use crate::model::name::Name;
+    use crate::model::record::{Published, Record};
+    use crate::model::settings::TopicSettings;
+    use crate::model::snapshot::Snapshot;
+    use crate::model::time::Timestamp;
+    use crate::store::{Mode, OpenOptions, Predecessors, Store};
+
+    /// A master released its epoch while its thread still wrote a segment of 64 MiB, as if nothing of it could still
+    /// be written.
+    #[test]
+    fn closing_ends_with_nothing_being_prepared() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = OpenOptions {
+            dir: dir.path().to_owned(),
+            mode: Mode::File,
+            epoch: Epoch(1),
+            predecessors: Predecessors::default(),
+            segment_bytes: 64 << 20,
+        };
+        let (mut store, _) = open_file(&options).unwrap();
+        let (topic, name) = (TopicId(0), Name::new("t").unwrap());
+        store.commit(&[Record::TopicCreated { topic, name, settings: TopicSettings::default() }]).unwrap();
+        let block = MessageBlock::encode([&Message::new(vec![7; 900 << 10])]);
+        for offset in 0..6 {
+            let (targets, block) = (vec![(topic, Offset(offset))], block.clone());
+            let published = Published { targets, origin: None, at: Timestamp(1), block };
+            store.commit(&[Record::Published(published)]).unwrap();
+        }
+        let next = store.journal.segment().next().path(&dir.path().join("journal"));
+        Box::new(store).close(&mut Snapshot::default, &mut || Ok(())).unwrap();
+        assert!(next.exists() && !next.with_extension("new").exists());
+    }
 }
