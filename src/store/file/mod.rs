@@ -44,7 +44,7 @@ use self::open_segments::OpenSegments;
 use self::places::Places;
 use self::reader::FileReader;
 use self::segment::{SegmentHead, SegmentId};
-use self::upkeep::Upkeep;
+use self::upkeep::{Pressure, Upkeep};
 use super::manifest::{Manifest, sync_dir};
 use super::{FenceCheck, Fenced, OpenOptions, Reader, Store, StoreError};
 use crate::disk;
@@ -142,7 +142,9 @@ impl Store for FileStore {
     }
 
     fn space(&mut self) -> Result<u64, StoreError> {
-        self.journal.space()
+        let space = self.journal.space()?;
+        self.upkeep.be_under(if space == 0 { Pressure::High } else { Pressure::Low });
+        Ok(space)
     }
 
     fn reader(&self) -> Result<Box<dyn Reader>, StoreError> {

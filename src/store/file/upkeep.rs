@@ -5,23 +5,25 @@
 //! durable, does not accept them. Every removal comes after a fence check that began after what made it right.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::checkpoint::{CheckpointBody, CheckpointId};
 use super::folder::Folder;
 use super::journal::Journal;
 use super::segment::{Position, SegmentId};
-use super::{Shared, io_error, remove};
+use super::{Shared, remove};
 use crate::model::id::Epoch;
 use crate::model::snapshot::Snapshot;
-use crate::store::manifest::sync_dir;
+use crate::store::manifest::{Manifest, sync_dir};
 use crate::store::{FenceCheck, StoreError};
 
 /// Bytes of commits after which a checkpoint is due, where segments are not smaller.
 pub const CHECKPOINT_BYTES: u64 = 16 << 20;
 /// A checkpoint is not due before so many times its own bytes were committed.
 pub const CHECKPOINT_RATIO: u64 = 4;
+/// How long a segment that nobody needs may wait for the checkpoints that let it go, where little is committed.
+pub const REMOVAL_WAIT: Duration = Duration::from_secs(10);
 /// Files removed by one call.
 pub const REMOVALS_MAX: usize = 16;
 
@@ -38,6 +40,12 @@ pub struct Upkeep {
     pending: u64,
     /// Bytes at which the next checkpoint is due.
     due_at: u64,
+    /// Bytes at which it is due already where it helps to remove a segment.
+    due_for_removal_at: u64,
+    /// When the last checkpoint was written.
+    written_at: Instant,
+    /// Whether space is short in general.
+    pressure: Pressure,
     /// Number of the next checkpoint.
     next: u32,
     /// The newest checkpoints with their positions, oldest first.
@@ -52,6 +60,15 @@ pub struct Upkeep {
 enum Space {
     Enough,
     Short,
+}
+
+/// Whether there is space for what is published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pressure {
+    /// There is.
+    Low,
+    /// There is none: publishing waits for segments to be removed.
+    High,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +94,9 @@ impl Upkeep {
             interval,
             pending: tail_bytes,
             due_at: interval,
+            due_for_removal_at: 0,
+            written_at: Instant::now(),
+            pressure: Pressure::Low,
             next: 1,
             kept: checkpoint.into_iter().collect(),
             strays: Strays::Possible,
@@ -98,13 +118,24 @@ impl Upkeep {
             || dead.is_some_and(|dead| self.is_removable(dead))
     }
 
+    /// From now on removes segments as soon as it can, or only where it costs little.
+    pub const fn be_under(&mut self, pressure: Pressure) {
+        self.pressure = pressure;
+    }
+
     /// Whether a checkpoint is to be written: enough was committed, or a segment could go once two checkpoints lie
-    /// behind it.
+    /// behind it, and that one costs little for what was committed, or has waited, or the space is needed.
     #[must_use]
     pub fn is_checkpoint_due(&self, shared: &Shared) -> bool {
+        self.pending >= self.due_at || (self.space == Space::Enough && self.is_removal_waiting(shared))
+    }
+
+    fn is_removal_waiting(&self, shared: &Shared) -> bool {
         let dead = shared.places().dead().next();
-        self.pending >= self.due_at
-            || (self.space == Space::Enough && dead.is_some_and(|dead| !self.is_removable(dead)))
+        dead.is_some_and(|dead| !self.is_removable(dead))
+            && (self.pending >= self.due_for_removal_at
+                || self.pressure == Pressure::High
+                || self.written_at.elapsed() >= REMOVAL_WAIT)
     }
 
     fn is_removable(&self, segment: SegmentId) -> bool {
@@ -145,6 +176,8 @@ impl Upkeep {
                 self.next += 1;
                 self.pending = 0;
                 self.due_at = self.due_after(bytes);
+                self.due_for_removal_at = CHECKPOINT_RATIO * bytes;
+                self.written_at = Instant::now();
                 self.kept.push((id, position));
                 let surplus = self.kept.len().saturating_sub(CHECKPOINTS_KEPT);
                 self.kept.drain(..surplus);
@@ -203,20 +236,124 @@ impl Upkeep {
         strays.extend(lower.map(|id| id.path(&shared.journal)));
         let unfinished = folder.unfinished.into_iter().filter(|(epoch, _)| *epoch < self.epoch);
         strays.extend(unfinished.map(|(_, path)| path));
-        strays.extend(self.older_manifests()?);
+        strays.extend(Manifest::older(&self.dir, self.epoch)?);
         Ok(strays)
     }
+}
 
-    fn older_manifests(&self) -> Result<Vec<PathBuf>, StoreError> {
-        let folder = self.dir.join("manifest");
-        let mut older = Vec::new();
-        for entry in fs::read_dir(&folder).map_err(io_error("list", &folder))? {
-            let path = entry.map_err(io_error("list", &folder))?.path();
-            let epoch = path.file_stem().and_then(|stem| stem.to_str()).filter(|stem| stem.len() == 20);
-            if epoch.and_then(|epoch| epoch.parse().ok()).is_some_and(|epoch: u64| epoch < self.epoch.0) {
-                older.push(path);
+#[cfg(test)]
+mod tests {
+    use super::super::open_file;
+    use super::*;
+    use crate::model::id::{Offset, TopicId};
+    use crate::model::message::{Message, MessageBlock};
+    use crate::model::name::Name;
+    use crate::model::record::{Published, Record};
+    use crate::model::settings::TopicSettings;
+    use crate::model::time::Timestamp;
+    use crate::store::file::FileStore;
+    use crate::store::{Mode, OpenOptions, Predecessors, Store};
+
+    const TOPIC: TopicId = TopicId(0);
+
+    /// A store with so many topics that a checkpoint is larger than a segment, and what it has committed.
+    struct Scene {
+        dir: tempfile::TempDir,
+        store: FileStore,
+        snapshot: Snapshot,
+        end: u64,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let options = OpenOptions {
+                dir: dir.path().to_owned(),
+                mode: Mode::File,
+                epoch: Epoch(1),
+                predecessors: Predecessors::default(),
+                segment_bytes: 64 << 10,
+            };
+            let (store, snapshot) = open_file(&options).unwrap();
+            let mut scene = Self { dir, store, snapshot, end: 0 };
+            let created: Vec<Record> = (0..4_000)
+                .map(|topic| Record::TopicCreated {
+                    topic: TopicId(topic),
+                    name: Name::new(&format!("a-topic-with-a-long-name-{topic}")).unwrap(),
+                    settings: TopicSettings::default(),
+                })
+                .collect();
+            scene.commit(&created);
+            scene
+        }
+
+        fn commit(&mut self, records: &[Record]) {
+            self.store.commit(records).unwrap();
+            records.iter().for_each(|record| self.snapshot.apply(record).unwrap());
+        }
+
+        /// Publishes and trims a quarter of a segment.
+        fn publish(&mut self) {
+            let block = MessageBlock::encode([&Message::new(vec![7; 16 << 10])]);
+            let targets = vec![(TOPIC, Offset(self.end))];
+            self.end += 1;
+            let published = Published { targets, origin: None, at: Timestamp(1), block };
+            let trimmed = Record::Trimmed { topic: TOPIC, start: Offset(self.end) };
+            self.commit(&[Record::Published(published), trimmed]);
+        }
+
+        fn maintain(&mut self) {
+            while self.store.maintenance_due() {
+                self.store.maintain(&mut || self.snapshot.clone(), &mut || Ok(())).unwrap();
             }
         }
-        Ok(older)
+
+        fn checkpoint_count(&self) -> u64 {
+            u64::from(self.store.upkeep.next - 1)
+        }
+
+        fn first_is_there(&self) -> bool {
+            SegmentId { epoch: Epoch(1), number: 1 }.path(&self.dir.path().join("journal")).exists()
+        }
+    }
+
+    /// Each segment that died had two checkpoints written at once, however large they were for what it had held.
+    #[test]
+    fn removing_segments_does_not_cost_more_than_was_committed() {
+        let mut scene = Scene::new();
+        let begun = scene.store.journal.end().0;
+        for _ in 0..200 {
+            scene.publish();
+            scene.maintain();
+        }
+        assert!(begun.segment < scene.store.journal.segment());
+        let checkpoint_bytes = scene.store.upkeep.due_for_removal_at / CHECKPOINT_RATIO;
+        assert!(checkpoint_bytes > 64 << 10, "{checkpoint_bytes}");
+        let allowed = 200 * (17 << 10) / (CHECKPOINT_RATIO * checkpoint_bytes);
+        assert!(scene.checkpoint_count() <= allowed + 2, "{} of {allowed}", scene.checkpoint_count());
+        assert!(!scene.first_is_there());
+    }
+
+    #[test]
+    fn segments_go_though_little_is_committed_once_they_have_waited_or_the_space_is_needed() {
+        for waits in [true, false] {
+            let mut scene = Scene::new();
+            scene.maintain();
+            for _ in 0..8 {
+                scene.publish();
+            }
+            scene.maintain();
+            assert!(scene.first_is_there());
+            for _ in 0..2 {
+                if waits {
+                    scene.store.upkeep.written_at -= REMOVAL_WAIT;
+                } else {
+                    scene.store.upkeep.be_under(Pressure::High);
+                }
+                scene.maintain();
+            }
+            assert!(!scene.first_is_there());
+            assert!(!scene.store.maintenance_due());
+        }
     }
 }
