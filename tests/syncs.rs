@@ -12,6 +12,11 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use batonmq::model::id::{Epoch, TopicId};
+use batonmq::model::name::Name;
+use batonmq::model::record::Record;
+use batonmq::model::settings::TopicSettings;
+use batonmq::store::{Mode, OpenOptions, Predecessor, Predecessors, Store, database};
 use cli_support::{command, free_address, run, wait_for_end, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use trace::{Call, TRACED};
@@ -209,10 +214,10 @@ fn check_new_names(calls: &[Call], store: &Path, before: &BTreeSet<PathBuf>) {
         }
         let folder = made.path.parent().unwrap();
         let later = |call: &&Call| call.thread == made.thread && call.start > made.end;
-        let counts = calls
-            .iter()
-            .filter(later)
-            .find(|call| call.is_rename() || (call.is_write() && call.path == store.join("control")));
+        let is_passing = |call: &Call| call.target().to_string_lossy().ends_with("-earlier");
+        let counts = calls.iter().filter(later).find(|call| {
+            (call.is_rename() && !is_passing(call)) || (call.is_write() && call.path == store.join("control"))
+        });
         let Some(counts) = counts else { continue };
         let synced = calls.iter().any(|call| {
             call.is_sync() && call.path == folder && call.start > made.end && call.end < counts.start
@@ -301,4 +306,47 @@ fn everything_is_synced_before_it_counts_in_file_mode() {
 #[test]
 fn everything_is_synced_before_it_counts_in_database_mode() {
     everything_is_synced_before_it_counts("database");
+}
+
+const CHILD: &str = "BATON_TEST_SYNCS_DIR";
+
+fn open_database(dir: &Path, epoch: u64) -> Box<dyn Store> {
+    let predecessors =
+        Predecessors::new((1..epoch).map(|lower| (Epoch(lower), Predecessor::MayWrite)).collect());
+    let (dir, mode, epoch) = (dir.to_owned(), Mode::Database, Epoch(epoch));
+    database::open(&OpenOptions { dir, mode, epoch, predecessors, segment_bytes: 1 << 20 }).unwrap().0
+}
+
+/// Not a test of its own: it is what the traced process of the next test runs.
+#[test]
+fn copying_process() {
+    if let Some(dir) = std::env::var_os(CHILD) {
+        drop(open_database(Path::new(&dir), 2));
+    }
+}
+
+#[test]
+fn a_copied_database_is_synced_before_a_manifest_names_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, trace) = (dir.path().join("store"), dir.path().join("trace"));
+    std::fs::create_dir(&store).unwrap();
+    let name = Name::new("t").unwrap();
+    let created = Record::TopicCreated { topic: TopicId(0), name, settings: TopicSettings::default() };
+    open_database(&store, 1).commit(&[created]).unwrap();
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-y", "-e", TRACED, "-o"]).arg(&trace).arg(std::env::current_exe().unwrap());
+    let copied = strace.args(["--exact", "copying_process"]).env(CHILD, &store).output().expect(NEEDS);
+    assert!(copied.status.success(), "{NEEDS}: {copied:?}");
+
+    let calls = trace::read(&trace);
+    let named = calls
+        .iter()
+        .find(|call| call.is_rename() && call.target().starts_with(store.join("manifest")))
+        .unwrap();
+    for name in ["baton-00000000000000000002.db", "baton-00000000000000000002.db-wal"] {
+        let of = || calls.iter().filter(|call| call.path == store.join(name) && call.start < named.start);
+        let written = of().rfind(|call| call.is_write()).expect(name);
+        assert!(of().any(|call| call.is_sync() && call.start > written.end), "{name} is not synced");
+    }
+    check_new_names(&calls, &store, &BTreeSet::from([store.clone()]));
 }

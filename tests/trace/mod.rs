@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 /// What is traced: whatever changes files and names, syncs, reads the fence, or sends.
 pub const TRACED: &str = "trace=open,openat,write,writev,pwrite64,pwritev,pwritev2,pread64,ftruncate,fadvise64,fsync,\
-                          fdatasync,rename,renameat,renameat2,mkdir,unlink,sendto,sendmsg,accept4";
+                          fdatasync,rename,renameat,renameat2,mkdir,unlink,sendto,sendmsg,accept4,\
+                          copy_file_range,sendfile";
 
 /// A system call that succeeded.
 #[derive(Clone, Debug)]
@@ -18,7 +19,7 @@ pub struct Call {
     pub name: String,
     /// All of its arguments.
     pub arguments: String,
-    /// The file: by name, of the first descriptor, or the socket that was accepted.
+    /// The file: by name, of the descriptor that is written or else the first, or the socket that was accepted.
     pub path: PathBuf,
     /// Lines where it begins and ends.
     pub start: usize,
@@ -31,7 +32,17 @@ impl Call {
     }
 
     pub fn is_write(&self) -> bool {
-        matches!(self.name.as_str(), "write" | "writev" | "pwrite64" | "pwritev" | "pwritev2" | "ftruncate")
+        matches!(
+            self.name.as_str(),
+            "write"
+                | "writev"
+                | "pwrite64"
+                | "pwritev"
+                | "pwritev2"
+                | "ftruncate"
+                | "copy_file_range"
+                | "sendfile"
+        )
     }
 
     pub fn is_send(&self) -> bool {
@@ -92,6 +103,7 @@ fn parse(thread: &str, line: &str, start: usize, end: usize) -> Option<Call> {
     let described = |text: &'_ str| Some(text.split_once('<')?.1.split_once('>')?.0.to_owned());
     let path = match name {
         "accept4" => described(result)?,
+        "copy_file_range" => described(arguments.split_once('>')?.1)?,
         _ if is_named => arguments.split('"').nth(1)?.to_owned(),
         _ => described(arguments)?,
     };
