@@ -171,6 +171,7 @@ fn io<'a>(action: &'static str, path: &'a Path) -> impl Fn(std::io::Error) -> St
 mod tests {
     use std::fs;
     use std::path::PathBuf;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use rusqlite::Connection;
     use rusqlite::wal::CheckpointMode;
@@ -359,6 +360,34 @@ mod tests {
         let mut torn = scene.log();
         torn[scan.committed.end as usize - 1] ^= 1;
         assert_eq!(scanned(&torn).lost, None, "the only commit may be torn, whatever lies behind it");
+    }
+
+    /// A master that was paused goes on while its successor checks the log: what it writes before and behind the place
+    /// that is read is no damage.
+    #[test]
+    fn a_log_that_is_still_written_is_not_taken_for_damage() {
+        let scene = Scene::new();
+        let path = scene.path();
+        let written = OpenOptions::new().write(true).open(&path).and_then(|file| file.set_len(8 << 20));
+        written.unwrap();
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let over = &over;
+            let checking = scope.spawn(move || {
+                let mut ends = Vec::new();
+                while !over.load(Ordering::Relaxed) {
+                    ends.push(check(&path).map(|committed| committed.end));
+                }
+                ends
+            });
+            let connection = &scene.connection;
+            for _ in 0..600 {
+                connection.execute("INSERT INTO row (body) VALUES (zeroblob(9000))", []).unwrap();
+            }
+            over.store(true, Ordering::Relaxed);
+            let ends: Vec<u64> = checking.join().unwrap().into_iter().map(Result::unwrap).collect();
+            assert!(ends.is_sorted() && ends.len() > 1, "{ends:?}");
+        });
     }
 
     #[test]
