@@ -102,6 +102,18 @@ fn configure(connection: &Connection, access: Access) -> Result<(), StoreError> 
     Ok(())
 }
 
+/// Bytes that the file of a database is longer once its log is written back: pages that lie in the file already need no
+/// space.
+///
+/// # Errors
+/// The database's own; a file that cannot be looked at counts as empty.
+pub(super) fn growth_bytes(connection: &Connection, path: &Path) -> rusqlite::Result<u64> {
+    let pages: u32 = connection.pragma_query_value(None, "page_count", |row| row.get(0))?;
+    // Its attributes only: nobody else may open the file.
+    let length = std::fs::metadata(path).map_or(0, |file| file.len());
+    Ok((u64::from(pages) * u64::from(PAGE_BYTES)).saturating_sub(length))
+}
+
 /// Makes the database's error one of the store.
 pub(super) fn failed(action: &'static str) -> impl Fn(rusqlite::Error) -> StoreError {
     move |error| {

@@ -211,14 +211,20 @@ impl DatabaseStore {
 
     fn step(&mut self) -> Result<(), StoreError> {
         let Self { connection, catalog, upkeep, path, epoch, .. } = self;
-        match upkeep.step(connection, catalog, path, *epoch) {
+        let step = upkeep.step(connection, catalog, path, *epoch);
+        let is_full = match &step {
+            Err(StepError::Store(error)) => matches!(error, StoreError::Full(_)),
+            Err(StepError::Database(error)) => is_full(error),
+            Ok(()) => false,
+        };
+        match step {
             Ok(()) => Ok(()),
-            Err(StepError::Store(error)) => Err(error),
-            Err(StepError::Database(error)) if is_full(&error) => {
+            Err(_) if is_full => {
                 tracing::warn!("no space left for the upkeep of the database: free some on the shared disk");
                 upkeep.rest();
                 self.roll_back()
             }
+            Err(StepError::Store(error)) => Err(error),
             Err(StepError::Database(error)) => Err(failed("upkeep")(error)),
         }
     }

@@ -28,8 +28,9 @@ use rusqlite::Connection;
 use rusqlite::wal::CheckpointMode;
 
 use super::super::manifest::sync_dir;
+use super::super::space::FreeSpace;
 use super::super::{FenceCheck, Predecessors, StoreError};
-use super::connection::{self, Access, failed, is_full};
+use super::connection::{self, Access, failed, growth_bytes, is_full};
 use super::frame::{FRAME_HEADER_BYTES, HEADER_BYTES, Header};
 use super::log::Committed;
 use super::{files, schema, unserved};
@@ -57,7 +58,7 @@ pub(super) fn recover(path: &Path, committed: &Committed) -> Result<(), StoreErr
     files::length(&log)?;
     let connection = connection::open(path, Access::Write)?;
     schema::check(&connection, path)?;
-    let written_back = write_back(&connection)?;
+    let written_back = write_back(&connection, path)?;
     connection.close().map_err(|(_, error)| failed("close after the checkpoint")(error))?;
     match written_back {
         WrittenBack::All => {
@@ -86,8 +87,13 @@ enum WrittenBack {
     DiskIsFull,
 }
 
-fn write_back(connection: &Connection) -> Result<WrittenBack, StoreError> {
+fn write_back(connection: &Connection, path: &Path) -> Result<WrittenBack, StoreError> {
     let action = "checkpoint the old log";
+    let growth = growth_bytes(connection, path).map_err(failed("count the pages"))?;
+    // Trying would take what is left, which the new master needs to begin.
+    if growth > 0 && growth >= FreeSpace::around(path.parent().unwrap_or(path)).bytes()? {
+        return Ok(WrittenBack::DiskIsFull);
+    }
     match connection.wal_checkpoint_v2(Some(c"main"), CheckpointMode::TRUNCATE) {
         Ok((frames, done)) if frames == done => Ok(WrittenBack::All),
         Ok((frames, done)) => {

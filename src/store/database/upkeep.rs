@@ -16,8 +16,9 @@ use rusqlite::wal::CheckpointMode;
 use rusqlite::{Connection, ErrorCode, OptionalExtension};
 
 use super::super::StoreError;
+use super::super::space::FreeSpace;
 use super::catalog::Catalog;
-use super::connection::PAGE_BYTES;
+use super::connection::{PAGE_BYTES, growth_bytes};
 use super::files;
 use super::message::{first_row, split};
 use super::schema::STRETCH_BITS;
@@ -55,6 +56,8 @@ pub(super) struct Upkeep {
     /// What stays in the file where pages are given back.
     thrift: Thrift,
     resting_until: Option<Instant>,
+    /// No checkpoint is tried before: the last one found no space, and what else is done makes some.
+    checkpoint_from: Option<Instant>,
 }
 
 /// What is known of the log. The writer's connection counts after each commit.
@@ -128,6 +131,7 @@ impl Upkeep {
             vacuum: Vacuum::Done,
             thrift: Thrift::KeepsSome,
             resting_until: None,
+            checkpoint_from: None,
         })
     }
 
@@ -180,7 +184,7 @@ impl Upkeep {
     fn checkpoint_due(&self) -> bool {
         let frames = self.log.frames.load(Ordering::Relaxed);
         let since = frames.saturating_sub(self.log.checkpointed.load(Ordering::Relaxed));
-        since * FRAME_BYTES > self.log_bytes
+        since * FRAME_BYTES > self.log_bytes && self.checkpoint_from.is_none_or(|from| Instant::now() >= from)
     }
 
     /// Does one step. The fence was checked.
@@ -196,7 +200,10 @@ impl Upkeep {
     ) -> Result<(), StepError> {
         self.resting_until = None;
         if self.checkpoint_due() {
-            self.checkpoint(connection)?;
+            // Taken back where it succeeds; longer than the rest, so that deleting gets its turn.
+            self.checkpoint_from = Some(Instant::now() + 2 * REST);
+            self.checkpoint(connection, database)?;
+            self.checkpoint_from = None;
         } else if let Some(&topic) = catalog.trimmed.first() {
             self.timed(|rows| {
                 let transaction = connection.unchecked_transaction()?;
@@ -218,7 +225,14 @@ impl Upkeep {
         Ok(())
     }
 
-    fn checkpoint(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+    fn checkpoint(&mut self, connection: &Connection, database: &Path) -> Result<(), StepError> {
+        if self.thrift == Thrift::KeepsNothing {
+            let growth = growth_bytes(connection, database)?;
+            // Trying would take what is left, which acks need for the log.
+            if growth > 0 && growth >= FreeSpace::around(database.parent().unwrap_or(database)).bytes()? {
+                return Err(StepError::Store(StoreError::Full(growth)));
+            }
+        }
         let frames = self.log.frames.load(Ordering::Relaxed);
         let too_long = frames * FRAME_BYTES > LOG_PATIENCE * self.log_bytes;
         let mode = if too_long { CheckpointMode::RESTART } else { CheckpointMode::PASSIVE };
@@ -226,7 +240,7 @@ impl Upkeep {
         let written = connection.wal_checkpoint_v2(Some(c"main"), mode);
         tracing::debug!("checkpoint ends");
         match written {
-            Err(error) if error.sqlite_error_code() != Some(ErrorCode::DatabaseBusy) => Err(error),
+            Err(error) if error.sqlite_error_code() != Some(ErrorCode::DatabaseBusy) => Err(error.into()),
             _ => {
                 // What a reader still needs stays in the log: the next checkpoint takes it along.
                 self.log.checkpointed.store(frames, Ordering::Relaxed);
