@@ -50,6 +50,16 @@ fn status_tells_which_node_does_not_answer() {
     assert!(said.contains("no node has answered"), "{said}");
 }
 
+/// A master without a standby handed over to nobody and ended.
+#[test]
+fn a_switchover_without_a_standby_is_refused_and_the_master_goes_on() {
+    let mut pair = Pair::single();
+    let said = pair.run(&["switchover"]).failed(1);
+    assert!(said.contains("no standby follows this node"), "{said}");
+    pair.run(&["publish", "t", "x"]).ok();
+    assert!(pair.nodes[0].try_wait().unwrap().is_none());
+}
+
 #[test]
 fn a_switchover_makes_the_other_node_master() {
     let mut pair = Pair::both();

@@ -12,7 +12,7 @@ use super::output::{print_json, print_line};
 /// Let the other node take over, without losing or refusing anything.
 ///
 /// The master settles what is in flight, releases its mastership and ends; its service manager starts it again as
-/// standby. Name both nodes in --server. Ends with 0 when the other node serves.
+/// standby. Name both nodes in --server. Ends with 0 when the other node serves. Without a standby nothing happens.
 #[derive(Args, Debug)]
 pub struct SwitchoverArgs {
     /// The result as JSON: from, to, epoch, seconds

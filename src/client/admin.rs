@@ -3,7 +3,7 @@
 //! Requests that have the same effect made once or twice are made again when the connection is lost before the
 //! answer came.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -13,6 +13,7 @@ use super::error::{AttemptError, ClientError};
 use super::handshake::{Greeting, greet};
 use super::options::ClientOptions;
 use super::shared::{Repeat, unexpected};
+use super::wait::{RETRY_WAIT, by_chance};
 use crate::model::id::{Epoch, Offset};
 use crate::model::settings::{GroupSettings, Start, TopicSettings};
 use crate::protocol::error::{ErrorCode, Refusal};
@@ -20,6 +21,8 @@ use crate::protocol::frame::RawFrame;
 use crate::protocol::request::{Admin, AdminCommand, Request};
 use crate::protocol::response::{GroupInfo, NodeStatus, Reply, Response, TopicInfo};
 
+/// How long a switchover waits for a standby that has just started.
+const STANDBY_WAIT: Duration = Duration::from_secs(2);
 /// Longest answer to the question for the status.
 const STATUS_BYTES_MAX: u64 = 1 << 20;
 
@@ -88,15 +91,23 @@ impl Client {
     /// If the future is dropped, the switchover may take place all the same.
     ///
     /// # Errors
-    /// Where there is no master, or it refuses, for example because there is no standby.
+    /// Where there is no master, or no standby follows it; one that has just started is waited for, for a moment.
     pub async fn switchover(&self) -> Result<Epoch, ClientError> {
         let (_, master) = self.alive.connected(0, self.alive.deadline()).await?;
-        let make = |request| Request::Admin(Admin { request, command: AdminCommand::Switchover });
-        match self.alive.call(Repeat::Never, make).await {
-            // A master that drains may close the connection before its answer is out.
-            Ok(Reply::Done) | Err(ClientError::ConnectionLost) => Ok(master.welcome.epoch),
-            Ok(other) => Err(unexpected(&other)),
-            Err(error) => Err(error),
+        let began = Instant::now();
+        loop {
+            let make = |request| Request::Admin(Admin { request, command: AdminCommand::Switchover });
+            match self.alive.call(Repeat::Never, make).await {
+                // A master that drains may close the connection before its answer is out.
+                Ok(Reply::Done) | Err(ClientError::ConnectionLost) => return Ok(master.welcome.epoch),
+                Ok(other) => return Err(unexpected(&other)),
+                Err(ClientError::Refused(refusal))
+                    if refusal.code == ErrorCode::NoStandby && began.elapsed() < STANDBY_WAIT =>
+                {
+                    tokio::time::sleep(by_chance(RETRY_WAIT)).await;
+                }
+                Err(error) => return Err(error),
+            }
         }
     }
 

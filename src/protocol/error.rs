@@ -45,6 +45,8 @@ pub enum ErrorCode {
     TooManyConnections,
     /// Nothing was heard from the client for too long. The connection is closed.
     HeartbeatMissed,
+    /// A switchover was asked for, and no standby follows the node.
+    NoStandby,
     /// A code of a newer version.
     Other(u16),
 }
@@ -71,6 +73,7 @@ impl From<ErrorCode> for u16 {
             ErrorCode::FrameTooLarge => 17,
             ErrorCode::TooManyConnections => 18,
             ErrorCode::HeartbeatMissed => 19,
+            ErrorCode::NoStandby => 20,
             ErrorCode::Other(code) => code,
         }
     }
@@ -98,6 +101,7 @@ impl From<u16> for ErrorCode {
             17 => Self::FrameTooLarge,
             18 => Self::TooManyConnections,
             19 => Self::HeartbeatMissed,
+            20 => Self::NoStandby,
             code => Self::Other(code),
         }
     }
@@ -126,6 +130,7 @@ impl std::fmt::Display for ErrorCode {
             Self::FrameTooLarge => "frame-too-large",
             Self::TooManyConnections => "too-many-connections",
             Self::HeartbeatMissed => "heartbeat-missed",
+            Self::NoStandby => "no-standby",
             Self::Other(code) => return write!(f, "code-{code}"),
         })
     }

@@ -332,8 +332,7 @@ impl Connection {
                 return Ok(None);
             }
             Request::Admin(Admin { request, command: AdminCommand::Switchover }) => {
-                self.respond(&Response::Reply(request, Ok(Reply::Done)));
-                self.server.switchover.notify_one();
+                self.respond(&Response::Reply(request, self.hand_over()));
                 return Ok(None);
             }
             Request::Admin(admin) => Command::Admin(admin),
@@ -345,6 +344,16 @@ impl Connection {
             }
         });
         Ok(None)
+    }
+
+    /// Has the node hand over, where there is a standby to take over: without one nobody would serve.
+    fn hand_over(&self) -> Result<Reply, Refusal> {
+        if !self.server.has_follower() {
+            let text = "no standby follows this node: start the other one, or stop this one with SIGTERM";
+            return Err(Refusal::new(ErrorCode::NoStandby, text));
+        }
+        self.server.switchover.notify_one();
+        Ok(Reply::Done)
     }
 
     /// Checks the messages of a publish frame here, so that the engine need not.

@@ -82,6 +82,8 @@ pub struct Server {
     pub switchover: Notify,
     /// Ends all connections.
     pub shutdown: CancellationToken,
+    /// Connections of the other node that follow this one as master.
+    followers: AtomicU64,
     next_session: AtomicU64,
     places: Places,
     fence_age: FenceAge,
@@ -110,6 +112,7 @@ impl Server {
             standing,
             switchover: Notify::new(),
             shutdown,
+            followers: AtomicU64::new(0),
             next_session: AtomicU64::new(1),
         })
     }

@@ -63,6 +63,29 @@ impl Standing {
     }
 }
 
+/// A standby that follows a master, until it is dropped.
+struct Follower<'a>(&'a AtomicU64);
+
+impl<'a> Follower<'a> {
+    fn new(followers: &'a AtomicU64) -> Self {
+        followers.fetch_add(1, Ordering::Relaxed);
+        Self(followers)
+    }
+}
+
+impl Drop for Follower<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Server {
+    /// Whether a standby follows this node as master: it would take over at once.
+    pub(super) fn has_follower(&self) -> bool {
+        self.followers.load(Ordering::Relaxed) > 0
+    }
+}
+
 /// Sends signs of life while the node has `role`, with which it has greeted the other node.
 pub(super) async fn run(
     server: &Server,
@@ -71,6 +94,7 @@ pub(super) async fn run(
     mut write: OwnedWriteHalf,
     heartbeat: Duration,
 ) -> Result<(), ConnectionError> {
+    let _follower = (role == Role::Master).then(|| Follower::new(&server.followers));
     let mut standing = server.standing.clone();
     // The first change that it tells of may be from before.
     standing.mark_changed();
