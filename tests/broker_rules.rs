@@ -251,7 +251,7 @@ fn a_lost_consumer_counts_as_an_attempt_and_a_closed_one_does_not() {
     for (ending, attempts) in [(Ending::Lost, 1), (Ending::Closed, 0)] {
         let (mut world, topic) = world();
         world.begin(1);
-        let group = world.subscribe(1, 0, "t", "g", messages(3), None).unwrap();
+        let group = world.subscribe(1, 0, "t", "g", messages(3), Some(at_once())).unwrap();
         world.subscribe(0, 7, "t", "g", messages(0), None);
         publish(&mut world, topic, 3);
         world.finish();
@@ -261,6 +261,32 @@ fn a_lost_consumer_counts_as_an_attempt_and_a_closed_one_does_not() {
         assert_eq!(delivered(&world), [(7, 0), (7, 1), (7, 2)]);
         assert_eq!(world.groups[&group][&1].attempts, attempts);
     }
+}
+
+/// A message that killed its consumers went through all of its attempts as fast as they started again.
+#[test]
+fn what_a_lost_consumer_had_or_a_lease_held_waits_for_the_back_off() {
+    let backoff =
+        Backoff { initial_ms: 5_000, multiplier_percent: 100, maximum_ms: 5_000, jitter_percent: 0 };
+    let settings = GroupSettings { backoff, lease_ms: 1_000, ..GroupSettings::default() };
+    let (mut world, topic) = world();
+    world.begin(1);
+    world.subscribe(1, 0, "t", "g", messages(1), Some(settings));
+    world.subscribe(0, 7, "t", "g", messages(1), None);
+    publish(&mut world, topic, 2);
+    world.finish();
+    world.end(1, Ending::Lost);
+    world.finish();
+    world.now.0 += 1_000;
+    world.finish();
+    assert_eq!(delivered(&world), [], "one was lost, the lease of the other has ended");
+    world.now.0 += 4_000;
+    world.finish();
+    assert_eq!(delivered(&world), [(7, 0)]);
+    world.flow(0, 7, messages(2));
+    world.now.0 += 1_000;
+    world.finish();
+    assert!(delivered(&world).contains(&(7, 1)), "{:?}", delivered(&world));
 }
 
 #[test]

@@ -21,14 +21,6 @@ const LEASE_CHECKS: u32 = 32;
 /// How much later than its end a lease is noticed at most.
 const LEASE_CHECK_MAX: Duration = Duration::from_secs(1);
 
-/// When a message that came back is handed out again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wait {
-    None,
-    Fixed(Duration),
-    Backoff,
-}
-
 impl Broker {
     pub(super) fn settle(&mut self, session: SessionId, request: &Settle, out: &mut Output) {
         let found = self.sessions.get(&session).and_then(|state| state.consumers.get(&request.consumer));
@@ -55,10 +47,10 @@ impl Broker {
             Settlement::Ack | Settlement::Extend => {}
             Settlement::Release => pieces.into_iter().for_each(|piece| group.redelivery.make_ready(piece)),
             Settlement::Nack { delay_ms } => {
-                let wait = delay_ms.map_or(Wait::Backoff, |delay| Wait::Fixed(Duration::from_millis(delay)));
+                let wait = delay_ms.map(Duration::from_millis);
                 self.give_back(id, &pieces, ReturnReason::Nacked, wait, out);
             }
-            Settlement::Reject => self.give_back(id, &pieces, ReturnReason::Rejected, Wait::Backoff, out),
+            Settlement::Reject => self.give_back(id, &pieces, ReturnReason::Rejected, None, out),
         }
         if count > 0
             && let Some(group) = self.groups.get_mut(&id)
@@ -85,7 +77,7 @@ impl Broker {
         self.cycle.mark(group);
         match ending {
             Ending::Closed => pieces.into_iter().for_each(|piece| group.redelivery.make_ready(piece)),
-            Ending::Lost => self.give_back(id, &pieces, ReturnReason::ConsumerLost, Wait::None, out),
+            Ending::Lost => self.give_back(id, &pieces, ReturnReason::ConsumerLost, None, out),
         }
     }
 
@@ -100,16 +92,17 @@ impl Broker {
         let earliest = group.take_expired(now, &mut pieces);
         let late = (group.state.settings.lease() / LEASE_CHECKS).min(LEASE_CHECK_MAX);
         group.lease_check = earliest.map(|earliest| earliest.max(now.after(late)));
-        self.give_back(id, &pieces, ReturnReason::LeaseExpired, Wait::None, out);
+        self.give_back(id, &pieces, ReturnReason::LeaseExpired, None, out);
     }
 
-    /// Counts an attempt that failed for each message of the pieces, and has them handed out again or buried.
+    /// Counts an attempt that failed for each message of the pieces, and has them handed out again after `wait`, or
+    /// the back-off of the group, or buried.
     fn give_back(
         &mut self,
         id: GroupId,
         pieces: &[OffsetRange],
         reason: ReturnReason,
-        wait: Wait,
+        wait: Option<Duration>,
         out: &mut Output,
     ) {
         let Some(group) = self.groups.get_mut(&id) else { return };
@@ -121,11 +114,7 @@ impl Broker {
                 let (attempts, end) = group.attempts_run(at, piece.end);
                 let range = OffsetRange { start: at, end };
                 let attempts = attempts.saturating_add(1);
-                let wait = match wait {
-                    Wait::None => Duration::ZERO,
-                    Wait::Fixed(wait) => wait,
-                    Wait::Backoff => backoff(&group.state.settings.backoff, at, attempts),
-                };
+                let wait = wait.unwrap_or_else(|| backoff(&group.state.settings.backoff, at, attempts));
                 let retry = Retry { attempts, due_at: self.now.after(wait), reason };
                 out.records.push(Record::Returned { group: id, range, retry });
                 group.take_in(range, retry, mortal, self.now);
