@@ -77,7 +77,7 @@ impl RawFrame {
 
     fn head_within<T: DeserializeOwned, const BYTES_MAX: usize>(&self) -> Result<(T, Bytes), DecodeError> {
         let (head, used) = bincode::serde::decode_from_slice(&self.payload, config::<BYTES_MAX>())
-            .map_err(|error| DecodeError::Head { kind: self.kind, what: error.to_string() })?;
+            .map_err(|error| DecodeError::Head { kind: self.kind, what: in_words(&error) })?;
         Ok((head, self.payload.slice(used..)))
     }
 
@@ -91,6 +91,22 @@ impl RawFrame {
             return Ok(head);
         }
         Err(DecodeError::Trailing { kind: self.kind, count: rest.len() })
+    }
+}
+
+/// What the decoder says, for people who do not know the decoder.
+fn in_words(error: &bincode::error::DecodeError) -> String {
+    use bincode::error::DecodeError as E;
+    match error {
+        E::UnexpectedEnd { .. } => "it ends too early".to_owned(),
+        E::LimitExceeded => "it is longer than the limit, or a length in it is".to_owned(),
+        E::Utf8 { .. } => "a text is not UTF-8".to_owned(),
+        E::InvalidBooleanValue(byte) => format!("{byte} is neither 0 nor 1"),
+        E::UnexpectedVariant { found, .. } => format!("there is no choice {found}"),
+        E::Other(text) => (*text).to_owned(),
+        E::OtherString(text) => text.clone(),
+        // Types of integers and the like: the head is of another layout.
+        _ => "it is not laid out as this version of the protocol says".to_owned(),
     }
 }
 

@@ -81,6 +81,23 @@ fn a_frame_whose_length_lies_is_refused() {
     }
 }
 
+/// Whoever writes a client read names of types of the decoder.
+#[test]
+fn what_is_wrong_with_a_head_is_said_in_words() {
+    for golden in golden() {
+        for at in 0..golden.payload.len() {
+            for byte in [0, 0x7f, 0xfa, 0xfd, 0xff] {
+                let mut payload = golden.payload.to_vec();
+                payload[at] = byte;
+                if let Err(error) = decode(&frame(golden.kind, &payload)) {
+                    let text = error.to_string();
+                    assert!(!text.contains(" { ") && !text.contains("::"), "{text}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn messages_cut_short_are_refused() {
     let all = messages();
