@@ -311,6 +311,26 @@ fn upkeep_and_closing_ask_the_fence_before_they_write(open: Open, mode: Mode) {
     }
 }
 
+/// A master that has lost lets go of its store in the middle of whatever it does: what was written then would be a late
+/// checkpoint of somebody who is master no more.
+fn a_store_that_is_dropped_writes_nothing(open: Open, mode: Mode) {
+    let mut scene = Scene::new(open, mode, SEGMENT);
+    let topic = scene.create_topic();
+    for round in 0..40 {
+        scene.publish(&[topic], &bodies(100, 100, round));
+    }
+    assert!(scene.store().maintenance_due());
+    let before = files(scene.dir.path());
+    drop(scene.store.take());
+    // A segment that was being prepared may be there as well.
+    let after = files(scene.dir.path());
+    for (path, bytes) in &before {
+        assert!(after.get(path) == Some(bytes), "{} was changed", path.display());
+    }
+    let is_checkpoint = |path: &&PathBuf| path.to_string_lossy().contains("checkpoint");
+    assert_eq!(after.keys().find(is_checkpoint), None);
+}
+
 /// Every file but those that are still being made.
 fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut found = BTreeMap::new();
@@ -446,6 +466,7 @@ macro_rules! contract {
             late_commits_of_an_old_epoch_do_not_count
             a_broken_fence_stops_the_store
             upkeep_and_closing_ask_the_fence_before_they_write
+            a_store_that_is_dropped_writes_nothing
             random_histories_are_kept
         }
     };

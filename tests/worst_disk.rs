@@ -38,7 +38,7 @@ const WAKING_MAX: Duration = Duration::from_secs(5);
 struct WorstDisk {
     // The order matters: the nodes end, then the mounts, then the folder.
     nodes: [Node; 2],
-    _mounts: [Mount; 2],
+    mounts: [Mount; 2],
     _dir: tempfile::TempDir,
 }
 
@@ -55,7 +55,7 @@ impl WorstDisk {
                 .set("BATON_LOG", "info,batonmq::store=debug")
         };
         let nodes = [node("a", &mounts[0]), node("b", &mounts[1])];
-        Self { nodes, _mounts: mounts, _dir: dir }
+        Self { nodes, mounts, _dir: dir }
     }
 
     /// Starts both nodes, the first one as master, and a load.
@@ -332,6 +332,25 @@ async fn a_healthy_master_is_left_alone(mode: &'static str) {
 async fn a_healthy_master_is_left_alone_though_its_lock_excludes_nobody() {
     a_healthy_master_is_left_alone("file").await;
     a_healthy_master_is_left_alone("database").await;
+}
+
+/// The shared disk does not answer one node any more. Its process lives and says so at each heartbeat, so only the age of
+/// its last fence check tells the other one that nobody is served.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_master_whose_storage_hangs_is_unseated_and_loses_nothing() {
+    for mode in ["file", "database"] {
+        let mut disk = WorstDisk::new(mode, [DEFAULT, FORGETFUL]);
+        let load = disk.start().await;
+        load.confirmed_more(1_000).await;
+        let hang = disk.mounts[0].hang();
+        assert_eq!(disk.nodes[1].wait_for(Role::Master).await.epoch, Epoch(2), "{}", disk.logs());
+        load.confirmed_more(1_000).await;
+        assert!(disk.nodes[0].runs(), "it has ended by itself: that shows nothing\n{}", disk.logs());
+        drop(hang);
+        assert_eq!(disk.nodes[0].wait().code(), Some(EXIT_FENCED), "{}", disk.logs());
+        let events = load.finish().await;
+        assert_eq!(check(&events, &GROUPS), [], "{mode}");
+    }
 }
 
 /// Databases in the store, by the names of their files.

@@ -19,7 +19,7 @@ use crate::model::message::{Message, MessageBlock};
 use crate::model::record::Record;
 use crate::protocol::error::ErrorCode;
 use crate::protocol::frame::RawFrame;
-use crate::protocol::request::{Admin, AdminCommand, OpenProducer, Publish, Subscribe, Window};
+use crate::protocol::request::{Admin, AdminCommand, FindTopic, OpenProducer, Publish, Subscribe, Window};
 use crate::protocol::response::{Reply, Response};
 use crate::store::{FenceCheck, Reader};
 
@@ -30,6 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 enum Call {
     Commit(usize),
     Check(usize),
+    Maintain(usize),
     Close(usize),
 }
 
@@ -49,6 +50,7 @@ struct Script {
     check: Option<Fate>,
     /// A commit waits for a word from here.
     gate: Option<Receiver<()>>,
+    upkeep_is_due: bool,
 }
 
 type Shared = Arc<Mutex<Script>>;
@@ -102,10 +104,13 @@ impl Store for FakeStore {
     }
 
     fn maintenance_due(&self) -> bool {
-        false
+        self.0.lock().unwrap().upkeep_is_due
     }
 
-    fn maintain(&mut self, _: &mut dyn FnMut() -> Snapshot, _: FenceCheck<'_>) -> Result<(), StoreError> {
+    fn maintain(&mut self, _: &mut dyn FnMut() -> Snapshot, fence: FenceCheck<'_>) -> Result<(), StoreError> {
+        fence()?;
+        note(&self.0, Call::Maintain);
+        self.0.lock().unwrap().upkeep_is_due = false;
         Ok(())
     }
 
@@ -240,13 +245,20 @@ fn publish(sequence: u64, count: u32, len: usize) -> Command {
     Command::Publish(head, MessageBlock::encode(&messages))
 }
 
-/// A scene whose first client has opened a producer, and read everything.
+fn find() -> Command {
+    Command::FindTopic(FindTopic { request: 3, name: "t".into() })
+}
+
+/// A scene whose first client has opened a producer, and read everything. No commit is under way: one of before, noted
+/// late, was taken for that of the first publish, and an engine that answered before it committed was never found.
 async fn publishing() -> (Scene, Client) {
     let mut scene = Scene::new();
     let mut client = scene.client(1 << 20).await;
     scene.submit(&client, vec![open(), create()]);
     assert!(matches!(client.next(), Response::Reply(1, Ok(Reply::Producer { .. }))));
     assert!(matches!(client.next(), Response::Reply(2, Ok(Reply::Done))));
+    scene.submit(&client, vec![find()]);
+    assert!(matches!(client.next(), Response::Reply(3, Ok(Reply::Topic { .. }))));
     scene.calls();
     (scene, client)
 }
@@ -301,6 +313,29 @@ async fn a_guard_that_says_no_ends_the_engine_with_nothing_sent() {
     assert!(matches!(scene.end(), Err(EngineError::Fenced(Fenced::Superseded(Epoch(9))))));
     assert_eq!(scene.calls(), [Call::Commit(0), Call::Check(0)], "no close");
     assert_eq!(lying(&client.socket), 0);
+}
+
+/// A checkpoint writes and removes files by itself, so it must ask by itself. Here nothing else asks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guard_that_says_no_ends_the_engine_before_its_upkeep() {
+    let (scene, client) = publishing().await;
+    {
+        let mut script = scene.script.lock().unwrap();
+        (script.check, script.upkeep_is_due) = (Some(Fate::Fails), true);
+    }
+    scene.submit(&client, vec![Command::OutputReady]);
+    assert!(matches!(scene.end(), Err(EngineError::Store(StoreError::Fenced(_)))));
+    assert_eq!(scene.calls(), [Call::Check(0)], "no upkeep, no close");
+}
+
+/// The close writes as well: whoever finds only at the end of a drain that the mastership is lost leaves the store.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guard_that_says_no_at_the_end_of_a_drain_keeps_the_store_from_being_closed() {
+    let (scene, _client) = publishing().await;
+    scene.script.lock().unwrap().check = Some(Fate::Fails);
+    scene.engine.drain(Instant::now());
+    assert!(matches!(scene.end(), Err(EngineError::Store(StoreError::Fenced(_)))));
+    assert_eq!(scene.calls(), [Call::Check(0)], "no close");
 }
 
 /// A thread that panicked left a master that held the lock, answered heartbeats and did nothing else.

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use super::pair::PATIENCE;
 
 /// What a mount keeps, as options of `bindfs`. Its defaults: attributes and names that are there for a second.
@@ -59,6 +61,22 @@ impl Mount {
             std::thread::sleep(Duration::from_millis(2));
         }
         mount
+    }
+
+    /// Lets everything wait that is asked of the mount, until what this answers is dropped.
+    pub fn hang(&self) -> Hang {
+        let process = Pid::from_child(&self.process);
+        kill_process(process, Signal::STOP).unwrap();
+        Hang(process)
+    }
+}
+
+/// A mount that does not answer. Not even a process that is killed ends while it waits for it.
+pub struct Hang(Pid);
+
+impl Drop for Hang {
+    fn drop(&mut self) {
+        let _ = kill_process(self.0, Signal::CONT);
     }
 }
 

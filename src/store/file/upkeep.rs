@@ -252,7 +252,7 @@ mod tests {
     use crate::model::settings::TopicSettings;
     use crate::model::time::Timestamp;
     use crate::store::file::FileStore;
-    use crate::store::{Mode, OpenOptions, Predecessors, Store};
+    use crate::store::{Fenced, Mode, OpenOptions, Predecessors, Store};
 
     const TOPIC: TopicId = TopicId(0);
 
@@ -312,6 +312,13 @@ mod tests {
             u64::from(self.store.upkeep.next - 1)
         }
 
+        /// Names in the journal, but of what is still being made.
+        fn finished_files(&self) -> BTreeSet<PathBuf> {
+            let names = std::fs::read_dir(self.dir.path().join("journal")).unwrap();
+            let paths = names.map(|entry| entry.unwrap().path());
+            paths.filter(|path| path.extension().is_none_or(|extension| extension != "new")).collect()
+        }
+
         fn first_is_there(&self) -> bool {
             SegmentId { epoch: Epoch(1), number: 1 }.path(&self.dir.path().join("journal")).exists()
         }
@@ -332,6 +339,29 @@ mod tests {
         let allowed = 200 * (17 << 10) / (CHECKPOINT_RATIO * checkpoint_bytes);
         assert!(scene.checkpoint_count() <= allowed + 2, "{} of {allowed}", scene.checkpoint_count());
         assert!(!scene.first_is_there());
+    }
+
+    /// The fence held when a checkpoint began, and no longer when it was written: what could go then is what the next
+    /// master reads.
+    #[test]
+    fn a_mastership_that_is_lost_during_a_checkpoint_removes_nothing() {
+        let mut scene = Scene::new();
+        for _ in 0..200 {
+            scene.publish();
+            while scene.store.maintenance_due() {
+                let before = scene.finished_files();
+                let mut answers = [Ok(())].into_iter();
+                let mut fence = || answers.next().unwrap_or(Err(Fenced::Superseded(Epoch(2))));
+                let done = scene.store.maintain(&mut || scene.snapshot.clone(), &mut fence);
+                let after = scene.finished_files();
+                assert!(before.is_subset(&after), "removed unasked: {:?}", before.difference(&after));
+                if let Err(error) = done {
+                    assert!(matches!(error, StoreError::Fenced(_)), "{error}");
+                    return;
+                }
+            }
+        }
+        panic!("nothing was to be removed");
     }
 
     #[test]
