@@ -31,7 +31,10 @@ pub(super) fn end_process(error: &dyn std::error::Error) -> ! {
     let (said, heard) = mpsc::channel();
     let error = error.to_string();
     let speaker = Builder::new().spawn(move || {
-        tracing::error!(error, "no longer master: ending at once");
+        tracing::error!(
+            error,
+            "the mastership or the store has failed: ending at once, so that the other node can take over"
+        );
         // Nobody listens where it took too long.
         let _ = said.send(());
     });
