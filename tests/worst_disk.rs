@@ -51,6 +51,8 @@ impl WorstDisk {
             // Small segments, so that checkpoints and removals go on all the time.
             Node::new(name, &mount.path.join("store"), mode, dir.path())
                 .set("BATON_SEGMENT_BYTES", 128 << 10)
+                // A master may be silent for three of these: a checkpoint of a busy machine can take longer than usual.
+                .set("BATON_POLL_INTERVAL", "250ms")
                 .set("BATON_HEARTBEAT", format!("{}ms", PATIENT_HEARTBEAT.as_millis()))
                 .set("BATON_LOG", "info,batonmq::store=debug")
         };
