@@ -28,6 +28,26 @@ fn an_idle_consumer_ends_and_has_nothing_to_say() {
     assert_eq!((answer.stderr.clone(), answer.ok()), (String::new(), String::new()));
 }
 
+/// A script that drains a group took the end of the broker for the end of its messages: the command ended with 0.
+#[test]
+fn a_consumer_whose_broker_is_gone_is_not_idle() {
+    let mut pair = Pair::single();
+    pair.run(&["publish", "t", "a", "b"]).ok();
+    let args = ["consume", "t", "--group", "g", "--prefetch", "1", "--idle-timeout", "1s", "--timeout", "2s"];
+    let mut consuming = pair.command(&args).spawn().unwrap();
+    let mut output = BufReader::new(consuming.stdout.take().unwrap());
+    for expected in ["a\n", "b\n"] {
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        assert_eq!(line, expected);
+    }
+    pair.nodes[0].kill().unwrap();
+    assert_eq!(wait_for_end(&mut consuming).code(), Some(3));
+    let mut said = String::new();
+    consuming.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(said.contains("no master found at "), "{said}");
+}
+
 #[test]
 fn every_group_gets_every_message_and_a_group_begins_where_it_is_told() {
     let pair = Pair::single();

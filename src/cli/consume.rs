@@ -1,19 +1,19 @@
 //! `baton consume`: the messages of a group, one body a line, and what to do with them.
 
-use std::time::Duration;
+use std::pin::pin;
+use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use batonmq::client::{ClientError, Consumer, ConsumerOptions, Delivery};
 use batonmq::model::name::Name;
 use batonmq::model::settings::{GroupSettings, Start};
 use clap::{Args, ValueEnum};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::timeout;
 
 use super::client::ClientArgs;
-use super::exit::End;
 use super::group::PolicyName;
 use super::output::Output;
 use super::received::{self, Format};
+use super::signals::Signals;
 use super::value;
 
 /// Deliveries taken over at a time.
@@ -25,8 +25,9 @@ const BATCH_MESSAGES: usize = 1024;
 /// been written. Without --count and --idle-timeout this goes on until it is stopped.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Ends with 0 when --count messages have come or none came for --idle-timeout. Messages that were not written are given
-back, uncounted. At a takeover a message may come a second time; --format json says so (redelivered).
+Ends with 0 when --count messages have come or none came for --idle-timeout. Time without a master is not idle time: if
+that takes longer than --timeout it ends with 3. Messages that were not written are given back, uncounted. At a takeover
+a message may come a second time; --format json says so (redelivered).
 
 Examples:
   baton consume orders --group billing
@@ -43,7 +44,7 @@ pub struct ConsumeArgs {
     /// End after so many messages
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
-    /// End when no message has come for so long
+    /// End when no message has come for so long while there was a master
     #[arg(long, value_name = "DURATION", value_parser = value::duration_above_zero)]
     idle_timeout: Option<Duration>,
     /// How the group shares its messages, if this makes it
@@ -105,7 +106,7 @@ pub async fn run(args: ConsumeArgs) -> anyhow::Result<()> {
     }
     let taken = tokio::select! {
         taken = take(&args, &mut consumer) => taken,
-        number = signals.next() => Err(End::Signal(number).into()),
+        end = signals.next() => Err(end.into()),
     };
     let ended = consumer.close().await;
     client.close().await;
@@ -124,12 +125,12 @@ async fn take(args: &ConsumeArgs, consumer: &mut Consumer) -> anyhow::Result<()>
     let mut left = args.count.unwrap_or(u64::MAX);
     while left > 0 {
         let max = if args.work.is_some() { 1 } else { BATCH_MESSAGES };
-        let next = consumer.next_batch(max.min(usize::try_from(left).unwrap_or(usize::MAX)));
+        let max = max.min(usize::try_from(left).unwrap_or(usize::MAX));
         let batch = match args.idle_timeout {
-            None => next.await?,
-            Some(idle) => match tokio::time::timeout(idle, next).await {
-                Ok(batch) => batch?,
-                Err(_) => return Ok(()),
+            None => consumer.next_batch(max).await?,
+            Some(idle) => match within_idle_time(consumer, max, idle).await? {
+                Some(batch) => batch,
+                None => return Ok(()),
             },
         };
         anyhow::ensure!(!batch.is_empty(), "the connection was closed");
@@ -141,6 +142,30 @@ async fn take(args: &ConsumeArgs, consumer: &mut Consumer) -> anyhow::Result<()>
         batch.iter().for_each(|delivery| settle(args.then, consumer, delivery));
     }
     Ok(())
+}
+
+/// The next deliveries; `None` where the consumer was in its group for `idle` and none came. What passes while there is
+/// no master does not count: an outage is no empty group.
+async fn within_idle_time(
+    consumer: &mut Consumer,
+    max: usize,
+    idle: Duration,
+) -> Result<Option<Vec<Delivery>>, ClientError> {
+    let begun = Instant::now();
+    let settler = consumer.settler();
+    // The same wait throughout: a new one would begin to count --timeout anew.
+    let mut next = pin!(consumer.next_batch(max));
+    let mut left = idle;
+    loop {
+        if let Ok(batch) = timeout(left, &mut next).await {
+            return batch.map(Some);
+        }
+        let quiet = settler.subscribed_for().map_or(Duration::ZERO, |time| time.min(begun.elapsed()));
+        left = idle.saturating_sub(quiet);
+        if left.is_zero() {
+            return Ok(None);
+        }
+    }
 }
 
 /// Writes the deliveries. When this returns, whoever reads standard output has them.
@@ -159,26 +184,5 @@ fn settle(then: Then, consumer: &Consumer, delivery: &Delivery) {
         Then::Reject => consumer.reject(delivery),
         Then::Release => consumer.release(delivery),
         Then::Nothing => {}
-    }
-}
-
-/// The signals that ask for a clean end.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    fn new() -> anyhow::Result<Self> {
-        let listen = |kind| signal(kind).context("cannot listen for signals");
-        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
-    }
-
-    /// Waits for one and answers its number.
-    async fn next(&mut self) -> u8 {
-        tokio::select! {
-            _ = self.interrupt.recv() => 2,
-            _ = self.terminate.recv() => 15,
-        }
     }
 }

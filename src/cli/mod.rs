@@ -16,6 +16,7 @@ mod publish;
 mod pull;
 mod received;
 mod serve;
+mod signals;
 mod status;
 mod switchover;
 mod topic;

@@ -352,6 +352,16 @@ impl std::ops::Deref for PullConsumer {
 }
 
 impl Settler {
+    /// How long the consumer has been in its group without a break; `None` while it has no master or joins again.
+    /// Silence means that there are no messages only as far as this goes back.
+    #[must_use]
+    pub fn subscribed_for(&self) -> Option<Duration> {
+        match self.core.lock().phase {
+            Phase::Active { since } => Some(since.elapsed()),
+            Phase::Opening | Phase::Ended(_) => None,
+        }
+    }
+
     /// Done: the group never gets the message again.
     pub fn ack(&self, delivery: impl Into<DeliveryId>) {
         self.settle(delivery.into(), Settlement::Ack, OffsetRange::one);
@@ -421,7 +431,7 @@ impl Settler {
         if delivery.consumer != core.handle {
             return;
         }
-        if !matches!(state.phase, Phase::Active) || delivery.session != state.session {
+        if !matches!(state.phase, Phase::Active { .. }) || delivery.session != state.session {
             state.lost += weight(settlement);
             return;
         }
@@ -478,7 +488,7 @@ mod tests {
         let core = Arc::new(ConsumerCore::new(1, ConsumerOptions::new("t", "g"), window));
         {
             let mut state = core.lock();
-            state.phase = Phase::Active;
+            state.phase = Phase::Active { since: Instant::now() };
             state.session = 1;
             let mut link = locked(&alive.link);
             link.session = 1;

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::consumer::Subscription;
 use super::delivery::{Delivery, delivery, unpack};
@@ -84,7 +85,10 @@ impl State {
 #[derive(Debug)]
 pub(super) enum Phase {
     Opening,
-    Active,
+    /// Subscribed, without a break.
+    Active {
+        since: Instant,
+    },
     Ended(ClientError),
 }
 
@@ -131,7 +135,7 @@ impl ConsumerCore {
             let mut state = self.lock();
             match (&state.phase, &state.subscription) {
                 (Phase::Ended(error), _) => Poll::Ready(Err(error.clone())),
-                (Phase::Active, Some(subscription)) => Poll::Ready(Ok(subscription.clone())),
+                (Phase::Active { .. }, Some(subscription)) => Poll::Ready(Ok(subscription.clone())),
                 _ => {
                     state.waker = Some(context.waker().clone());
                     Poll::Pending
@@ -195,7 +199,7 @@ impl ConsumerCore {
         match answer {
             Ok(Reply::Subscribed { group, topic, settings }) => {
                 state.subscription = Some(Subscription { group, topic, settings });
-                state.phase = Phase::Active;
+                state.phase = Phase::Active { since: Instant::now() };
                 state.put_off = None;
                 self.current.store(session, Ordering::Release);
             }
@@ -326,7 +330,7 @@ impl ConsumerCore {
     pub(super) fn put_settlements(self: &Arc<Self>, shared: &Shared, state: &mut State, link: &mut Link) {
         state.with_writer = false;
         state.merge_at = self.settle_batch;
-        if !matches!(state.phase, Phase::Active) || link.session != state.session {
+        if !matches!(state.phase, Phase::Active { .. }) || link.session != state.session {
             return;
         }
         for (settlement, ranges, calls) in state.settlements.take() {

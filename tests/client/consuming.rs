@@ -350,6 +350,17 @@ async fn without_a_master_waiting_for_a_delivery_comes_to_an_end() {
     assert!(matches!(error, ClientError::NoMaster { .. }), "{error}");
 }
 
+/// Who waits for silence must be able to tell that of an empty group from that of a lost master.
+#[tokio::test]
+async fn a_consumer_tells_how_long_it_has_been_in_its_group_without_a_break() {
+    let (_world, node, client) = connected(Behaviour::default()).await;
+    let consumer = client.consumer(group()).await.unwrap();
+    let at_first = consumer.subscribed_for().unwrap();
+    until(|| consumer.subscribed_for().is_some_and(|time| time > at_first)).await;
+    node.kill().await;
+    until(|| consumer.subscribed_for().is_none()).await;
+}
+
 /// Closing waited for a master as long as the client does for anything, and then failed, though the lost connection had
 /// taken the consumer with it.
 #[tokio::test]
