@@ -2,7 +2,8 @@
 
 mod cli_support;
 
-use cli_support::{Pair, is_empty, run};
+use cli_support::{Pair, is_empty, run, signal, wait_for_end, wait_until};
+use rustix::process::Signal;
 use serde_json::Value;
 
 const KEYS: [&str; 5] = ["messages", "seconds", "messages_per_second", "megabytes_per_second", "latency_us"];
@@ -95,4 +96,18 @@ fn the_demonstration_loses_nothing_in_either_mode_and_leaves_nothing() {
         assert!(run["takeover_ms"].as_f64().unwrap() > 0.0, "{run}");
     }
     assert!(is_empty(dir.path()));
+}
+
+/// A demonstration that was interrupted left hundreds of megabytes in the directory for temporary files.
+#[test]
+fn an_interrupted_demonstration_leaves_nothing() {
+    for (with, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = cli_support::command(&["demo", "--json"]);
+        let mut showing = command.env("TMPDIR", dir.path()).spawn().unwrap();
+        wait_until(|| !is_empty(dir.path()));
+        signal(&showing, with);
+        assert_eq!(wait_for_end(&mut showing).code(), Some(code));
+        assert!(is_empty(dir.path()));
+    }
 }

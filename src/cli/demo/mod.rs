@@ -22,6 +22,7 @@ use self::input::{Input, Kind};
 use self::pair::Pair;
 use self::received::consume;
 use super::output::{Progress, bytes_text, grouped, print_json, print_line};
+use super::signals::Signals;
 
 /// The group that consumes.
 const GROUP: &str = "demo";
@@ -72,8 +73,16 @@ struct Run {
     seconds: f64,
 }
 
-/// Runs it.
+/// Runs it. A signal ends it like everything else: the nodes end and their store goes.
 pub async fn run(args: DemoArgs) -> anyhow::Result<()> {
+    let mut signals = Signals::new()?;
+    tokio::select! {
+        shown = show(args) => shown,
+        end = signals.next() => Err(end.into()),
+    }
+}
+
+async fn show(args: DemoArgs) -> anyhow::Result<()> {
     let modes = match args.mode {
         Some(DemoMode::Database) => vec![Mode::Database],
         Some(DemoMode::File) => vec![Mode::File],

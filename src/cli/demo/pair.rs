@@ -19,10 +19,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Wait between two looks at a node.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
-/// Two nodes and their store.
+/// Two nodes and their store. The nodes are dropped first: one that runs would write into the directory as it goes.
 pub struct Pair {
-    dir: Directory,
     nodes: Vec<Node>,
+    dir: Directory,
 }
 
 struct Node {
@@ -36,7 +36,7 @@ impl Pair {
     /// Starts two nodes and waits until one is master and the other standby.
     pub async fn start(mode: Mode) -> anyhow::Result<Self> {
         let dir = Directory::new(mode)?;
-        let mut pair = Self { dir, nodes: Vec::new() };
+        let mut pair = Self { nodes: Vec::new(), dir };
         for (name, role) in [("a", Role::Master), ("b", Role::Standby)] {
             let node = Node::start(name, mode, &pair.dir.0).await?;
             pair.nodes.push(node);
