@@ -135,14 +135,33 @@ fn a_body_beyond_the_limit_is_refused_and_what_comes_before_it_is_stored() {
     let small = pair.file("small", b"small");
     let answer = pair.run(&["publish", "t", "body", "--files", &small, large.to_str().unwrap(), &small]);
     let said = answer.failed(1);
-    assert!(said.contains("2 of 2 messages were confirmed"), "{said}");
+    assert!(said.contains("2 of 4 messages were confirmed: "), "{said}");
     assert!(
-        said.contains(
-            "message 3 of the input: message 0: body has 67108865, the limit body_bytes_max is 67108864"
-        ),
+        said.contains("message 3 of the input: body has 67108865, the limit body_bytes_max is 67108864"),
         "{said}"
     );
     assert_eq!(consume(&pair, "2", &[]).ok(), "body\nsmall\n");
+}
+
+/// Refused messages were counted as confirmed: all of six, with the topic deleted under the fourth.
+#[test]
+fn messages_that_are_refused_are_not_counted_as_confirmed() {
+    let pair = Pair::single();
+    let mut publishing =
+        pair.command(&["publish", "t", "--lines", "-"]).stdin(Stdio::piped()).spawn().unwrap();
+    let mut input = publishing.stdin.take().unwrap();
+    std::io::Write::write_all(&mut input, b"1\n2\n").unwrap();
+    wait_until(|| {
+        let topics = pair.run(&["topic", "list", "--json"]).json();
+        topics.first().is_some_and(|topic| topic["end"] == 2)
+    });
+    pair.run(&["topic", "delete", "t"]).ok();
+    std::io::Write::write_all(&mut input, b"3\n4\n5\n").unwrap();
+    drop(input);
+    assert_eq!(wait_for_end(&mut publishing).code(), Some(1));
+    let mut said = String::new();
+    publishing.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(said.starts_with("baton: 2 of 5 messages were confirmed: 3 messages were refused"), "{said}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context;
-use batonmq::client::{Client, ClientError, Producer, ProducerOptions, Topic};
+use batonmq::client::{Client, ClientError, Failure, Producer, ProducerOptions, Topic};
 use batonmq::model::message::Message;
 use batonmq::model::name::Name;
 use bytes::Bytes;
@@ -107,8 +107,9 @@ pub async fn run(args: PublishArgs) -> anyhow::Result<()> {
     };
     let result = publisher.all(&args).await;
     if let Err(error) = result {
-        let confirmed = publisher.producer.confirmed_up_to().0;
-        let (messages, skipped) = (publisher.messages, publisher.skipped);
+        let confirmed = publisher.confirmed(error.downcast_ref());
+        let skipped = publisher.skipped;
+        let messages = known.map_or(publisher.messages, |known| known - skipped);
         let earlier = if skipped > 0 { format!(", {skipped} were there already") } else { String::new() };
         return Err(error.context(format!("{confirmed} of {messages} messages were confirmed{earlier}")));
     }
@@ -147,6 +148,7 @@ struct Publisher {
     skip: u64,
     batch: Vec<Message>,
     batch_bytes: usize,
+    /// Messages of the input so far, but for those that the broker had already, and the bytes of their bodies.
     messages: u64,
     bytes: u64,
     skipped: u64,
@@ -179,6 +181,18 @@ impl Publisher {
             );
         }
         Ok(())
+    }
+
+    /// How many messages are stored, when publishing has ended with `error`.
+    fn confirmed(&self, error: Option<&ClientError>) -> u64 {
+        // Decided is more than stored: the refusals that the error has, and those that nobody has asked for.
+        let decided = self.producer.confirmed_up_to().0;
+        let told = match error {
+            Some(ClientError::MessagesRefused(failures)) => failures.as_slice(),
+            _ => &[],
+        };
+        let refused = told.iter().chain(&self.producer.failures()).map(Failure::count).sum();
+        decided.saturating_sub(refused)
     }
 
     async fn lines(&mut self, path: &Path, message: &Message) -> anyhow::Result<()> {
@@ -227,6 +241,8 @@ impl Publisher {
             self.progress.add(1);
             return Ok(());
         }
+        self.messages += 1;
+        self.bytes += message.body.len() as u64;
         self.batch_bytes += message.body.len();
         self.batch.push(message);
         if self.batch.len() >= BATCH_MESSAGES || self.batch_bytes >= BATCH_BYTES {
@@ -239,17 +255,16 @@ impl Publisher {
         if self.batch.is_empty() {
             return Ok(());
         }
-        self.messages += self.batch.len() as u64;
-        self.bytes += self.batch_bytes as u64;
-        let before = self.producer.last_ticket().0;
         match self.producer.send_batch(&self.topic, &self.batch).await {
             Ok(_) => {}
             Err(ClientError::Message(error)) => {
                 // What comes before the message in question is published; nothing after it will be.
                 let number = self.skipped + self.producer.last_ticket().0 + 1;
-                self.messages -= self.batch.len() as u64 - (self.producer.last_ticket().0 - before);
                 self.producer.flush().await?;
-                return Err(anyhow::Error::new(error).context(format!("message {number} of the input")));
+                // Its number is that within what was checked, which is this message alone.
+                let text = error.to_string();
+                let what = text.split_once(": ").map_or(text.as_str(), |(_, what)| what);
+                anyhow::bail!("message {number} of the input: {what}");
             }
             Err(error) => return Err(error.into()),
         }

@@ -173,6 +173,14 @@ pub struct Failure {
     pub refusal: Refusal,
 }
 
+impl Failure {
+    /// How many messages were refused.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.last.0 - self.first.0 + 1
+    }
+}
+
 /// Why one attempt to connect to one address did not find a master.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -305,7 +313,7 @@ fn refused_for(refusal: &Option<Refusal>) -> String {
 }
 
 fn failures_text(failures: &[Failure]) -> String {
-    let count: u64 = failures.iter().map(|failure| failure.last.0 - failure.first.0 + 1).sum();
+    let count: u64 = failures.iter().map(Failure::count).sum();
     match failures.first() {
         Some(failure) if count == 1 => format!("message {} was refused: {}", failure.first, failure.refusal),
         Some(failure) => format!(
