@@ -21,8 +21,8 @@ use super::log::{self, Form, LogArgs};
 Every setting of the file can be overridden by a variable, BATON_ and its name in capitals (BATON_POLL_INTERVAL,
 BATON_LIMITS_TOPICS_MAX), and those by the flags above. systemd/baton.toml has every setting with its meaning.
 
-Ends with 0 after SIGTERM, SIGINT or a switchover, when what was in flight is settled or --drain-timeout has passed and
-the other node may take over; with 2 where the configuration is wrong; with 3 at once where the mastership or the
+Ends with 0 after SIGTERM, SIGINT or a switchover, when what was in flight is settled or drain_timeout has passed and the
+other node may take over; with 2 where the configuration is wrong; with 3 at once where the mastership or the
 store was lost under it, or the storage does not let a drain come to its end; with 1 where it cannot start.
 
 Examples:
