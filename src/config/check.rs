@@ -67,11 +67,17 @@ fn listen(config: &Config) -> Result<(), (String, Problem)> {
         Some(address) if address.len() > ADDRESS_BYTES_MAX => {
             Err(("advertise".to_owned(), Problem::AddressTooLong(address.len())))
         }
-        Some(address) if address.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_unspecified()) => {
+        Some(address) if leads_nowhere(address) => {
             Err(("advertise".to_owned(), Problem::NoAddressForClients(address.clone())))
         }
         _ => Ok(()),
     }
+}
+
+/// Whether nobody can connect to an address: it stands for any, or its port is still to be chosen.
+fn leads_nowhere(address: &str) -> bool {
+    address.ends_with(":0")
+        || address.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_unspecified())
 }
 
 /// Whether the system would refuse to listen on both.

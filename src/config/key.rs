@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::value::{self, ValueError};
+use super::value::{self, Host, ValueError};
 use super::{Config, LogFormat, LogSettings};
 use crate::ha::fence::FenceRead;
 use crate::model::limits::{LIMITS, LimitRow};
@@ -16,10 +16,12 @@ use crate::store::Mode;
 /// Settings while they are being put together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Draft {
-    /// The node's settings. The name counts only where `node_named` says so.
+    /// The node's settings. The name counts only where `node_named` says so, and `advertise` stands beside them.
     pub config: Config,
     /// Whether the node was given a name.
     pub node_named: bool,
+    /// The address for clients; a port that it leaves open is that of the first of `listen`, known at the end.
+    pub advertise: Option<Host>,
     /// The log's settings.
     pub log: LogSettings,
 }
@@ -66,7 +68,7 @@ static SINGLE: &[NodeKey] = keys! {
     "mode": |draft, text| draft.config.mode = value::choice(text, MODES)?;
     "create_store": |draft, text| draft.config.create_store = value::switch(text)?;
     "store_id": |draft, text| draft.config.store_id = Some(value::id(text)?);
-    "advertise": |draft, text| draft.config.advertise = Some(value::host_port(text)?);
+    "advertise": |draft, text| draft.advertise = Some(value::host(text)?);
     "allow_anonymous": |draft, text| draft.config.allow_anonymous = value::switch(text)?;
     "poll_interval": |draft, text| draft.config.poll_interval = value::duration(text)?;
     "heartbeat": |draft, text| draft.config.heartbeat = value::duration(text)?;

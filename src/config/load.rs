@@ -65,7 +65,12 @@ pub struct Lowered {
 pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     let unnamed = Name::new("node").map_err(ConfigError::Hostname)?;
     let mut layers = Layers {
-        draft: Draft { config: Config::new(unnamed), node_named: false, log: LogSettings::default() },
+        draft: Draft {
+            config: Config::new(unnamed),
+            node_named: false,
+            advertise: None,
+            log: LogSettings::default(),
+        },
         origins: BTreeMap::new(),
     };
     match &sources.file {
@@ -148,6 +153,9 @@ impl Layers {
     fn finish(mut self, hostname: &str, open_files_max: Option<u64>) -> Result<Loaded, ConfigError> {
         if !self.draft.node_named {
             self.draft.config.node = Name::new(hostname).map_err(ConfigError::Hostname)?;
+        }
+        if let (Some(host), Some(first)) = (&self.draft.advertise, self.draft.config.listen.first()) {
+            self.draft.config.advertise = Some(host.or_port(first.port()));
         }
         let lowered = open_files_max.and_then(|most| self.lower_connections(most));
         check::check(&self.draft.config)

@@ -202,6 +202,7 @@ fn contradictions_are_answered_with_what_to_do() {
             "baton.toml:1: listen: clients cannot connect to 0.0.0.0:7470",
         ),
         ("advertise = '0.0.0.0:7470'", "set `advertise` to the address under which they reach this node"),
+        ("listen = '127.0.0.1:0'\nadvertise = 'a'", "baton.toml:2: advertise: clients cannot connect to a:0"),
         ("listen = []", "there is no address to listen on"),
         ("listen = ['127.0.0.1:7470', '127.0.0.1:7470']", "127.0.0.1:7470 and 127.0.0.1:7470 overlap"),
         ("listen = ['0.0.0.0:7470', '127.0.0.1:7470']", "leave one of them out"),
@@ -290,6 +291,24 @@ fn a_host_whose_name_is_no_name_is_told_to_name_the_node() {
     let nameless = Sources { hostname: "größe".to_owned(), ..sources(None) };
     assert!(load(&nameless).unwrap_err().to_string().contains("set `node` or --node"));
     assert!(load(&Sources { flags: vec![flag("--node", "node", "a")], ..nameless }).is_ok());
+}
+
+/// A node on another port than 7470 sent its clients to 7470, where the other node may listen.
+#[test]
+fn an_address_for_clients_without_a_port_has_that_of_the_first_listen() {
+    for (advertise, address) in [
+        ("127.0.0.1", "127.0.0.1:27501"),
+        ("broker-a", "broker-a:27501"),
+        ("::1", "[::1]:27501"),
+        ("broker-a:7", "broker-a:7"),
+    ] {
+        for text in [
+            format!("advertise = '{advertise}'\nlisten = ['127.0.0.1:27501', '127.0.0.1:2']"),
+            format!("listen = '127.0.0.1:27501'\nadvertise = '{advertise}'"),
+        ] {
+            assert_eq!(from_text(&text).unwrap().config.advertise.as_deref(), Some(address), "{text}");
+        }
+    }
 }
 
 #[test]

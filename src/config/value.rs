@@ -88,26 +88,54 @@ pub fn listen(text: &str) -> Result<SocketAddr, ValueError> {
         .map_err(|_| ValueError::new(text, "an address IP:PORT, such as 127.0.0.1:7470 or [::1]:7470"))
 }
 
+/// An address to connect to, whose port may be left open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// The name or IP address, an IPv6 address in brackets.
+    name: String,
+    /// The port, if one was named.
+    port: Option<u16>,
+}
+
+impl Host {
+    /// The address, with `port` where none was named.
+    #[must_use]
+    pub fn or_port(&self, port: u16) -> String {
+        format!("{}:{}", self.name, self.port.unwrap_or(port))
+    }
+}
+
 /// Reads an address to connect to: `HOST:PORT`, or a host alone for the port of Baton.
 ///
 /// # Errors
-/// Where there is no host, or the port is not one that can be connected to.
+/// As [`host`].
 pub fn host_port(text: &str) -> Result<String, ValueError> {
+    Ok(host(text)?.or_port(CLIENT_PORT))
+}
+
+/// Reads an address to connect to: `HOST:PORT`, or a host alone.
+///
+/// # Errors
+/// Where there is no host, or the port is not one that can be connected to.
+pub fn host(text: &str) -> Result<Host, ValueError> {
     let wrong = || ValueError::new(text, "an address HOST:PORT, such as broker-a:7470 or [::1]:7470");
     let trimmed = text.trim();
     if trimmed.is_empty() || trimmed.contains(char::is_whitespace) {
         return Err(wrong());
     }
-    if let Ok(ip) = trimmed.parse::<IpAddr>() {
-        return Ok(SocketAddr::new(ip, CLIENT_PORT).to_string());
+    let named = |name: &str, port| Host { name: name.to_owned(), port };
+    match trimmed.parse::<IpAddr>() {
+        Ok(IpAddr::V6(ip)) => return Ok(named(&format!("[{ip}]"), None)),
+        Ok(IpAddr::V4(_)) => return Ok(named(trimmed, None)),
+        Err(_) => {}
     }
     match trimmed.rsplit_once(':') {
-        None => Ok(format!("{trimmed}:{CLIENT_PORT}")),
-        Some((host, port)) => {
-            let bracketed = host.starts_with('[') && host.ends_with(']');
-            let host_fits = !host.is_empty() && (bracketed || !host.contains(':'));
-            let port_fits = port.parse::<u16>().is_ok_and(|port| port > 0);
-            if host_fits && port_fits { Ok(trimmed.to_owned()) } else { Err(wrong()) }
+        None => Ok(named(trimmed, None)),
+        Some((name, port)) => {
+            let bracketed = name.starts_with('[') && name.ends_with(']');
+            let name_fits = !name.is_empty() && (bracketed || !name.contains(':'));
+            let port = port.parse::<u16>().ok().filter(|port| *port > 0);
+            port.filter(|_| name_fits).map(|port| named(name, Some(port))).ok_or_else(wrong)
         }
     }
 }
