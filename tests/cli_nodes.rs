@@ -200,6 +200,20 @@ fn a_second_node_on_one_address_says_so() {
     let store = pair.path("other");
     let said = run(&["serve", "--store", store.to_str().unwrap(), "--listen", &pair.servers[0]]).failed(1);
     assert!(said.contains(&format!("cannot listen on {}", pair.servers[0])), "{said}");
+    assert_eq!(said.matches("Address already in use").count(), 1, "{said}");
+}
+
+/// The variable was passed over without a word, and the node ran with another setting than its operator believed.
+#[test]
+fn a_variable_with_a_slip_in_its_name_is_warned_of() {
+    let pair = Pair::single();
+    let store = pair.path("other");
+    let args = ["serve", "--store", store.to_str().unwrap(), "--listen", &pair.servers[0]];
+    let said = run_with_input(command(&args).env("BATON_POLL_INTERVALL", "1s"), b"").failed(1);
+    assert!(
+        said.contains("the variable BATON_POLL_INTERVALL sets nothing; did you mean BATON_POLL_INTERVAL?"),
+        "{said}"
+    );
 }
 
 #[test]

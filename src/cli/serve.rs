@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use batonmq::config::key::Key;
+use batonmq::config::key::{Key, VARIABLE_PREFIX};
 use batonmq::config::load::{Loaded, Sources, load};
 use clap::{Args, ValueEnum};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -59,10 +59,13 @@ enum StoreMode {
 
 /// Runs it.
 pub fn run(args: ServeArgs, log_args: &LogArgs) -> anyhow::Result<()> {
-    let Loaded { config, log, lowered } = load(&sources(args, log_args))?;
+    let Loaded { config, log, lowered, misspelt } = load(&sources(args, log_args))?;
     log::init(&log)?;
     if let Some(lowered) = lowered {
         tracing::warn!("{lowered}");
+    }
+    for misspelt in misspelt {
+        tracing::warn!("{misspelt}");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let ended = runtime.block_on(async {
@@ -87,7 +90,7 @@ pub fn run(args: ServeArgs, log_args: &LogArgs) -> anyhow::Result<()> {
 fn sources(args: ServeArgs, log_args: &LogArgs) -> Sources {
     let environment: Vec<_> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())))
-        .filter(|(name, value)| name.starts_with("BATON_") && !value.is_empty())
+        .filter(|(name, value)| name.starts_with(VARIABLE_PREFIX) && !value.is_empty())
         .collect();
     let file_named = environment.iter().find(|(name, _)| name == "BATON_CONFIG").map(|(_, file)| file.into());
     let word = |mode| match mode {

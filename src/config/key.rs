@@ -46,6 +46,12 @@ pub struct NodeKey {
 /// The table of the limits.
 pub const LIMITS_TABLE: &str = "limits";
 
+/// What the names of all variables begin with.
+pub const VARIABLE_PREFIX: &str = "BATON_";
+
+/// Variables beside those of the keys: the configuration file of a node, the servers of a client.
+const OTHER_VARIABLES: [&str; 2] = ["BATON_CONFIG", "BATON_SERVER"];
+
 /// Likeness (0 to 1) from which on a key may have been meant.
 const LIKENESS_MIN: f64 = 0.85;
 
@@ -124,6 +130,23 @@ impl Key {
         (likeness(&nearest) >= LIKENESS_MIN).then(|| nearest.name())
     }
 
+    /// The variable that was probably meant by one that sets nothing; `None` for one that is known or like none.
+    #[must_use]
+    pub fn nearest_variable(variable: &str) -> Option<String> {
+        let known = Self::all().map(|key| key.variable()).chain(OTHER_VARIABLES.map(str::to_owned));
+        let known: Vec<String> = known.collect();
+        let name = variable.strip_prefix(VARIABLE_PREFIX)?;
+        if known.iter().any(|known| known == variable) {
+            return None;
+        }
+        // Without favour for a common beginning: that of a container system's SERVICE_HOST is that of SERVER.
+        let likeness = |known: &String| strsim::jaro(name, &known[VARIABLE_PREFIX.len()..]);
+        known
+            .into_iter()
+            .max_by(|one, other| likeness(one).total_cmp(&likeness(other)))
+            .filter(|nearest| likeness(nearest) >= LIKENESS_MIN)
+    }
+
     /// Table and name.
     #[must_use]
     pub fn place(&self) -> (&'static str, &'static str) {
@@ -143,7 +166,7 @@ impl Key {
     /// The environment variable that sets it.
     #[must_use]
     pub fn variable(&self) -> String {
-        format!("BATON_{}", self.name().replace('.', "_").to_ascii_uppercase())
+        format!("{VARIABLE_PREFIX}{}", self.name().replace('.', "_").to_ascii_uppercase())
     }
 
     /// Whether its value is a list.
@@ -217,6 +240,36 @@ mod tests {
         let variables: BTreeSet<_> = Key::all().map(|key| key.variable()).collect();
         assert_eq!(names.len(), Key::all().count());
         assert_eq!(variables.len(), names.len());
+    }
+
+    /// A variable with a slip in its name was passed over without a word. Those that container systems set of their own
+    /// accord for a service called baton must not raise an alarm.
+    #[test]
+    fn a_variable_with_a_slip_is_found_and_that_of_a_container_system_is_not() {
+        for (variable, nearest) in [
+            ("BATON_POLL_INTERVALL", "BATON_POLL_INTERVAL"),
+            ("BATON_CONFIGG", "BATON_CONFIG"),
+            ("BATON_LIMIT_TOPICS_MAX", "BATON_LIMITS_TOPICS_MAX"),
+            ("BATON_GROUP_DEFAULT_LEASE", "BATON_GROUP_DEFAULTS_LEASE"),
+        ] {
+            assert_eq!(Key::nearest_variable(variable).as_deref(), Some(nearest));
+        }
+        for variable in [
+            "BATON_LOG",
+            "BATON_LOG_FORMAT",
+            "BATON_CONFIG",
+            "BATON_SERVER",
+            "BATON_PORT",
+            "BATON_PORT_7470_TCP",
+            "BATON_PORT_7470_TCP_ADDR",
+            "BATON_PORT_7470_TCP_PORT",
+            "BATON_PORT_7470_TCP_PROTO",
+            "BATON_SERVICE_HOST",
+            "BATON_SERVICE_PORT",
+            "BATON_SERVICE_PORT_CLIENT",
+        ] {
+            assert_eq!(Key::nearest_variable(variable), None, "{variable}");
+        }
     }
 
     #[test]

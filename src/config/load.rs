@@ -1,7 +1,8 @@
 //! Puts the layers of a configuration one over the other: built-in values, file, environment, flags.
 //!
 //! Reads the file and nothing else; environment and flags are given by the caller. Variables that name no key are
-//! not errors: container systems set `BATON_...` of their own accord for a service of that name.
+//! not errors: container systems set `BATON_...` of their own accord for a service of that name. Those that are close to
+//! one that does are told to the caller.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,7 +21,7 @@ use crate::model::name::Name;
 pub struct Sources {
     /// The file, if there is one.
     pub file: Option<PathBuf>,
-    /// Environment variables, names and values. Those that name no key are ignored.
+    /// Environment variables, names and values. Those that name no key set nothing.
     pub environment: Vec<(String, String)>,
     /// Keys that flags set: flag, key, values.
     pub flags: Vec<(&'static str, Key, Vec<String>)>,
@@ -39,6 +40,18 @@ pub struct Loaded {
     pub log: LogSettings,
     /// What was made less than its built-in value, to be told once there is a log.
     pub lowered: Option<Lowered>,
+    /// Variables that set nothing and were probably meant to, to be told once there is a log.
+    pub misspelt: Vec<Misspelt>,
+}
+
+/// A variable that sets nothing, with a name close to that of one that does.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the variable {variable} sets nothing; did you mean {nearest}?")]
+pub struct Misspelt {
+    /// The variable.
+    pub variable: String,
+    /// The variable that was probably meant.
+    pub nearest: String,
 }
 
 /// The built-in number of connections did not fit into the files that the process may have open.
@@ -90,7 +103,10 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     for (flag, key, texts) in &sources.flags {
         layers.set(*key, texts, Origin::Flag(flag))?;
     }
-    layers.finish(&sources.hostname, sources.open_files_max)
+    let misspelt = sources.environment.iter().filter_map(|(variable, _)| {
+        Some(Misspelt { variable: variable.clone(), nearest: Key::nearest_variable(variable)? })
+    });
+    Ok(Loaded { misspelt: misspelt.collect(), ..layers.finish(&sources.hostname, sources.open_files_max)? })
 }
 
 struct Layers {
@@ -165,7 +181,7 @@ impl Layers {
                 key,
                 problem: Box::new(problem),
             })?;
-        Ok(Loaded { config: self.draft.config, log: self.draft.log, lowered })
+        Ok(Loaded { config: self.draft.config, log: self.draft.log, lowered, misspelt: Vec::new() })
     }
 
     /// Lowers the number of connections to what the process may have open, where it was not configured: somebody who

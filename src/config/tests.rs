@@ -82,7 +82,10 @@ fn the_shipped_file_has_every_key_with_its_default() {
         },
         ..Config::new(Name::new("broker-a").unwrap())
     };
-    assert_eq!(loaded, Loaded { config: expected, log: LogSettings::default(), lowered: None });
+    assert_eq!(
+        loaded,
+        Loaded { config: expected, log: LogSettings::default(), lowered: None, misspelt: Vec::new() }
+    );
     let missing: Vec<String> = Key::all()
         .filter(|key| !text.lines().any(|line| line.starts_with(&format!("{} = ", key.place().1))))
         .map(|key| key.name())
