@@ -19,6 +19,7 @@ fn what_was_published_is_consumed_one_body_a_line() {
     let said = pair.run(&["publish", "t", "first", "second"]).ok();
     assert_eq!(said, "2 messages (11 B) published to t and confirmed\n");
     assert_eq!(consume(&pair, "2", &[]).ok(), "first\nsecond\n");
+    assert_eq!(pair.run(&["publish", "t", "x"]).ok(), "1 message (1 B) published to t and confirmed\n");
 }
 
 #[test]

@@ -21,7 +21,7 @@ use serde::Serialize;
 
 use super::client::ClientArgs;
 use super::group::dead_letter_topic;
-use super::output::{Output, Progress, Table, grouped, print_json, print_line};
+use super::output::{Output, Progress, Table, counted, grouped, print_json, print_line};
 use super::received::Content;
 use super::value;
 
@@ -299,7 +299,7 @@ async fn work(args: &WorkArgs, work: Work) -> anyhow::Result<()> {
         return print_json(&Worked { letters });
     }
     let done = if work == Work::Replay { "replayed and confirmed" } else { "removed" };
-    print_line(format!("{} dead letters {done}", grouped(letters)))
+    print_line(format!("{} {done}", counted(letters, "dead letter")))
 }
 
 /// Works through the letters that are there now; what dies meanwhile is left for the next time.
@@ -348,8 +348,8 @@ async fn settle(consumer: &PullConsumer, letters: &[Delivery]) -> anyhow::Result
     let settled = consumer.flush().await.context("letters may be replayed again by the next replay")?;
     anyhow::ensure!(
         settled >= letters.len() as u64,
-        "{} letters could not be settled in time; they will be replayed again by the next replay",
-        letters.len() as u64 - settled
+        "{} could not be settled in time and will be replayed again by the next replay",
+        counted(letters.len() as u64 - settled, "letter")
     );
     Ok(settled)
 }

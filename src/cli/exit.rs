@@ -61,11 +61,11 @@ fn timed_out(error: &ClientError) -> bool {
     )
 }
 
-/// The error with its causes, leaving out a cause with which the text already ends.
+/// The error with its causes, leaving out a cause that the text already has at its end or before what to do about it.
 fn text(error: &anyhow::Error) -> String {
     let mut text = format!("baton: {error}");
     for cause in error.chain().skip(1).map(ToString::to_string) {
-        if !text.ends_with(&cause) {
+        if !text.ends_with(&cause) && !text.contains(&format!(": {cause};")) {
             // Writing to a string does not fail.
             let _ = write!(text, ": {cause}");
         }
@@ -84,6 +84,8 @@ mod tests {
     fn causes_are_told_once() {
         let error = anyhow!("no space").context("cannot write x: no space").context("publish");
         assert_eq!(text(&error), "baton: publish: cannot write x: no space\n");
+        let advised = anyhow!("no space").context("cannot write x: no space; delete something");
+        assert_eq!(text(&advised), "baton: cannot write x: no space; delete something\n");
         let plain: anyhow::Result<()> = Err(anyhow!("b")).context("a");
         assert_eq!(text(&plain.unwrap_err()), "baton: a: b\n");
     }

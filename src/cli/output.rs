@@ -2,10 +2,11 @@
 //!
 //! Nothing here panics when a reader goes away: a closed standard output ends the command quietly.
 
+use std::fmt;
 use std::io::{self, BufWriter, ErrorKind, IsTerminal, StdoutLock, Write};
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde::Serialize;
 
 use super::exit::End;
@@ -115,13 +116,21 @@ impl Progress {
         }
         let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr_with_hz(10));
         let template = match total {
-            Some(_) => format!("{{bar:30}} {{human_pos}}/{{human_len}} {what}  {{per_sec}}  {{eta}} left"),
-            None => format!("{{spinner}} {{human_pos}} {what}  {{per_sec}}  {{elapsed}}"),
+            Some(total) => {
+                format!("{{bar:30}} {{at}}/{} {what}  {{rate}}/s  {{eta}} left", grouped(total))
+            }
+            None => format!("{{spinner}} {{at}} {what}  {{rate}}/s  {{elapsed}}"),
         };
         // The templates above are valid; should one not be, the default style is as good.
-        bar.set_style(
-            ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar()),
-        );
+        let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        // A text that cannot be written is left out: there is nothing else to do about it.
+        let at = |state: &ProgressState, text: &mut dyn fmt::Write| {
+            let _ = text.write_str(&grouped(state.pos()));
+        };
+        let rate = |state: &ProgressState, text: &mut dyn fmt::Write| {
+            let _ = text.write_str(&grouped(state.per_sec() as u64));
+        };
+        bar.set_style(style.with_key("at", at).with_key("rate", rate));
         bar.enable_steady_tick(Duration::from_millis(100));
         Self(bar)
     }
@@ -156,6 +165,12 @@ pub fn grouped(number: u64) -> String {
     text
 }
 
+/// So many of a thing: `1 message`, `1 234 messages`.
+pub fn counted(number: u64, what: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{} {what}{plural}", grouped(number))
+}
+
 /// A number of bytes for people: `12.3 MiB`.
 pub fn bytes_text(bytes: u64) -> String {
     indicatif::BinaryBytes(bytes).to_string()
@@ -179,6 +194,13 @@ mod tests {
     fn thousands_are_set_apart() {
         for (number, text) in [(0, "0"), (999, "999"), (1000, "1 000"), (1_234_567, "1 234 567")] {
             assert_eq!(grouped(number), text);
+        }
+    }
+
+    #[test]
+    fn one_is_no_plural() {
+        for (number, text) in [(0, "0 messages"), (1, "1 message"), (2000, "2 000 messages")] {
+            assert_eq!(counted(number, "message"), text);
         }
     }
 }

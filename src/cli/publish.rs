@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use super::client::ClientArgs;
 use super::exit::End;
-use super::output::{Progress, bytes_text, grouped, print_json, print_line};
+use super::output::{Progress, bytes_text, counted, grouped, print_json, print_line};
 use super::value;
 
 /// Messages handed to the client library at a time.
@@ -130,8 +130,8 @@ pub async fn run(args: PublishArgs) -> anyhow::Result<()> {
         0 => String::new(),
         skipped => format!(", {} were there already", grouped(skipped)),
     };
-    let (messages, bytes) = (grouped(published.messages), bytes_text(published.bytes));
-    print_line(format!("{messages} messages ({bytes}) published to {} and confirmed{skipped}", args.topic))
+    let (messages, bytes) = (counted(published.messages, "message"), bytes_text(published.bytes));
+    print_line(format!("{messages} ({bytes}) published to {} and confirmed{skipped}", args.topic))
 }
 
 /// The largest body that the node takes.

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::client::ClientArgs;
 use super::group;
-use super::output::{Output, Table, grouped};
+use super::output::{Output, Table, counted, grouped};
 use super::value;
 
 /// List, create, delete and describe topics.
@@ -147,9 +147,9 @@ async fn describe(args: &DescribeArgs) -> anyhow::Result<()> {
         return output.flush();
     }
     output.line(format_args!(
-        "{}: {} messages, offsets {} to {}, kept until all groups have settled them",
+        "{}: {}, offsets {} to {}, kept until all groups have settled them",
         topic.topic,
-        grouped(topic.messages),
+        counted(topic.messages, "message"),
         topic.start,
         topic.end
     ))?;

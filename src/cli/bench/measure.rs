@@ -6,7 +6,7 @@ use hdrhistogram::Histogram;
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
-use crate::cli::output::{bytes_text, grouped};
+use crate::cli::output::{bytes_text, counted, grouped};
 
 /// Longest latency that is told apart from longer ones.
 const LATENCY_MAX: Duration = Duration::from_secs(600);
@@ -156,8 +156,8 @@ impl Report {
     /// The report for people; `what` is what the latencies are of.
     pub fn text(&self, what: &str) -> String {
         let mut text = format!(
-            "{} messages in {:.2} s: {} messages/s, {}/s",
-            grouped(self.messages),
+            "{} in {:.2} s: {} messages/s, {}/s",
+            counted(self.messages, "message"),
             self.seconds,
             grouped(self.messages_per_second as u64),
             bytes_text((self.megabytes_per_second * 1e6) as u64),
