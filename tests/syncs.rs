@@ -147,17 +147,20 @@ fn check_all(calls: &[Call], store: &Path, before: &BTreeSet<PathBuf>, mode: &st
     }
 }
 
-/// Between the write of a message and the next thing that a client is told, the file is synced and then the fence
-/// checked.
+/// Between the write of a message and the next thing that its thread tells a client, the file is synced and then the
+/// fence checked. Heartbeats come from other threads, at any moment.
 fn check_confirm(calls: &[Call], store: &Path, marker: &str) {
     let is_record =
         |call: &&Call| call.is_write() && call.path.starts_with(store) && call.arguments.contains(marker);
     let written = calls.iter().find(is_record).expect(marker);
     let clients: BTreeSet<&Path> =
         calls.iter().filter(|call| call.name == "accept4").map(|call| call.path.as_path()).collect();
-    let told = calls
-        .iter()
-        .find(|call| call.is_send() && clients.contains(call.path.as_path()) && call.start > written.end);
+    let told = calls.iter().find(|call| {
+        call.is_send()
+            && call.thread == written.thread
+            && clients.contains(call.path.as_path())
+            && call.start > written.end
+    });
     let told = told.expect("the client is told").start;
     let last =
         calls.iter().rfind(|call| call.is_write() && call.path == written.path && call.start < told).unwrap();
