@@ -26,6 +26,14 @@ CREATE TABLE topic (
     stored_at      INTEGER NOT NULL  -- store time when the topic last got a message
 ) STRICT;
 
+-- Messages above the start that are gone: every group has settled them, but not all that is before them.
+CREATE TABLE removed_range (
+    topic        INTEGER NOT NULL,
+    start_offset INTEGER NOT NULL,
+    end_offset   INTEGER NOT NULL,
+    PRIMARY KEY (topic, start_offset)
+) STRICT, WITHOUT ROWID;
+
 -- One row for each 2^32 offsets of a topic: message.id is stretch.id * 2^32 + the low 32 bits of the offset. So the
 -- hot table has one integer key and no index beside it, the messages of a topic lie together in order, and neither
 -- the number of topics nor the length of one is limited by how 63 bits are shared out. A stretch whose topic is gone
@@ -100,7 +108,14 @@ FROM topic
 JOIN stretch ON stretch.topic = topic.id
 JOIN message ON message.id >= stretch.id << 32 AND message.id < (stretch.id + 1) << 32
 LEFT JOIN producer ON producer.id = message.producer
-WHERE (stretch.number << 32) + (message.id & 0xFFFFFFFF) >= topic.start_offset;
+WHERE (stretch.number << 32) + (message.id & 0xFFFFFFFF) >= topic.start_offset
+  AND NOT EXISTS (
+      SELECT 1
+      FROM removed_range
+      WHERE removed_range.topic = topic.id
+        AND removed_range.start_offset <= (stretch.number << 32) + (message.id & 0xFFFFFFFF)
+        AND removed_range.end_offset > (stretch.number << 32) + (message.id & 0xFFFFFFFF)
+  );
 
 -- How many messages wait, for which group, and since when the oldest of them.
 CREATE VIEW backlog AS

@@ -147,6 +147,7 @@ fn limits(cache_bytes_max: u64) -> Limits {
         in_flight_max: 25,
         retries_max: 12,
         settled_ranges_max: 6,
+        pinned_bytes_max: 64,
         pulls_waiting_max: 2,
         producers_max: 3,
         prefetch_max: 30,

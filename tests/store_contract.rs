@@ -16,7 +16,7 @@ use batonmq::model::time::Timestamp;
 use batonmq::store::{Fenced, Mode, Predecessor, StoreError};
 use proptest::prelude::*;
 use scene::{
-    Model, Open, Scene, bodies, group_created, producer_opened, published, topic_created, unsettled,
+    Model, Open, Scene, bodies, group_created, middle, producer_opened, published, topic_created, unsettled,
 };
 
 const SEGMENT: u64 = 128 << 10;
@@ -47,6 +47,7 @@ fn every_record_survives_crash_and_restart(open: Open, mode: Mode) {
         Record::Settled { group, ranges: vec![OffsetRange::new(0, 3), OffsetRange::new(5, 6)] },
         Record::Returned { group, range: OffsetRange::new(8, 10), retry },
         Record::GroupChanged { group, settings },
+        Record::Removed { topic, ranges: vec![OffsetRange::new(5, 6), OffsetRange::new(10, 20)] },
         Record::Trimmed { topic, start: Offset(3) },
         Record::ProducerExpired { producer },
     ];
@@ -387,6 +388,10 @@ fn random_records(model: &Model, (kind, a, b): Step) -> Vec<Record> {
             let start = Offset(state.start.0 + (state.end.0 - state.start.0) * (b as u64 % 11) / 10);
             vec![Record::Trimmed { topic, start }]
         }),
+        24..=25 => topic.and_then(|topic| {
+            let ranges = middle(snapshot, topic, (b % 70) as u64, 1 + (a % 50) as u64);
+            (!ranges.is_empty()).then(|| vec![Record::Removed { topic, ranges }])
+        }),
         16 if b % 4 == 0 => topic.map(|topic| {
             let of_topic = snapshot.groups.iter().filter(|(_, state)| state.topic == topic);
             let deleted = of_topic.map(|(&group, _)| Record::GroupDeleted { group });
@@ -399,7 +404,7 @@ fn random_records(model: &Model, (kind, a, b): Step) -> Vec<Record> {
 }
 
 fn random_histories_are_kept(open: Open, mode: Mode) {
-    let steps = prop::collection::vec((0_u8..24, any::<u16>(), any::<u16>()), 1..250);
+    let steps = prop::collection::vec((0_u8..26, any::<u16>(), any::<u16>()), 1..250);
     let config = ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() };
     proptest!(config, |(steps in steps)| {
         let mut scene = Scene::new(open, mode, 64 << 10);

@@ -13,7 +13,7 @@ use batonmq::model::message::{Message, MessageBlock};
 use batonmq::model::name::Name;
 use batonmq::model::record::{Published, Record, Retry, ReturnReason};
 use batonmq::model::settings::{GroupSettings, Policy, TopicSettings};
-use batonmq::model::snapshot::Snapshot;
+use batonmq::model::snapshot::{Snapshot, TopicState};
 use batonmq::model::time::Timestamp;
 use batonmq::store::manifest::Manifest;
 use batonmq::store::{Fenced, Mode, OpenOptions, Predecessor, Predecessors, Store, StoreError, database};
@@ -739,7 +739,7 @@ impl Making<'_> {
     /// Applies what it makes.
     fn records(&mut self) -> Vec<Record> {
         let next = self.model.snapshot.next;
-        let made = match self.below(26) {
+        let made = match self.below(28) {
             0 => Some(Record::TopicCreated {
                 topic: next.topic,
                 name: name(&format!("topic-{}", next.topic)),
@@ -775,6 +775,13 @@ impl Making<'_> {
                     (state.start.0, state.end.0)
                 };
                 Record::Trimmed { topic, start: Offset(start + self.below(end - start + 1)) }
+            }),
+            26 | 27 => self.topic().and_then(|topic| {
+                let (state, from) = (self.model.snapshot.topics[&topic].clone(), self.below(40));
+                let start = (state.start.0 + from).min(state.end.0);
+                let range = OffsetRange::new(start, (start + 1 + self.below(30)).min(state.end.0));
+                let ranges: Vec<OffsetRange> = state.removed.gaps(range).collect();
+                (!ranges.is_empty()).then_some(Record::Removed { topic, ranges })
             }),
             9 => match self.topic().filter(|_| self.below(4) == 0) {
                 Some(topic) => {
@@ -853,7 +860,7 @@ proptest! {
         let file = Manifest::newest(dir.path(), Epoch(epoch)).unwrap().unwrap().database.unwrap();
         let connection = rusqlite::Connection::open(dir.path().join(file)).unwrap();
         let rows: i64 = connection.query_row("SELECT count(*) FROM message", [], |row| row.get(0)).unwrap();
-        let living = model.snapshot.topics.values().map(|topic| topic.end.0 - topic.start.0).sum::<u64>();
+        let living = model.snapshot.topics.values().map(TopicState::message_count).sum::<u64>();
         prop_assert_eq!(rows as u64, living, "what was trimmed or deleted is reclaimed");
     }
 }

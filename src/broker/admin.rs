@@ -82,6 +82,7 @@ impl Broker {
             settings: topic.state.settings.clone(),
             start: topic.state.start,
             end: topic.state.end,
+            messages: topic.state.message_count(),
             groups: topic.groups.len() as u32,
         })
     }

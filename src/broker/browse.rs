@@ -200,15 +200,18 @@ impl Broker {
             out.effect(browse.session, Content::Reply(browse.request, Err(refusal)));
             return true;
         };
-        let from = browse.from.max(topic.state.start);
+        let run = topic.state.next_run(browse.from);
+        let from = run.start;
+        let messages_max = browse.messages_max.min(u32::try_from(run.len()).unwrap_or(u32::MAX));
+        let browse = Browse { messages_max, ..browse };
         let mut answer = Answer::default();
-        if from < topic.state.end && browse.messages_max > 0 {
+        if messages_max > 0 {
             let cached = self.cache.topic(browse.topic).filter(|cached| cached.at(from).is_some());
             let Some(cached) = cached else {
                 let read = Read { topic: browse.topic, from, bytes_max: BROWSE_BYTES };
                 return self.reads.browse(read, browse, &mut out.reads);
             };
-            answer.add_cached_from(cached, from, browse.messages_max);
+            answer.add_cached_from(cached, from, messages_max);
         }
         answer.send(browse, &mut self.browses, out);
         true
@@ -216,14 +219,14 @@ impl Broker {
 
     /// Answers with what was read.
     pub(super) fn browsed(&mut self, read: Read, browse: Browse, chunk: Option<&Chunk>, out: &mut Output) {
-        let start = self.topics.get(&read.topic).map(|topic| topic.state.start);
-        match (chunk, start) {
+        let nearest = self.topics.get(&read.topic).map(|topic| topic.state.next_run(read.from).start);
+        match (chunk, nearest) {
             (Some(chunk), Some(_)) => {
                 let mut answer = Answer::default();
                 answer.add_chunk(chunk, browse.messages_max);
                 answer.send(browse, &mut self.browses, out);
             }
-            (None, Some(start)) if read.from >= start => {
+            (None, Some(nearest)) if read.from == nearest => {
                 let text = format!("offset {} cannot be read now; ask again", read.from);
                 let refusal = Refusal::new(ErrorCode::Invalid, text);
                 out.effect(browse.session, Content::Reply(browse.request, Err(refusal)));

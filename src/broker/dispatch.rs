@@ -43,11 +43,15 @@ impl Broker {
         let Some(group) = self.groups.get_mut(&id) else { return };
         let before = group.state.floor;
         let Some(record) = group.flush_settled() else { return };
-        out.records.push(record);
-        let topic = group.state.topic;
-        if group.state.floor > before && self.topics.get(&topic).is_some_and(|topic| before <= topic.floor) {
-            self.check_floor(topic);
+        let moved = group.state.floor > before;
+        let id = group.state.topic;
+        if let Some(topic) = self.topics.get_mut(&id) {
+            topic.garbage.settled(&record);
+            if (moved && before <= topic.floor) || topic.garbage.may_be_much(self.limits.pinned_bytes_max) {
+                self.check_floor(id);
+            }
         }
+        out.records.push(record);
     }
 
     /// Hands out what a group can hand out.
@@ -142,7 +146,11 @@ impl Dispatch<'_> {
                 self.want_at_cursor(start);
                 return;
             };
-            let redelivered = if start < self.group.fresh_from { Redelivered::Yes } else { Redelivered::No };
+            let (redelivered, stop) = if start < self.group.known_from {
+                (Redelivered::Yes, stop.min(self.group.known_from))
+            } else {
+                (Redelivered::No, stop)
+            };
             let range = OffsetRange { start, end: stop.min(chunk.end()) };
             let handed = self.hand_out(chunk, range, 0, redelivered);
             self.group.cursor = handed;
@@ -305,8 +313,12 @@ impl Dispatch<'_> {
             }
             self.group.wants.ahead = at;
         }
-        if at < self.end && at == last {
-            self.want_at_cursor(at);
+        if at == last {
+            // What is settled may not be there any more.
+            let next = self.group.state.settled.range_at(at).map_or(at, |settled| settled.end);
+            if next < self.end {
+                self.want_at_cursor(next);
+            }
         }
     }
 }

@@ -94,6 +94,8 @@ pub(super) struct Group {
     pub cursor: Offset,
     /// Offsets below may have been handed out by a broker before this one, or be settled.
     pub fresh_from: Offset,
+    /// Offsets below may have been handed out by a broker before this one.
+    pub known_from: Offset,
     /// Messages in flight to all consumers.
     pub in_flight: u64,
     pub redelivery: Redelivery,
@@ -120,7 +122,8 @@ impl Group {
     pub fn recover(id: GroupId, state: GroupState, end: Offset) -> Self {
         let settled_end = state.settled.iter().last().map_or(Offset(0), |range| range.end);
         let retries_end = state.retries.last_key_value().map_or(Offset(0), |(offset, _)| offset.next());
-        let fresh_from = state.handed_out.max(settled_end).max(retries_end).min(end);
+        let known_from = state.handed_out.min(end);
+        let fresh_from = known_from.max(settled_end).max(retries_end);
         Self {
             id,
             consumers: Vec::new(),
@@ -129,6 +132,7 @@ impl Group {
             served: 0,
             cursor: state.floor,
             fresh_from,
+            known_from,
             in_flight: 0,
             redelivery: Redelivery::default(),
             settling: Vec::new(),

@@ -139,7 +139,7 @@ impl Broker {
             limits,
         };
         for (id, state) in snapshot.topics {
-            broker.totals.messages += state.end.0.saturating_sub(state.start.0);
+            broker.totals.messages += state.message_count();
             broker.topic_names.insert(state.name.clone(), id);
             broker.topics.insert(id, Topic::new(state));
         }

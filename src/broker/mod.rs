@@ -14,6 +14,7 @@ mod consumer;
 pub mod dead_letter;
 mod dispatch;
 mod flights;
+mod garbage;
 mod group;
 mod machine;
 mod producer;

@@ -130,11 +130,12 @@ impl Broker {
             chunk.stamps.iter().map(|stamp| stamp.count as usize).sum::<usize>() == chunk.block.count()
         }));
         if let Some(chunk) = chunk
-            && self.topics.contains_key(&read.topic)
+            && let Some(topic) = self.topics.get_mut(&read.topic)
             && !chunk.stamps.is_empty()
             && !chunk.block.is_empty()
             && chunk.first == read.from
         {
+            topic.garbage.seen(&chunk.block);
             self.cache.insert(read.topic, chunk.first, chunk.block, &chunk.stamps);
         }
         for (id, from) in waiters.groups {
@@ -159,7 +160,7 @@ impl Broker {
         let Some(topic) = self.topics.get(&group.state.topic) else { return };
         if from < topic.state.start {
             group.pass_dropped(topic.state.start);
-        } else {
+        } else if !topic.state.removed.contains(from) {
             group.wants.not_before = Some(Timestamp(self.now.0.saturating_add(READ_AGAIN_MS)));
         }
     }

@@ -6,7 +6,6 @@ use super::machine::{AutoCreate, Broker};
 use super::{Content, Ending, Output, refusals};
 use crate::model::id::{GroupId, Offset, SessionId, TopicId};
 use crate::model::name::Name;
-use crate::model::ranges::RangeSet;
 use crate::model::record::Record;
 use crate::model::settings::{
     GroupSettings, JITTER_PERCENT_MAX, LEASE_MS_MIN, MULTIPLIER_PERCENT_MAX, MULTIPLIER_PERCENT_MIN, Start,
@@ -138,15 +137,7 @@ impl Broker {
             floor,
         });
         topic.groups.insert(name.clone(), id);
-        let state = GroupState {
-            topic: topic_id,
-            name,
-            settings,
-            floor,
-            settled: RangeSet::new(),
-            retries: std::collections::BTreeMap::new(),
-            handed_out: floor,
-        };
+        let state = GroupState::new(topic_id, name, settings, floor, &topic.state.removed);
         self.groups.insert(id, Group::recover(id, state, end));
         self.check_floor(topic_id);
         Ok(id)

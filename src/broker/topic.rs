@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::garbage::Garbage;
 use super::machine::{AutoCreate, Broker};
 use super::refusals;
 use super::{Content, Output};
@@ -38,6 +39,8 @@ pub(super) struct Topic {
     pub groups: BTreeMap<Name, GroupId>,
     /// Every group is done with what is below; the lowest floor of all groups when it was last looked at.
     pub floor: Offset,
+    /// What was settled since the middle was last looked at.
+    pub garbage: Garbage,
     /// Whether it is on the list of topics that got messages in this cycle.
     pub fresh: bool,
     /// Whether it is on the list of topics whose lowest floor may have changed in this cycle.
@@ -46,7 +49,8 @@ pub(super) struct Topic {
 
 impl Topic {
     pub fn new(state: TopicState) -> Self {
-        Self { floor: state.start, state, groups: BTreeMap::new(), fresh: false, floor_moved: false }
+        let (floor, groups, garbage) = (state.start, BTreeMap::new(), Garbage::default());
+        Self { state, groups, floor, garbage, fresh: false, floor_moved: false }
     }
 }
 
@@ -84,8 +88,7 @@ impl Broker {
         let id = self.next.topic;
         self.next.topic = id.next();
         out.records.push(Record::TopicCreated { topic: id, name: name.clone(), settings: settings.clone() });
-        let state = TopicState { name: name.clone(), settings, start: Offset(0), end: Offset(0) };
-        self.topics.insert(id, Topic::new(state));
+        self.topics.insert(id, Topic::new(TopicState::new(name.clone(), settings)));
         self.topic_names.insert(name, id);
         Ok(id)
     }
@@ -100,7 +103,7 @@ impl Broker {
         }
         self.topic_names.remove(&name);
         if let Some(topic) = self.topics.remove(&id) {
-            self.totals.messages -= topic.state.end.0 - topic.state.start.0;
+            self.totals.messages -= topic.state.message_count();
         }
         self.cache.remove_topic(id);
         out.records.push(Record::TopicDeleted { topic: id });
@@ -128,6 +131,7 @@ impl Broker {
         let Some(topic) = self.topics.get_mut(&id) else { return };
         let (first, count) = (topic.state.end, block.count() as u64);
         topic.state.end.0 += count;
+        topic.garbage.seen(&block);
         self.totals.messages += count;
         self.time = self.time.max(self.now);
         if !topic.fresh {
@@ -154,18 +158,29 @@ impl Broker {
     pub(super) fn trim(&mut self, id: TopicId, out: &mut Output) {
         let Some(topic) = self.topics.get_mut(&id) else { return };
         topic.floor_moved = false;
-        let floors = topic.groups.values().filter_map(|group| Some(self.groups.get(group)?.state.floor));
-        let Some(floor) = floors.min() else {
+        let groups = || topic.groups.values().filter_map(|group| Some(&self.groups.get(group)?.state));
+        let Some(floor) = groups().map(|group| group.floor).min() else {
             topic.floor = topic.state.start;
             return;
         };
         topic.floor = floor;
         let gone = floor.0.saturating_sub(topic.state.start.0);
         if gone >= TRIM_STEP || (gone > 0 && floor == topic.state.end) {
-            topic.state.start = floor;
-            self.totals.messages -= gone;
+            self.totals.messages -= topic.state.message_count_below(floor);
+            topic.state.trim(floor);
             self.cache.trim(id, floor);
             out.records.push(Record::Trimmed { topic: id, start: floor });
+        }
+        let pinned_max = self.limits.pinned_bytes_max;
+        if topic.garbage.may_be_much(pinned_max) {
+            let ranges = topic.garbage.find(pinned_max, &topic.state, groups());
+            if !ranges.is_empty() {
+                for &range in &ranges {
+                    topic.state.removed.insert(range);
+                    self.totals.messages -= range.len();
+                }
+                out.records.push(Record::Removed { topic: id, ranges });
+            }
         }
     }
 }

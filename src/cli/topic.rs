@@ -73,7 +73,7 @@ impl<'a> TopicView<'a> {
     fn new(info: &'a TopicInfo) -> Self {
         Self {
             topic: &info.name,
-            messages: info.end.0.saturating_sub(info.start.0),
+            messages: info.messages,
             start: info.start.0,
             end: info.end.0,
             groups: info.groups,

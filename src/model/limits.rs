@@ -140,6 +140,8 @@ limits! {
     retries_max: "messages", 100_000, 1, 10_000_000, "the group hands out nothing new until the retries have drained";
     /// Ranges of settled offsets above a group's floor.
     settled_ranges_max: "ranges", 100_000, 16, 10_000_000, "the group hands out nothing new until the oldest message is settled";
+    /// Settled messages of a topic that stay on the disk because one before them is not settled, about.
+    pinned_bytes_max: "bytes", 8 * MIB, 1, GIB, "they are removed from the middle of the topic";
     /// Pulls of one group that wait for messages.
     pulls_waiting_max: "pulls", 10_000, 1, 1_000_000, "a further pull is answered at once with what is there";
     /// Bytes received on one connection that the engine has not taken yet, with the room for what they ask for.

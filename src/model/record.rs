@@ -94,6 +94,13 @@ pub enum Record {
         /// First offset that was certainly not handed out.
         end: Offset,
     },
+    /// Messages in the middle of a topic are gone: every group has settled them, but not all that is before them.
+    Removed {
+        /// The topic.
+        topic: TopicId,
+        /// The offsets; not empty, none removed before.
+        ranges: Vec<OffsetRange>,
+    },
     /// The messages of a topic below this offset are gone.
     Trimmed {
         /// The topic.

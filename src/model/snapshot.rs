@@ -52,6 +52,8 @@ pub struct TopicState {
     pub start: Offset,
     /// Offset that the next message gets.
     pub end: Offset,
+    /// What is gone above the start.
+    pub removed: RangeSet,
 }
 
 /// Durable state of a group.
@@ -135,6 +137,18 @@ pub enum SnapshotError {
         /// End of the topic.
         end: Offset,
     },
+    /// Messages that are to be removed are not in the topic.
+    #[error("record removes messages {range} of topic {topic}, which has {start} to {end}")]
+    NotThere {
+        /// The topic.
+        topic: TopicId,
+        /// The offsets.
+        range: OffsetRange,
+        /// Start of the topic.
+        start: Offset,
+        /// End of the topic.
+        end: Offset,
+    },
 }
 
 impl Snapshot {
@@ -148,24 +162,16 @@ impl Snapshot {
                 expect_next("topic", u64::from(topic.0), u64::from(self.next.topic.0))?;
                 self.next.topic = topic.next();
                 let (name, settings) = (name.clone(), settings.clone());
-                self.topics.insert(*topic, TopicState { name, settings, start: Offset(0), end: Offset(0) });
+                self.topics.insert(*topic, TopicState::new(name, settings));
             }
             Record::TopicDeleted { topic } => {
                 self.topics.remove(topic).ok_or_else(|| unknown("topic", topic.0))?;
             }
             Record::GroupCreated { group, topic, name, settings, floor } => {
                 expect_next("group", u64::from(group.0), u64::from(self.next.group.0))?;
-                self.topic(*topic)?;
+                let removed = &self.topic(*topic)?.removed;
+                let state = GroupState::new(*topic, name.clone(), settings.clone(), *floor, removed);
                 self.next.group = group.next();
-                let state = GroupState {
-                    topic: *topic,
-                    name: name.clone(),
-                    settings: settings.clone(),
-                    floor: *floor,
-                    settled: RangeSet::new(),
-                    retries: BTreeMap::new(),
-                    handed_out: *floor,
-                };
                 self.groups.insert(*group, state);
             }
             Record::GroupChanged { group, settings } => self.group(*group)?.settings = settings.clone(),
@@ -199,7 +205,17 @@ impl Snapshot {
                 }
             }
             Record::HandedOut { group, end } => self.group(*group)?.handed_out = *end,
-            Record::Trimmed { topic, start } => self.topic(*topic)?.start = *start,
+            Record::Removed { topic, ranges } => {
+                let state = self.topic(*topic)?;
+                for &range in ranges {
+                    if range.start < state.start || range.end > state.end {
+                        let (start, end) = (state.start, state.end);
+                        return Err(SnapshotError::NotThere { topic: *topic, range, start, end });
+                    }
+                    state.removed.insert(range);
+                }
+            }
+            Record::Trimmed { topic, start } => self.topic(*topic)?.trim(*start),
         }
         Ok(())
     }
@@ -260,7 +276,57 @@ impl Snapshot {
     }
 }
 
+impl TopicState {
+    /// A topic without messages.
+    #[must_use]
+    pub const fn new(name: Name, settings: TopicSettings) -> Self {
+        Self { name, settings, start: Offset(0), end: Offset(0), removed: RangeSet::new() }
+    }
+
+    /// Messages that are there.
+    #[must_use]
+    pub fn message_count(&self) -> u64 {
+        self.message_count_below(self.end)
+    }
+
+    /// The messages that are there from `offset` on, up to the first gap. Empty where there is none.
+    #[must_use]
+    pub fn next_run(&self, offset: Offset) -> OffsetRange {
+        let from = OffsetRange { start: self.start.max(offset), end: self.end };
+        self.removed.gaps(from).next().unwrap_or(OffsetRange { start: self.end, end: self.end })
+    }
+
+    /// Messages that are there below `offset`.
+    #[must_use]
+    pub fn message_count_below(&self, offset: Offset) -> u64 {
+        let below = OffsetRange { start: self.start, end: offset };
+        self.removed.gaps(below).map(OffsetRange::len).sum()
+    }
+
+    /// Takes away what is below `start`.
+    pub fn trim(&mut self, start: Offset) {
+        self.start = start;
+        self.removed.remove_below(start);
+    }
+}
+
 impl GroupState {
+    /// A group that gets everything from `floor` on, but what is `removed` from the topic.
+    #[must_use]
+    pub fn new(
+        topic: TopicId,
+        name: Name,
+        settings: GroupSettings,
+        floor: Offset,
+        removed: &RangeSet,
+    ) -> Self {
+        let (settled, retries) = (removed.clone(), BTreeMap::new());
+        let mut state = Self { topic, name, settings, floor, settled, retries, handed_out: floor };
+        state.settled.remove_below(floor);
+        state.raise_floor();
+        state
+    }
+
     /// Marks the offsets settled and raises the floor as far as that allows.
     pub fn settle(&mut self, range: OffsetRange) {
         let gone: Vec<Offset> =
@@ -268,9 +334,14 @@ impl GroupState {
         for offset in gone {
             self.retries.remove(&offset);
         }
-        let held = self.settled.insert(range);
-        if held.start <= self.floor {
-            self.floor = self.floor.max(held.end);
+        self.settled.insert(range);
+        self.raise_floor();
+    }
+
+    fn raise_floor(&mut self) {
+        let first = self.settled.iter().next();
+        if let Some(first) = first.filter(|first| first.start <= self.floor) {
+            self.floor = self.floor.max(first.end);
             self.settled.remove_below(self.floor);
         }
     }

@@ -175,6 +175,8 @@ pub struct TopicInfo {
     pub start: Offset,
     /// Offset that the next message gets.
     pub end: Offset,
+    /// Messages that are there: what is settled by all groups may be gone between start and end too.
+    pub messages: u64,
     /// Number of its groups.
     pub groups: u32,
 }

@@ -46,6 +46,7 @@ pub mod tag {
     pub const RETURNED: u8 = 10;
     pub const HANDED_OUT: u8 = 11;
     pub const TRIMMED: u8 = 12;
+    pub const REMOVED: u8 = 13;
 }
 
 /// Why something cannot be encoded or decoded.
@@ -134,6 +135,7 @@ fn encode_record(record: &Record, out: &mut Vec<u8>) -> Result<(), CodecError> {
         Record::Returned { group, range, retry } => put(out, tag::RETURNED, (group, range, retry)),
         Record::HandedOut { group, end } => put(out, tag::HANDED_OUT, (group, end)),
         Record::Trimmed { topic, start } => put(out, tag::TRIMMED, (topic, start)),
+        Record::Removed { topic, ranges } => put(out, tag::REMOVED, (topic, ranges)),
     }
 }
 
@@ -191,6 +193,10 @@ fn decode_head(tag: u8, input: &mut Input<'_>) -> Result<Head, CodecError> {
         tag::TRIMMED => {
             let (topic, start) = input.take()?;
             Record::Trimmed { topic, start }
+        }
+        tag::REMOVED => {
+            let (topic, ranges) = input.take()?;
+            Record::Removed { topic, ranges }
         }
         unknown => return Err(CodecError::Tag(unknown)),
     };
@@ -286,6 +292,7 @@ mod tests {
             ),
             (Record::HandedOut { group, end: Offset(9) }, b"\x0b\x02\x09"),
             (Record::Trimmed { topic, start: Offset(9) }, b"\x0c\x01\x09"),
+            (Record::Removed { topic, ranges: vec![OffsetRange::new(2, 5)] }, b"\x0d\x01\x01\x02\x05"),
         ]
     }
 
@@ -345,7 +352,7 @@ mod tests {
             }
         }
         assert!(matches!(decode_heads(&[0]), Err(CodecError::Tag(0))));
-        assert!(matches!(decode_heads(&[13]), Err(CodecError::Tag(13))));
+        assert!(matches!(decode_heads(&[14]), Err(CodecError::Tag(14))));
         assert!(matches!(decode::<u8>(&[1, 2]), Err(CodecError::Trailing(1))));
         // A length that no memory has.
         assert!(decode_heads(b"\x09\x02\xfd\xff\xff\xff\xff\xff\xff\xff\x7f").is_err());

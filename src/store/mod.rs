@@ -281,7 +281,7 @@ pub trait Store: Send {
 /// Reads committed messages beside the thread that commits.
 pub trait Reader: Send {
     /// Messages of `topic` from offset `from` on: consecutive, the first one at `from`, up to `bytes_max` bytes of
-    /// encoded messages but at least one message. `None` where that offset is trimmed or not yet committed.
+    /// encoded messages but at least one message. `None` where that offset is trimmed, removed or not yet committed.
     ///
     /// # Errors
     /// Where the store cannot be read or is damaged there.

@@ -15,7 +15,7 @@ use batonmq::model::limits::Limits;
 use batonmq::model::message::{Message, MessageBlock};
 use batonmq::model::record::{Published, Record, Retry, ReturnReason};
 use batonmq::model::settings::GroupSettings;
-use batonmq::model::snapshot::Snapshot;
+use batonmq::model::snapshot::{GroupState, Snapshot, TopicState};
 use batonmq::model::time::Timestamp;
 use batonmq::protocol::error::{ErrorCode, Refusal};
 use batonmq::protocol::request::*;
@@ -526,6 +526,19 @@ impl World {
                     self.check_returned(*group, offset, retry);
                 }
             }
+            Record::Removed { topic, ranges } => {
+                let groups = self.fold.groups.values().filter(|group| group.topic == *topic);
+                let groups: Vec<_> = groups.collect();
+                assert!(!groups.is_empty() && !ranges.is_empty());
+                for offset in ranges.iter().flat_map(|range| range.start.0..range.end.0) {
+                    let settled = |group: &&GroupState| {
+                        offset < group.floor.0 || group.settled.contains(Offset(offset))
+                    };
+                    assert!(groups.iter().all(settled), "removed too early: {offset}");
+                    let was_there = self.store.get_mut(topic).and_then(|messages| messages.remove(&offset));
+                    assert!(was_there.is_some(), "removed twice: {offset}");
+                }
+            }
             Record::Trimmed { topic, start } => {
                 let floors: Vec<Offset> = self
                     .fold
@@ -712,7 +725,7 @@ impl World {
         assert!(counts.cache_bytes <= self.limits.cache_bytes_max);
         assert_eq!(counts.topics, self.fold.topics.len() as u64);
         assert_eq!(counts.groups, self.fold.groups.len() as u64);
-        let messages: u64 = self.fold.topics.values().map(|topic| topic.end.0 - topic.start.0).sum();
+        let messages: u64 = self.fold.topics.values().map(TopicState::message_count).sum();
         assert_eq!(counts.messages, messages);
         let consumers: usize = self.clients.values().map(|client| client.consumers.len()).sum();
         assert_eq!(counts.consumers, consumers as u64);

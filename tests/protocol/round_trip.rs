@@ -189,13 +189,14 @@ fn infos() -> impl Strategy<Value = Reply> {
             }))
         },
     );
-    let topic = (any::<u32>(), text(), offset(), offset(), any::<u32>()).prop_map(
-        |(topic, name, start, end, groups)| TopicInfo {
+    let topic = (any::<u32>(), text(), offset(), offset(), any::<u64>(), any::<u32>()).prop_map(
+        |(topic, name, start, end, messages, groups)| TopicInfo {
             topic: TopicId(topic),
             name,
             settings: TopicSettings::default(),
             start,
             end,
+            messages,
             groups,
         },
     );
@@ -313,6 +314,7 @@ fn lists_as_long_as_the_limits_allow_are_read() {
         settings: TopicSettings::default(),
         start: Offset(u64::MAX),
         end: Offset(u64::MAX),
+        messages: u64::MAX,
         groups: u32::MAX,
     };
     let run = Run {

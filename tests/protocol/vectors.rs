@@ -196,6 +196,7 @@ pub fn responses() -> Vec<Response> {
                 settings: TopicSettings { retention: Retention::Acked },
                 start: Offset(1),
                 end: Offset(300),
+                messages: 200,
                 groups: 1,
             }],
         }),

@@ -63,10 +63,16 @@ impl Model {
         }
     }
 
+    fn has(&self, topic: TopicId, offset: Offset) -> bool {
+        self.snapshot.topics.get(&topic).is_some_and(|state| {
+            state.start <= offset && offset < state.end && !state.removed.contains(offset)
+        })
+    }
+
     /// Reads once and compares. Answers how many messages there were.
     pub fn check_read(&self, reader: &mut dyn Reader, topic: TopicId, from: Offset, bytes_max: usize) -> u64 {
         let chunk = reader.read(topic, from, bytes_max).unwrap();
-        let there = self.snapshot.topics.get(&topic).is_some_and(|t| t.start <= from && from < t.end);
+        let there = self.has(topic, from);
         let Some(chunk) = chunk else {
             assert!(!there, "topic {topic} offset {from} is not there");
             return 0;
@@ -88,6 +94,7 @@ impl Model {
         let expected = &self.topics[&topic][from.0 as usize..];
         for (index, expected) in expected.iter().take(count).enumerate() {
             let (at, origin) = stamps.next().unwrap();
+            assert!(self.has(topic, Offset(from.0 + index as u64)), "topic {topic}, {index} after {from}");
             let found = Stored { encoded: chunk.block.slice(index, index + 1), at, origin };
             assert_eq!(&found, expected, "topic {topic} offset {}", from.0 + index as u64);
         }
@@ -101,7 +108,7 @@ impl Model {
         for (&topic, state) in &self.snapshot.topics {
             let mut next = state.start;
             while next < state.end {
-                next.0 += self.check_read(reader, topic, next, bytes_max);
+                next.0 += self.check_read(reader, topic, next, bytes_max).max(1);
             }
             self.check_read(reader, topic, state.end, bytes_max);
             if state.start.0 > 0 {
@@ -235,6 +242,14 @@ pub fn unsettled(snapshot: &Snapshot, group: GroupId) -> OffsetRange {
     let state = &snapshot.groups[&group];
     let start = state.settled.iter().last().map_or(state.floor, |range| range.end);
     OffsetRange { start, end: snapshot.topics[&state.topic].end }
+}
+
+/// Up to `len` messages in the middle of a topic, from `from` messages behind the start on: those that are there.
+pub fn middle(snapshot: &Snapshot, topic: TopicId, from: u64, len: u64) -> Vec<OffsetRange> {
+    let state = &snapshot.topics[&topic];
+    let start = state.start.0 + from;
+    let range = OffsetRange::new(start.min(state.end.0), (start + len).min(state.end.0));
+    state.removed.gaps(range).collect()
 }
 
 /// Bodies that differ from each other.

@@ -38,6 +38,8 @@ pub(super) struct Catalog {
     pub(super) places: BTreeMap<TopicId, Place>,
     /// Living topics with rows below their start.
     pub(super) trimmed: BTreeSet<TopicId>,
+    /// Ranges in the middle of topics whose rows are to be deleted.
+    pub(super) removed: Vec<(TopicId, OffsetRange)>,
     /// Stretches whose topic is gone; their messages are to be deleted.
     pub(super) orphans: Vec<i64>,
     /// Id of the next stretch: above all that are there.
@@ -94,10 +96,25 @@ impl Catalog {
             if cleared < start {
                 self.trimmed.insert(id);
             }
-            let state = TopicState { name: name(row, 1)?, settings: json(row, 2)?, start, end };
+            let (name, settings) = (name(row, 1)?, json(row, 2)?);
+            let state = TopicState { start, end, ..TopicState::new(name, settings) };
             self.snapshot.topics.insert(id, state);
             self.places.insert(id, Place { cleared, stretches: Vec::new() });
             self.snapshot.time = self.snapshot.time.max(Timestamp(number(row, 6)?));
+            Ok(())
+        })?;
+        let topics = &mut self.snapshot.topics;
+        each(connection, "SELECT topic, start_offset, end_offset FROM removed_range", |row| {
+            let id = TopicId(row.get(0)?);
+            let topic = topics.get_mut(&id).ok_or_else(|| broken(0, format!("topic {id} does not exist")))?;
+            let range = OffsetRange::new(number(row, 1)?, number(row, 2)?);
+            let overlap = topic.removed.range_from(range.start).is_some_and(|next| next.start < range.end);
+            if range.start < topic.start || range.end > topic.end || range.is_empty() || overlap {
+                return Err(broken(1, format!("removed range {range} of topic {id} does not fit")));
+            }
+            topic.removed.insert(range);
+            // Whether its rows are deleted already is not known.
+            self.removed.push((id, range));
             Ok(())
         })?;
         each(connection, "SELECT id, topic, number FROM stretch ORDER BY topic, number", |row| {

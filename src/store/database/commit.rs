@@ -14,6 +14,7 @@ use super::message::{InsertError, Inserts, split};
 use super::schema::STRETCH_BITS;
 use crate::model::id::{GroupId, Offset, OffsetRange, ProducerId, TopicId};
 use crate::model::message::MessageError;
+use crate::model::ranges::RangeSet;
 use crate::model::record::{Published, Record};
 use crate::model::snapshot::{GroupState, SnapshotError};
 
@@ -105,9 +106,20 @@ impl Commit<'_> {
             Record::HandedOut { group, .. } => {
                 self.touched.groups.entry(*group).or_default();
             }
-            Record::Trimmed { topic, .. } => {
+            Record::Trimmed { topic, start } => {
+                let sql = "DELETE FROM removed_range WHERE topic = ?1 AND end_offset <= ?2";
+                self.run(sql, (topic.0, start.0 as i64))?;
+                let sql = "UPDATE removed_range SET start_offset = ?2 WHERE topic = ?1 AND start_offset < ?2";
+                self.run(sql, (topic.0, start.0 as i64))?;
                 self.touched.topics.insert(*topic);
                 self.catalog.trimmed.insert(*topic);
+            }
+            Record::Removed { topic, ranges } => {
+                let sql = "INSERT INTO removed_range (topic, start_offset, end_offset) VALUES (?1, ?2, ?3)";
+                for range in ranges {
+                    self.run(sql, (topic.0, range.start.0 as i64, range.end.0 as i64))?;
+                    self.catalog.removed.push((*topic, *range));
+                }
             }
             Record::Returned { group, range, retry } => {
                 let sql = "INSERT OR REPLACE INTO retry (group_id, message_offset, attempts, due_at, reason) \
@@ -125,6 +137,7 @@ impl Commit<'_> {
                 self.touched.next = true;
             }
             Record::TopicDeleted { topic } => {
+                self.run("DELETE FROM removed_range WHERE topic = ?1", (topic.0,))?;
                 self.run("DELETE FROM topic WHERE id = ?1", (topic.0,))?;
                 let place = self.catalog.places.remove(topic).unwrap_or_default();
                 self.catalog.trimmed.remove(topic);
@@ -136,6 +149,11 @@ impl Commit<'_> {
                            VALUES (?1, ?2, ?3, ?4, ?5, ?5)";
                 let settings = serde_json::to_string(settings)?;
                 self.run(sql, (group.0, topic.0, name.as_str(), settings, floor.0 as i64))?;
+                // What is removed from the topic is settled from the start, and may have raised the floor.
+                let settled = self.catalog.snapshot.groups.get(group).map(|group| &group.settled);
+                let starts =
+                    settled.into_iter().flat_map(RangeSet::iter).map(|range| range.start.0).collect();
+                self.touched.groups.insert(*group, starts);
                 self.touched.next = true;
             }
             Record::GroupChanged { group, settings } => {

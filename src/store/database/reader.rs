@@ -25,11 +25,22 @@ pub(super) const MESSAGES: &str = "\
     SELECT message.id, published_at, producer, sequence, body, key, headers, deliver_at, expires_at, priority
     FROM topic
     CROSS JOIN stretch ON stretch.topic = topic.id AND stretch.number = ?3
-    CROSS JOIN message ON message.id >= (stretch.id << 32) + ?4 AND message.id < (stretch.id + 1) << 32
-    WHERE topic.id = ?1 AND topic.start_offset <= ?2
+    CROSS JOIN message ON message.id >= (stretch.id << 32) + ?4 AND message.id < min(
+        (stretch.id + 1) << 32,
+        (stretch.id << 32) + ?4 + coalesce(
+            (SELECT min(start_offset) FROM removed_range WHERE topic = ?1 AND start_offset > ?2) - ?2, 1 << 32
+        )
+    )
+    WHERE topic.id = ?1 AND topic.start_offset <= ?2 AND NOT EXISTS (
+        SELECT 1 FROM removed_range WHERE topic = ?1 AND start_offset <= ?2 AND removed_range.end_offset > ?2
+    )
     ORDER BY message.id";
 /// Whether an offset must be there.
-const EXPECTED: &str = "SELECT start_offset <= ?2 AND ?2 < end_offset FROM topic WHERE id = ?1";
+const EXPECTED: &str = "\
+    SELECT start_offset <= ?2 AND ?2 < end_offset AND NOT EXISTS (
+        SELECT 1 FROM removed_range WHERE topic = ?1 AND start_offset <= ?2 AND ?2 < removed_range.end_offset
+    )
+    FROM topic WHERE id = ?1";
 /// Smallest and largest memory that is set aside before a read.
 const CAPACITY: (usize, usize) = (4 * 1024, 4 * 1024 * 1024);
 

@@ -22,7 +22,7 @@ use super::connection::{PAGE_BYTES, growth_bytes};
 use super::files;
 use super::message::{first_row, split};
 use super::schema::STRETCH_BITS;
-use crate::model::id::{Epoch, Offset, TopicId};
+use crate::model::id::{Epoch, Offset, OffsetRange, TopicId};
 
 /// Bytes of a page and its frame's header in the log.
 const FRAME_BYTES: u64 = PAGE_BYTES as u64 + 24;
@@ -154,6 +154,7 @@ impl Upkeep {
             || self.old_files == OldFiles::NotLookedFor
             || self.vacuum == Vacuum::Unknown
             || !catalog.trimmed.is_empty()
+            || !catalog.removed.is_empty()
             || !catalog.orphans.is_empty();
         due && self.resting_until.is_none_or(|until| Instant::now() >= until)
     }
@@ -210,6 +211,9 @@ impl Upkeep {
                 clear_topic(&transaction, catalog, topic, rows)?;
                 transaction.commit()
             })?;
+        } else if let Some((topic, range)) = catalog.removed.pop() {
+            let left = self.timed(|rows| clear_range(connection, catalog, topic, range, rows))?;
+            catalog.removed.extend(left.map(|left| (topic, left)));
         } else if let Some(&stretch) = catalog.orphans.last() {
             if self.timed(|rows| clear_stretch(connection, stretch, rows))? == Left::Nothing {
                 catalog.orphans.pop();
@@ -331,6 +335,30 @@ fn clear_topic(
         catalog.trimmed.remove(&topic);
     }
     Ok(())
+}
+
+/// Deletes up to `rows` messages of a range in the middle of a topic. Answers what is left of the range.
+fn clear_range(
+    connection: &Connection,
+    catalog: &Catalog,
+    topic: TopicId,
+    range: OffsetRange,
+    rows: u64,
+) -> rusqlite::Result<Option<OffsetRange>> {
+    // Below that it is cleared, or will be, with what is before it.
+    let Some(start) = catalog.snapshot.topics.get(&topic).map(|state| state.start) else { return Ok(None) };
+    let range = OffsetRange { start: range.start.max(start), end: range.end };
+    if range.is_empty() {
+        return Ok(None);
+    }
+    let (number, low) = split(range.start.0);
+    let end = Offset(range.end.0.min(range.start.0.saturating_add(rows)).min((number + 1) << STRETCH_BITS));
+    let place = catalog.places.get(&topic);
+    if let Some(&(_, id)) = place.and_then(|place| place.stretches.iter().find(|&&(of, _)| of == number)) {
+        let first = first_row(id) + low;
+        delete_rows(connection, first, first + (end.0 - range.start.0) as i64)?;
+    }
+    Ok((end < range.end).then_some(OffsetRange { start: end, end: range.end }))
 }
 
 /// Deletes up to `rows` messages of a stretch whose topic is gone, and the stretch when it is empty.

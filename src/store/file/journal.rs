@@ -185,6 +185,7 @@ impl Journal {
                     }
                 }
                 Record::Trimmed { topic, start } => places.trim(*topic, *start),
+                Record::Removed { topic, ranges } => places.remove(*topic, ranges.iter().copied()),
                 Record::TopicDeleted { topic } => places.delete(*topic),
                 _ => {}
             }

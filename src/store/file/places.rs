@@ -1,6 +1,6 @@
 //! Which segments exist, and which of them hold the messages of each topic: what readers and the writer share.
 //!
-//! Memory depends on the number of topics and segments, not on the backlog: for each topic a run per segment. Where
+//! Memory depends on the number of topics and segments, not on the backlog: for each topic a run per segment, and one more for each gap in it. Where
 //! in a segment a message is stands in the segment's index. Only what is committed is in here.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -12,7 +12,7 @@ use super::segment::SegmentId;
 use crate::model::id::{Offset, OffsetRange, TopicId};
 use crate::model::snapshot::Snapshot;
 
-/// The messages that one segment has of a topic.
+/// Consecutive messages that one segment has of a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {
     /// Their offsets.
@@ -28,9 +28,9 @@ pub struct SegmentPlace {
     pub end: u64,
     /// Where its index is, once it is full.
     pub index: Option<u64>,
-    /// How many topics have messages in it that are not trimmed.
+    /// How many runs are in it.
     #[serde(skip)]
-    live_topics: u32,
+    run_count: u32,
 }
 
 /// What is kept of it in a checkpoint.
@@ -86,7 +86,7 @@ struct TopicPlaces {
 impl Places {
     /// Adds a segment without messages; the next ones go into it.
     pub fn open_segment(&mut self, segment: SegmentId, end: u64) {
-        self.segments.insert(segment, SegmentPlace { end, index: None, live_topics: 0 });
+        self.segments.insert(segment, SegmentPlace { end, index: None, run_count: 0 });
         self.dead.insert(segment);
         self.active = segment;
         self.active_index = SegmentIndex::default();
@@ -113,13 +113,10 @@ impl Places {
         self.active_index.add(topic, range, at, bytes);
         let places = self.topics.entry(topic).or_default();
         match places.runs.back_mut().filter(|run| run.segment == self.active) {
-            Some(run) => run.range.end = range.end,
-            None => {
+            Some(run) if run.range.end == range.start => run.range.end = range.end,
+            _ => {
                 places.runs.push_back(Run { range, segment: self.active });
-                self.dead.remove(&self.active);
-                if let Some(place) = self.segments.get_mut(&self.active) {
-                    place.live_topics += 1;
-                }
+                Self::hold(&mut self.segments, &mut self.dead, self.active);
             }
         }
     }
@@ -133,10 +130,47 @@ impl Places {
         }
     }
 
+    /// Messages in the middle of a topic are gone. The ranges are in order.
+    pub fn remove(&mut self, topic: TopicId, ranges: impl IntoIterator<Item = OffsetRange>) {
+        let Some(places) = self.topics.get_mut(&topic) else { return };
+        let runs = std::mem::take(&mut places.runs);
+        let mut ranges = ranges.into_iter().peekable();
+        for run in runs {
+            let mut at = run.range.start;
+            while ranges.next_if(|gone| gone.end <= at).is_some() {}
+            let mut kept = Vec::new();
+            while let Some(&gone) = ranges.peek().filter(|gone| gone.start < run.range.end) {
+                kept.push(OffsetRange { start: at, end: gone.start });
+                at = gone.end;
+                if gone.end > run.range.end {
+                    break;
+                }
+                ranges.next();
+            }
+            kept.push(OffsetRange { start: at, end: run.range.end });
+            for range in kept.into_iter().filter(|range| !range.is_empty()) {
+                places.runs.push_back(Run { range, segment: run.segment });
+                Self::hold(&mut self.segments, &mut self.dead, run.segment);
+            }
+            Self::release(&mut self.segments, &mut self.dead, run.segment);
+        }
+    }
+
     /// A topic is gone.
     pub fn delete(&mut self, topic: TopicId) {
         for run in self.topics.remove(&topic).unwrap_or_default().runs {
             Self::release(&mut self.segments, &mut self.dead, run.segment);
+        }
+    }
+
+    fn hold(
+        segments: &mut BTreeMap<SegmentId, SegmentPlace>,
+        dead: &mut BTreeSet<SegmentId>,
+        segment: SegmentId,
+    ) {
+        if let Some(place) = segments.get_mut(&segment) {
+            place.run_count += 1;
+            dead.remove(&segment);
         }
     }
 
@@ -146,8 +180,8 @@ impl Places {
         segment: SegmentId,
     ) {
         if let Some(place) = segments.get_mut(&segment) {
-            place.live_topics -= 1;
-            if place.live_topics == 0 {
+            place.run_count -= 1;
+            if place.run_count == 0 {
                 dead.insert(segment);
             }
         }
@@ -223,15 +257,12 @@ impl Places {
     pub fn restore(kept: PlacesKept) -> Self {
         let mut places = Self::default();
         for (id, place) in kept.segments {
-            places.segments.insert(id, SegmentPlace { live_topics: 0, ..place });
+            places.segments.insert(id, SegmentPlace { run_count: 0, ..place });
             places.dead.insert(id);
         }
         for (topic, runs) in kept.topics {
             for run in &runs {
-                if let Some(place) = places.segments.get_mut(&run.segment) {
-                    place.live_topics += 1;
-                    places.dead.remove(&run.segment);
-                }
+                Self::hold(&mut places.segments, &mut places.dead, run.segment);
             }
             places.topics.insert(topic, TopicPlaces { start: Offset(0), runs: runs.into() });
         }
@@ -250,10 +281,12 @@ impl Places {
         snapshot.topics.iter().find_map(|(&topic, state)| {
             let mut next = state.start;
             for run in self.topics.get(&topic).into_iter().flat_map(|places| &places.runs) {
+                next = state.removed.range_at(next).map_or(next, |gone| gone.end);
                 if run.range.contains(next) {
                     next = run.range.end;
                 }
             }
+            next = state.removed.range_at(next).map_or(next, |gone| gone.end);
             (next < state.end).then_some((topic, next))
         })
     }
@@ -263,7 +296,10 @@ impl Places {
         let topics: Vec<TopicId> = self.topics.keys().copied().collect();
         for topic in topics {
             match snapshot.topics.get(&topic) {
-                Some(state) => self.trim(topic, state.start),
+                Some(state) => {
+                    self.trim(topic, state.start);
+                    self.remove(topic, state.removed.iter());
+                }
                 None => self.delete(topic),
             }
         }
