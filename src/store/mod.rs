@@ -13,6 +13,7 @@ pub mod check;
 pub mod codec;
 pub mod database;
 pub mod file;
+pub mod image;
 pub mod manifest;
 pub mod space;
 

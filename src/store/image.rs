@@ -1,0 +1,42 @@
+//! Whole stores: what one holds at one moment, and making one that holds just that.
+//!
+//! Backups, conversions between the modes, and everything that looks at a store nobody serves go through here, so
+//! none of them knows how a mode keeps its records. An image is read by the message, topic after topic; a new store
+//! is filled in that same order.
+
+use super::StoreError;
+use crate::model::chunk::Chunk;
+use crate::model::id::{Offset, TopicId};
+use crate::model::snapshot::Snapshot;
+
+/// What a store held at one commit. It stays readable until it is dropped, whatever is committed, trimmed and removed
+/// meanwhile; what it needs is kept on the disk for as long.
+pub trait Image: Send {
+    /// The state.
+    fn snapshot(&self) -> &Snapshot;
+
+    /// Messages of `topic` from offset `from` on: consecutive, the first one at `from`, up to `bytes_max` bytes of
+    /// encoded messages but at least one message. `None` where the snapshot has no message there.
+    ///
+    /// # Errors
+    /// Where the store cannot be read or is damaged there; other messages may still be readable.
+    fn read(&mut self, topic: TopicId, from: Offset, bytes_max: usize) -> Result<Option<Chunk>, StoreError>;
+}
+
+/// A store that is being made. It counts only once it is finished; one that is dropped leaves files of its epoch that
+/// no manifest names.
+pub trait Fill: Send {
+    /// Adds messages that the snapshot has: topics in the order of their ids, each from its start to its end, with gaps
+    /// only where the snapshot has them.
+    ///
+    /// # Errors
+    /// Where they cannot be written. [`StoreError::Full`] where there is no space: the store is then of no use.
+    fn add(&mut self, topic: TopicId, chunk: &Chunk) -> Result<(), StoreError>;
+
+    /// Makes everything durable. What is left to do is to [write](super::manifest::Manifest::write) the manifest that
+    /// this answers: from then on the new store counts, and none before it.
+    ///
+    /// # Errors
+    /// Where something cannot be written, or the snapshot has messages that were not added.
+    fn finish(self: Box<Self>) -> Result<super::manifest::Manifest, StoreError>;
+}
