@@ -98,6 +98,45 @@ fn every_group_gets_every_message_and_its_consumers_share_them() {
     assert_eq!(got, [(0, 0), (0, 2), (1, 1), (1, 3), (2, 0), (2, 1), (2, 2), (2, 3)]);
 }
 
+/// One message that nobody acked kept everything behind it, for good.
+#[test]
+fn what_all_groups_have_settled_is_removed_behind_a_message_that_waits() {
+    let (mut world, topic) = world_with(Limits { pinned_bytes_max: 1 << 10, ..Limits::default() });
+    world.subscribe(0, 0, "t", "g", messages(100), None);
+    world.subscribe(0, 1, "t", "h", messages(100), None);
+    publish(&mut world, topic, 100);
+    world.finish();
+    let removed = |world: &World| world.fold.topics[&topic].removed.iter().collect::<Vec<_>>();
+    world.settle(0, 0, Settlement::Ack, range(1, 100));
+    world.finish();
+    assert_eq!(removed(&world), [], "the other group has settled nothing");
+    world.settle(0, 1, Settlement::Ack, range(1, 60));
+    world.finish();
+    assert_eq!(removed(&world), range(1, 60));
+    world.settle(0, 1, Settlement::Ack, range(60, 99));
+    world.finish();
+    assert_eq!(removed(&world), range(1, 99));
+    assert_eq!(world.broker.counts().messages, 2);
+
+    // A group that begins now has what is there, for the first time.
+    world.subscribe(0, 2, "t", "late", messages(100), None);
+    world.finish();
+    let new: Vec<(u64, bool)> = world.delivered.iter().map(|delivery| (delivery.3, delivery.4)).collect();
+    assert_eq!(new, [(0, true), (99, true)], "offsets, and that they are new to the group");
+    assert_eq!(group_numbers(&mut world, "late"), (2, 0, 2));
+    let late = &world.fold.groups.values().find(|group| group.name.as_str() == "late").unwrap();
+    assert_eq!((late.floor, late.settled.iter().collect::<Vec<_>>()), (Offset(0), range(1, 99)));
+    world.restart();
+    world.begin(0);
+    world.subscribe(0, 0, "t", "h", messages(100), None);
+    world.finish();
+    while !world.reads.is_empty() {
+        world.answer_all();
+        world.finish();
+    }
+    assert_eq!(group_numbers(&mut world, "h"), (2, 0, 2));
+}
+
 #[test]
 fn a_slow_consumer_never_holds_more_than_its_prefetch_while_another_idles() {
     let (mut world, topic) = world();
