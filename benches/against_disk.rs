@@ -4,17 +4,12 @@
 //! takes every figure beside the plain loop of `baton bench disk`, so that a disturbance hits both. Printed are
 //! medians over the rounds: of the figures, and of the ratios of each round. It ends by itself.
 
-use std::error::Error;
-use std::net::TcpListener;
+mod broker;
+
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
 
+use broker::{Broker, Failure, MODES, median, number, rate};
 use serde_json::Value;
-
-type Failure = Box<dyn Error>;
-
-const BATON: &str = env!("CARGO_BIN_EXE_baton");
-const MODES: [&str; 2] = ["file", "database"];
 
 /// One line of the table: a figure, and what it is held against.
 struct Line {
@@ -56,7 +51,7 @@ fn main() -> Result<(), Failure> {
 }
 
 /// Every figure once, on a new store for each kind of work: what one leaves behind does not disturb the next.
-fn round(dir: &Path, mode: &str) -> Result<Vec<Line>, Failure> {
+fn round(dir: &Path, mode: &'static str) -> Result<Vec<Line>, Failure> {
     let mut lines = Vec::new();
     let mut publish_rate = 0.0;
     for (size, work) in
@@ -112,72 +107,7 @@ impl Line {
     }
 }
 
-fn median(mut figures: Vec<f64>) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    figures[figures.len() / 2]
-}
-
-fn rate(report: &Value) -> Result<f64, Failure> {
-    number(report, &["messages_per_second"])
-}
-
 fn cpu(report: &Value) -> String {
     let of = |side: &str| report["cpu_us_per_message"][side].as_f64().unwrap_or(f64::NAN);
     format!("{:.2}, {:.2}", of("client"), of("broker"))
-}
-
-fn number(report: &Value, path: &[&str]) -> Result<f64, Failure> {
-    let found = path.iter().fold(report, |value, key| &value[*key]);
-    found.as_f64().ok_or_else(|| format!("{path:?} is missing in {report}").into())
-}
-
-/// A node on a new store, ended with its store when dropped.
-struct Broker {
-    process: Child,
-    store: tempfile::TempDir,
-    address: String,
-}
-
-impl Broker {
-    fn start(dir: &Path, mode: &str) -> Result<Self, Failure> {
-        let store = tempfile::tempdir_in(dir)?;
-        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
-        let process = Command::new(BATON)
-            .args(["serve", "--log", "error", "--mode", mode, "--listen", &address, "--store"])
-            .arg(store.path().join("store"))
-            .spawn()?;
-        let broker = Self { process, store, address };
-        run(&["topic", "list", "--server", &broker.address, "--json"])?;
-        Ok(broker)
-    }
-
-    fn bench(&self, args: &[&str]) -> Result<Value, Failure> {
-        let pid = self.process.id().to_string();
-        report(&[&["bench"], args, &["--json", "--server", &self.address, "--server-pid", &pid]].concat())
-    }
-
-    fn disk(&self, args: &[&str]) -> Result<Value, Failure> {
-        let dir = self.store.path().display().to_string();
-        report(&[&["bench", "disk", "--json", "--seconds", "2", "--dir", &dir], args].concat())
-    }
-}
-
-impl Drop for Broker {
-    fn drop(&mut self) {
-        // What it holds goes with it; one that has ended already is fine too.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn report(args: &[&str]) -> Result<Value, Failure> {
-    Ok(serde_json::from_str(&run(args)?)?)
-}
-
-fn run(args: &[&str]) -> Result<String, Failure> {
-    let output = Command::new(BATON).args(args).output()?;
-    if !output.status.success() {
-        return Err(format!("baton {args:?}: {}", String::from_utf8_lossy(&output.stderr)).into());
-    }
-    Ok(String::from_utf8(output.stdout)?)
 }

@@ -54,7 +54,7 @@ pub async fn run(args: ConsumeArgs) -> anyhow::Result<()> {
     let clients = connect(&args.load.client, args.connections).await?;
     if args.load.topic.is_none() {
         let one = clients.get(..1).unwrap_or_default();
-        publish(one, &topic.name, args.messages, FILL_IN_FLIGHT, args.load.size, Clock::new()).await?;
+        publish(one, &topic.names(), args.messages, FILL_IN_FLIGHT, args.load.size, Clock::new()).await?;
     }
     let group = format!("bench-{}", unique());
     let options = ConsumerOptions {

@@ -75,7 +75,8 @@ pub async fn run(args: FanoutArgs) -> anyhow::Result<()> {
     let processors = Processors::begin(args.load.server_pid)?;
     let begun = Instant::now();
     let patience = args.load.client.timeout;
-    let publishing = publish(&publisher, &topic.name, args.messages, args.in_flight, args.load.size, clock);
+    let names = topic.names();
+    let publishing = publish(&publisher, &names, args.messages, args.in_flight, args.load.size, clock);
     let consuming = join_all(consumers.iter_mut().map(|one| consume(one, args.messages, clock, patience)));
     let (published, consumed) = tokio::join!(publishing, consuming);
     let took = begun.elapsed();

@@ -44,8 +44,11 @@ impl LoadArgs {
     /// The topic, and whether it is the benchmark's own.
     pub fn topic(&self) -> Result<TestTopic, batonmq::model::name::NameError> {
         match &self.topic {
-            Some(name) => Ok(TestTopic { name: name.clone(), own: false }),
-            None => Ok(TestTopic { name: Name::new(&format!("bench-{}", unique()))?, own: true }),
+            Some(name) => Ok(TestTopic { name: name.clone(), own: false, more: Vec::new() }),
+            None => {
+                let name = Name::new(&format!("bench-{}", unique()))?;
+                Ok(TestTopic { name, own: true, more: Vec::new() })
+            }
         }
     }
 }
@@ -55,22 +58,33 @@ pub fn unique() -> String {
     uuid::Uuid::now_v7().simple().to_string()
 }
 
-/// The topic that is measured on.
+/// The topic that is measured on, or several.
 #[derive(Clone, Debug)]
 pub struct TestTopic {
     /// Its name.
     pub name: Name,
     own: bool,
+    more: Vec<Name>,
 }
 
 impl TestTopic {
-    /// Deletes the topic if it is the benchmark's own.
+    /// So many topics of that kind.
+    pub fn repeated(mut self, count: u32) -> Result<Self, batonmq::model::name::NameError> {
+        for number in 1..count {
+            self.more.push(Name::new(&format!("{}-{number}", self.name))?);
+        }
+        Ok(self)
+    }
+
+    /// All of them.
+    pub fn names(&self) -> Vec<Name> {
+        std::iter::once(&self.name).chain(&self.more).cloned().collect()
+    }
+
+    /// Deletes the topics if they are the benchmark's own.
     pub async fn remove(&self, client: &Client) -> anyhow::Result<()> {
-        if self.own {
-            client
-                .delete_topic(self.name.as_str())
-                .await
-                .context("cannot delete the topic of the benchmark")?;
+        for name in self.names().iter().filter(|_| self.own) {
+            client.delete_topic(name.as_str()).await.context("cannot delete the topic of the benchmark")?;
         }
         Ok(())
     }
@@ -130,27 +144,27 @@ impl Job {
     pub async fn run(
         &self,
         client: &Client,
-        topic: &Topic,
+        topics: &[Topic],
         progress: &Progress,
     ) -> anyhow::Result<Latencies> {
         let options =
             ProducerOptions { name: None, in_flight_messages: self.in_flight, in_flight_bytes: u64::MAX };
         let producer = client.producer(options).await?;
         if self.in_flight == 1 {
-            self.one_by_one(&producer, topic, progress).await
+            self.one_by_one(&producer, topics, progress).await
         } else {
-            self.windowed(&producer, topic, progress).await
+            self.windowed(&producer, topics, progress).await
         }
     }
 
     async fn one_by_one(
         &self,
         producer: &Producer,
-        topic: &Topic,
+        topics: &[Topic],
         progress: &Progress,
     ) -> anyhow::Result<Latencies> {
         let mut latencies = Latencies::new();
-        for number in 1..=self.messages {
+        for (number, topic) in (1..=self.messages).zip(topics.iter().cycle()) {
             let begun = Instant::now();
             producer.send(topic, &self.message).await?;
             latencies.record(begun.elapsed());
@@ -164,10 +178,13 @@ impl Job {
     async fn windowed(
         &self,
         producer: &Producer,
-        topic: &Topic,
+        topics: &[Topic],
         progress: &Progress,
     ) -> anyhow::Result<Latencies> {
         let batch = (self.in_flight / 4).clamp(1, BATCH_MESSAGES_MAX);
+        // As many messages of a batch go to one topic as are left when it is shared out to all of them.
+        let share = (batch as usize).div_ceil(topics.len().max(1));
+        let mut turn = topics.iter().cycle();
         let mut latencies = Latencies::new();
         let mut unconfirmed: VecDeque<(Ticket, Instant)> = VecDeque::new();
         let mut sent = 0;
@@ -180,9 +197,16 @@ impl Job {
             progress.add(take_confirmed(producer, &mut unconfirmed, batch, &mut latencies));
             let begun = Instant::now();
             let first = self.clock.stamped(&self.message, begun);
-            let messages =
-                std::iter::once(&first).chain(std::iter::repeat_n(&self.message, count as usize - 1));
-            unconfirmed.push_back((producer.send_batch(topic, messages).await?, begun));
+            let mut messages = std::iter::once(&first)
+                .chain(std::iter::repeat_n(&self.message, count as usize - 1))
+                .peekable();
+            let mut last = producer.last_ticket();
+            while messages.peek().is_some()
+                && let Some(topic) = turn.next()
+            {
+                last = producer.send_batch(topic, messages.by_ref().take(share)).await?;
+            }
+            unconfirmed.push_back((last, begun));
             sent += count;
         }
         while let Some((ticket, _)) = unconfirmed.front() {
@@ -221,27 +245,31 @@ pub struct Loaded {
     pub latencies: Latencies,
 }
 
-/// Publishes `messages` over `clients`, each its share.
+/// Publishes `messages` over `clients`, each its share, to the topics in turn.
 pub async fn publish(
     clients: &[Client],
-    topic: &Name,
+    topics: &[Name],
     messages: u64,
     in_flight: u64,
     size: usize,
     clock: Clock,
 ) -> anyhow::Result<Loaded> {
-    let mut topics = Vec::new();
+    let mut places = Vec::new();
     for client in clients {
-        topics.push(client.topic(topic.as_str()).await?);
+        let mut of_client = Vec::with_capacity(topics.len());
+        for topic in topics {
+            of_client.push(client.topic(topic.as_str()).await?);
+        }
+        places.push(of_client);
     }
     let progress = Progress::new(Some(messages), "messages published");
     let begun = Instant::now();
     let count = clients.len() as u64;
-    let jobs = clients.iter().zip(&topics).zip(0..).map(|((client, topic), index)| {
+    let jobs = clients.iter().zip(&places).zip(0..).map(|((client, topics), index)| {
         let share = messages / count + u64::from(index < messages % count);
         let job = Job { message: message(size), messages: share, in_flight, clock };
         let progress = &progress;
-        async move { job.run(client, topic, progress).await }
+        async move { job.run(client, topics, progress).await }
     });
     let results = join_all(jobs).await;
     let took = begun.elapsed();

@@ -20,6 +20,9 @@ pub struct PublishArgs {
     /// Messages that may be unconfirmed on a connection; 1 is one at a time
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=10_000_000), default_value_t = 1000)]
     in_flight: u64,
+    /// Topics, new ones, to which the messages go in turn
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000), default_value_t = 1, conflicts_with = "topic")]
+    topics: u32,
     /// Connections
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000), default_value_t = 1)]
     connections: u32,
@@ -38,6 +41,7 @@ impl PublishArgs {
 struct PublishReport<'a> {
     bench: &'static str,
     topic: &'a str,
+    topics: u32,
     size: usize,
     in_flight: u64,
     connections: u32,
@@ -47,14 +51,15 @@ struct PublishReport<'a> {
 
 /// Runs it.
 pub async fn run(args: PublishArgs) -> anyhow::Result<()> {
-    let topic = args.load.topic()?;
+    let topic = args.load.topic()?.repeated(args.topics)?;
     let clients = connect(&args.load.client, args.connections).await?;
     let processors = Processors::begin(args.load.server_pid)?;
     let (in_flight, size) = (args.in_flight, args.load.size);
-    let loaded = publish(&clients, &topic.name, args.messages, in_flight, size, Clock::new()).await?;
+    let loaded = publish(&clients, &topic.names(), args.messages, in_flight, size, Clock::new()).await?;
     let report = PublishReport {
         bench: "publish",
         topic: topic.name.as_str(),
+        topics: args.topics,
         size: args.load.size,
         in_flight: args.in_flight,
         connections: args.connections,
@@ -69,8 +74,8 @@ pub async fn run(args: PublishArgs) -> anyhow::Result<()> {
         return print_json(&report);
     }
     print_line(format!(
-        "{} bytes, {} in flight on {} connections",
-        report.size, report.in_flight, report.connections
+        "{} bytes, {} in flight on {} connections, to {} topics",
+        report.size, report.in_flight, report.connections, report.topics
     ))?;
     print_line(report.report.text("publish to confirm"))
 }
