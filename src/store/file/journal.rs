@@ -2,7 +2,9 @@
 //!
 //! One commit is one entry, one vectored write into blocks that are there already, and one sync. An entry never
 //! crosses a segment; one that is larger than a segment gets a segment of its own size. A segment always keeps room
-//! for its index. The first write or sync that fails is final.
+//! for its index. The first write or sync that fails is final, but for a write that finds no space: on a file system
+//! that copies what is overwritten, this can happen in blocks that are there. What such a write leaves behind is a torn
+//! tail, never synced and followed by nothing, so the next attempt overwrites it in its place.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -13,7 +15,7 @@ use bytes::Bytes;
 use super::entry::{self, ENTRY_HEAD_BYTES, EntryHead, Kind};
 use super::preallocation::{FREE_BYTES, Preallocation, Prepared};
 use super::segment::{ENTRIES_START, Position, Reach, SegmentHead, SegmentId};
-use super::{Shared, io_error};
+use super::{Shared, io_error, is_full};
 use crate::model::id::OffsetRange;
 use crate::model::record::Record;
 use crate::store::space::FreeSpace;
@@ -126,6 +128,12 @@ impl Journal {
     /// Where the system does not say, or the next segment could not be made for another reason than space.
     pub fn space(&mut self) -> Result<u64, StoreError> {
         self.check()?;
+        let space = self.look_for_space();
+        self.failed = space.is_err();
+        space
+    }
+
+    fn look_for_space(&mut self) -> Result<u64, StoreError> {
         if self.preallocation.is_full()? {
             // What is left of this segment is for acks, which are what makes space.
             self.ask_for_next();
@@ -203,7 +211,10 @@ impl Journal {
         let next = SegmentHead { id: self.head.id.next(), ..self.head };
         let planned = planned_bytes(self.segment_bytes, self.capacity);
         let prepared = self.preallocation.take(next, planned, bytes_min, free_bytes)?;
-        self.seal()?;
+        if let Err(error) = self.seal() {
+            self.preallocation.give_back(prepared);
+            return Err(error);
+        }
         self.begin(prepared);
         self.ask_for_next();
         Ok(())
@@ -257,7 +268,11 @@ impl Journal {
         let end = head.end();
         entry::write(&self.file, self.at, &self.front, blocks)
             .and_then(|()| self.reach.cover(&self.file, self.head.seed, end))
-            .map_err(io_error("write to", &self.path))?;
+            .map_err(|error| match error {
+                error if is_full(&error) => StoreError::Full(end - self.at),
+                error => io_error("write to", &self.path)(error),
+            })?;
+        // No error of a sync is that of a full disk: what was to be synced may be gone from memory too.
         rustix::fs::fdatasync(&self.file).map_err(|error| io_error("sync", &self.path)(error.into()))?;
         self.at = end;
         self.chain = chain;

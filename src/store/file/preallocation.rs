@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use super::journal::FIRST_SEGMENT_BYTES;
 use super::segment::{SegmentHead, write_zeros};
 use super::{io_error, is_full};
+use crate::disk;
 use crate::store::StoreError;
 
 /// Bytes of the disk that messages never take.
@@ -147,7 +148,7 @@ impl Preallocation {
             }
         }
         if let State::Ready(prepared) = std::mem::replace(&mut self.state, State::Idle) {
-            return self.grow(prepared, bytes_min);
+            return self.grow(prepared, bytes_min, free_bytes);
         }
         for bytes in [bytes.max(bytes_min), bytes_min] {
             match head.create(&self.journal, bytes, free_bytes) {
@@ -159,12 +160,27 @@ impl Preallocation {
         Err(StoreError::Full(bytes_min))
     }
 
+    /// Takes back a segment that was taken and not begun.
+    pub fn give_back(&mut self, prepared: Prepared) {
+        self.state = State::Ready(prepared);
+    }
+
     /// Makes a prepared segment longer for a commit that is larger than it. Nobody else uses it yet.
-    fn grow(&mut self, mut prepared: Prepared, bytes_min: u64) -> Result<Prepared, StoreError> {
+    fn grow(
+        &mut self,
+        mut prepared: Prepared,
+        bytes_min: u64,
+        free_bytes: u64,
+    ) -> Result<Prepared, StoreError> {
         if prepared.bytes >= bytes_min {
             return Ok(prepared);
         }
         let path = prepared.head.id.path(&self.journal);
+        let free = disk::free(&self.journal).map_err(io_error("ask for the free space of", &self.journal))?;
+        if free < (bytes_min - prepared.bytes).saturating_add(free_bytes) {
+            self.give_back(prepared);
+            return Err(StoreError::Full(bytes_min));
+        }
         let grown =
             write_zeros(&prepared.file, prepared.bytes, bytes_min).and_then(|()| prepared.file.sync_all());
         match grown {
@@ -173,7 +189,9 @@ impl Preallocation {
                 Ok(prepared)
             }
             Err(error) if is_full(&error) => {
-                self.state = State::Ready(prepared);
+                // What it did get is needed by others.
+                prepared.file.set_len(prepared.bytes).map_err(io_error("shorten", &path))?;
+                self.give_back(prepared);
                 Err(StoreError::Full(bytes_min))
             }
             Err(error) => Err(io_error("prepare", &path)(error)),

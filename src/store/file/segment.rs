@@ -234,18 +234,18 @@ impl Reach {
     /// next entry would come near it.
     ///
     /// # Errors
-    /// Where it cannot be written.
+    /// Where it cannot be written; the reach is as before then.
     pub fn cover(&mut self, file: &File, seed: u32, end: u64) -> io::Result<()> {
         if end + REACH_STEP / 2 <= self.bytes {
             return Ok(());
         }
-        self.bytes = end + REACH_STEP;
+        let bytes = end + REACH_STEP;
         let mut slot = [0; 12];
-        slot[..8].copy_from_slice(&self.bytes.to_le_bytes());
+        slot[..8].copy_from_slice(&bytes.to_le_bytes());
         let sum = crc32c::crc32c_append(seed, &slot[..8]);
         slot[8..].copy_from_slice(&sum.to_le_bytes());
         file.write_all_at(&slot, REACH_AT[self.slot])?;
-        self.slot = 1 - self.slot;
+        (self.bytes, self.slot) = (bytes, 1 - self.slot);
         Ok(())
     }
 
