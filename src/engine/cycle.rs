@@ -7,12 +7,13 @@ use super::clock::Clock;
 use super::inbox::Input;
 use super::reading::Reading;
 use super::sending::Sending;
+use super::space_wait::SpaceWait;
 use super::{EngineError, Guard, Parts, Shared};
 use crate::broker::{Broker, Command, Output};
 use crate::model::id::SessionId;
 use crate::model::time::Timestamp;
 use crate::protocol::error::{ErrorCode, Refusal};
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 
 /// The state of the engine's thread.
 pub(super) struct Cycle {
@@ -60,6 +61,16 @@ impl Cycle {
 
     /// Goes round until a drain is over or something fails.
     pub(super) fn run(mut self) -> Result<(), EngineError> {
+        match self.rounds() {
+            Ok(()) => self.stop(),
+            // A commit that finds no space comes back only where a drain has waited for some as long as it may.
+            Err(EngineError::Store(StoreError::Full(bytes))) => self.leave(bytes),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Goes round until a drain is over, and then finishes what has arrived.
+    fn rounds(&mut self) -> Result<(), EngineError> {
         let mut taken = Vec::new();
         loop {
             if self.backlog.is_empty() {
@@ -71,13 +82,21 @@ impl Cycle {
             self.round()?;
             self.shared.vitals.count(self.broker.counts());
             if self.store.maintenance_due() {
-                let Self { broker, store, guard, .. } = &mut self;
+                let Self { broker, store, guard, .. } = &mut *self;
                 store.maintain(&mut || broker.snapshot(), &mut || guard.check())?;
             }
             if self.drained() {
-                return self.stop();
+                break;
             }
         }
+        self.shared.inbox.take(&mut taken, Instant::now());
+        taken.reverse();
+        taken.append(&mut self.backlog);
+        self.backlog = taken;
+        while !self.backlog.is_empty() {
+            self.round()?;
+        }
+        Ok(())
     }
 
     /// When the thread must wake up though nothing arrives.
@@ -153,15 +172,13 @@ impl Cycle {
     /// Makes the records durable, checks the fence, and lets out what depends on both.
     fn release(&mut self) -> Result<(), EngineError> {
         if !self.output.records.is_empty() {
-            self.store.commit(&self.output.records)?;
+            self.commit()?;
             self.output.records.clear();
         }
         let idle = self.output.effects.is_empty() && self.output.reads.is_empty();
         let started = Instant::now();
         if self.lock_checked_at + self.poll_interval <= started {
-            self.guard.check_lock()?;
-            self.lock_checked_at = started;
-            self.shared.vitals.checked(started);
+            self.check_lock()?;
         } else if !idle {
             self.guard.check()?;
             self.shared.vitals.checked(started);
@@ -186,6 +203,53 @@ impl Cycle {
         Ok(())
     }
 
+    /// Makes the records durable. The broker's state has changed already, so where there is no space they are neither
+    /// refused nor dropped: they are held, and everything behind them waits.
+    fn commit(&mut self) -> Result<(), EngineError> {
+        let mut wait = None;
+        loop {
+            match self.store.commit(&self.output.records) {
+                Err(StoreError::Full(bytes)) => {
+                    self.wait_for_space(wait.get_or_insert_with(SpaceWait::begin), bytes)?;
+                }
+                committed => break committed?,
+            }
+        }
+        if let Some(wait) = wait {
+            wait.over();
+        }
+        Ok(())
+    }
+
+    /// Waits a moment for space for a commit that is held, making some where it can. Ends with the fence, so that a
+    /// master that was superseded does not wait on, and with the time of a drain.
+    fn wait_for_space(&mut self, wait: &mut SpaceWait, bytes: u64) -> Result<(), EngineError> {
+        wait.warn(bytes);
+        let until = self.drain_deadline();
+        if until.is_some_and(|until| Instant::now() >= until) {
+            return Err(StoreError::Full(bytes).into());
+        }
+        self.check_lock()?;
+        let Self { store, guard, .. } = &mut *self;
+        store.make_space(&mut || guard.check())?;
+        SpaceWait::pause(self.poll_interval, until);
+        Ok(())
+    }
+
+    fn check_lock(&mut self) -> Result<(), EngineError> {
+        let started = Instant::now();
+        self.guard.check_lock()?;
+        self.lock_checked_at = started;
+        self.shared.vitals.checked(started);
+        Ok(())
+    }
+
+    /// When a drain ends at the latest, whether it has begun or its order still waits.
+    fn drain_deadline(&self) -> Option<Instant> {
+        let taken = self.backlog.iter().filter_map(Input::drain_deadline).min();
+        [self.drain_until, taken, self.shared.inbox.drain_deadline()].into_iter().flatten().min()
+    }
+
     fn end_sessions(&mut self) {
         for session in self.ended.drain(..) {
             self.sending.end(session);
@@ -204,23 +268,33 @@ impl Cycle {
         self.drain_until.is_some_and(|until| self.broker.counts().in_flight == 0 || Instant::now() >= until)
     }
 
-    /// The end of a drain: what has arrived is finished, then every session is told to go elsewhere.
+    /// The end of a drain: every session is told to go elsewhere.
     fn stop(mut self) -> Result<(), EngineError> {
-        let mut taken = Vec::new();
-        self.shared.inbox.take(&mut taken, Instant::now());
-        taken.reverse();
-        taken.append(&mut self.backlog);
-        self.backlog = taken;
-        while !self.backlog.is_empty() {
-            self.round()?;
-        }
-        self.sending.goodbye(&Refusal::new(
-            ErrorCode::Draining,
-            "the node hands its mastership over; connect to the other one",
-        ));
+        self.say_goodbye();
         let Self { broker, store, mut guard, reading, .. } = self;
         reading.stop();
         store.close(&mut || broker.snapshot(), &mut || guard.check())?;
         Ok(())
+    }
+
+    /// The end of a drain whose last commit found no space: nobody was told anything that depends on it.
+    fn leave(mut self, bytes: u64) -> Result<(), EngineError> {
+        tracing::warn!(
+            bytes,
+            "the drain is over and there is still no space for the last commit: what clients have not heard of does \
+             not count, and they send it again"
+        );
+        self.say_goodbye();
+        let Self { store, mut guard, reading, .. } = self;
+        reading.stop();
+        store.leave(&mut || guard.check())?;
+        Ok(())
+    }
+
+    fn say_goodbye(&mut self) {
+        self.sending.goodbye(&Refusal::new(
+            ErrorCode::Draining,
+            "the node hands its mastership over; connect to the other one",
+        ));
     }
 }

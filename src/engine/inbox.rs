@@ -29,6 +29,16 @@ pub(super) enum Input {
     Drain(Instant),
 }
 
+impl Input {
+    /// When a drain that this orders ends at the latest.
+    pub(super) const fn drain_deadline(&self) -> Option<Instant> {
+        match self {
+            Self::Drain(deadline) => Some(*deadline),
+            _ => None,
+        }
+    }
+}
+
 /// Bytes of one connection that the engine has not taken yet.
 #[derive(Debug)]
 pub struct Budget {
@@ -124,6 +134,11 @@ impl Inbox {
             waiting = self.arrived.wait_timeout(waiting, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         std::mem::swap(&mut *waiting, taken);
+    }
+
+    /// When a drain whose order waits here ends at the latest.
+    pub(super) fn drain_deadline(&self) -> Option<Instant> {
+        self.lock().iter().filter_map(Input::drain_deadline).min()
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Input>> {

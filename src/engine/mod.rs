@@ -12,7 +12,10 @@
 //! leaves before step 4. The thread that syncs also checks and sends, because each change of thread would cost a
 //! tenth of what a sync takes.
 //!
-//! An error from store or fence ends the engine in the middle of whatever it does: nothing is sent, flushed or
+//! A commit that finds no space on the disk is held: it is tried again and again, and everything behind it waits, until
+//! there is space, the fence does not hold, or a drain has had its time. Only upkeep that makes space goes on.
+//!
+//! Any other error from store or fence ends the engine in the middle of whatever it does: nothing is sent, flushed or
 //! closed, and the process is expected to end at once.
 
 mod clock;
@@ -21,6 +24,7 @@ mod inbox;
 mod outbox;
 mod reading;
 mod sending;
+mod space_wait;
 #[cfg(test)]
 mod tests;
 

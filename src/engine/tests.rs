@@ -31,6 +31,8 @@ enum Call {
     Commit(usize),
     Check(usize),
     Maintain(usize),
+    MakeSpace(usize),
+    Leave(usize),
     Close(usize),
 }
 
@@ -38,6 +40,7 @@ enum Call {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     Fails,
+    FindsNoSpace,
     Panics,
 }
 
@@ -90,6 +93,7 @@ impl Store for FakeStore {
                 let source = std::io::Error::other("the disk is gone");
                 Err(StoreError::Io { action: "sync", path: "journal".into(), source })
             }
+            Some(Fate::FindsNoSpace) => Err(StoreError::Full(records.len() as u64)),
             Some(Fate::Panics) => panic!("on purpose"),
             None => Ok(()),
         }
@@ -111,6 +115,17 @@ impl Store for FakeStore {
         fence()?;
         note(&self.0, Call::Maintain);
         self.0.lock().unwrap().upkeep_is_due = false;
+        Ok(())
+    }
+
+    fn make_space(&mut self, _: FenceCheck<'_>) -> Result<(), StoreError> {
+        note(&self.0, Call::MakeSpace);
+        Ok(())
+    }
+
+    fn leave(self: Box<Self>, fence: FenceCheck<'_>) -> Result<(), StoreError> {
+        fence()?;
+        note(&self.0, Call::Leave);
         Ok(())
     }
 
@@ -336,6 +351,69 @@ async fn a_guard_that_says_no_at_the_end_of_a_drain_keeps_the_store_from_being_c
     scene.engine.drain(Instant::now());
     assert!(matches!(scene.end(), Err(EngineError::Store(StoreError::Fenced(_)))));
     assert_eq!(scene.calls(), [Call::Check(0)], "no close");
+}
+
+impl Scene {
+    /// Waits until a commit has been tried `count` times more. Answers the calls meanwhile.
+    fn tried_again(&self, count: usize) -> Vec<Call> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut calls = Vec::new();
+        while calls.iter().filter(|call| matches!(call, Call::Commit(_))).count() < count {
+            assert!(Instant::now() < deadline, "the commit is not tried again: {calls:?}");
+            std::thread::sleep(Duration::from_millis(1));
+            calls.extend(self.calls());
+        }
+        calls
+    }
+}
+
+/// An ack that found no space on the disk, because another program had taken what was left for it, ended the master,
+/// and after it each next one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_that_finds_no_space_is_held_and_nothing_leaves_until_there_is() {
+    let (scene, mut client) = publishing().await;
+    scene.watch(&client);
+    scene.script.lock().unwrap().upkeep_is_due = true;
+    scene.script.lock().unwrap().commit = Some(Fate::FindsNoSpace);
+    scene.submit(&client, vec![publish(1, 1, 10)]);
+    let calls = scene.tried_again(3);
+    let expected = [Call::Commit(0), Call::Check(0), Call::MakeSpace(0)];
+    let round = calls.iter().skip_while(|call| !matches!(call, Call::Commit(_))).take(6).copied();
+    assert_eq!(round.collect::<Vec<_>>(), [expected, expected].concat(), "no upkeep but what makes space");
+    assert_eq!(lying(&client.socket), 0);
+    scene.submit(&client, vec![publish(2, 1, 10)]);
+    scene.script.lock().unwrap().commit = None;
+    while confirmed(&mut client) < 2 {}
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_held_commit_ends_with_the_mastership() {
+    let (scene, client) = publishing().await;
+    scene.watch(&client);
+    scene.script.lock().unwrap().commit = Some(Fate::FindsNoSpace);
+    scene.submit(&client, vec![publish(1, 1, 10)]);
+    scene.tried_again(2);
+    scene.script.lock().unwrap().check = Some(Fate::Fails);
+    assert!(matches!(scene.end(), Err(EngineError::Fenced(Fenced::Superseded(Epoch(9))))));
+    assert_eq!(lying(&client.socket), 0);
+}
+
+/// The state of the broker is ahead of the store then: it must not be written as if it were committed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_of_a_held_commit_ends_in_time_and_leaves_the_store_without_it() {
+    let (scene, mut client) = publishing().await;
+    scene.script.lock().unwrap().commit = Some(Fate::FindsNoSpace);
+    scene.submit(&client, vec![publish(1, 1, 10)]);
+    scene.tried_again(2);
+    scene.engine.drain(Instant::now() + Duration::from_millis(300));
+    let calls = scene.tried_again(2);
+    assert!(!calls.iter().any(|call| matches!(call, Call::Leave(_))), "it waits as long as it may");
+    scene.end().unwrap();
+    assert!(matches!(scene.calls()[..], [.., Call::Commit(_), Call::Check(_), Call::Leave(_)]));
+    match client.next() {
+        Response::Goodbye(refusal) => assert_eq!(refusal.code, ErrorCode::Draining),
+        other => panic!("{other:?}"),
+    }
 }
 
 /// A thread that panicked left a master that held the lock, answered heartbeats and did nothing else.

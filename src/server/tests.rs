@@ -47,6 +47,14 @@ impl Store for NoStore {
         Ok(())
     }
 
+    fn make_space(&mut self, _: FenceCheck<'_>) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn leave(self: Box<Self>, _: FenceCheck<'_>) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     fn close(self: Box<Self>, _: &mut dyn FnMut() -> Snapshot, _: FenceCheck<'_>) -> Result<(), StoreError> {
         Ok(())
     }

@@ -204,7 +204,8 @@ pub enum StoreError {
         /// Bytes that are free, with what a takeover would remove.
         free: u64,
     },
-    /// There is no space left for a commit. Nothing of it was written.
+    /// There is no space left for a commit, of about so many bytes. The store is as it was before, and the same commit
+    /// may be tried again.
     #[error("no space left for a commit of {0} bytes")]
     Full(u64),
     /// The fence does not hold.
@@ -237,7 +238,8 @@ pub trait Store: Send {
     /// Makes the records durable, all or none of them. When it returns they survive a power loss.
     ///
     /// # Errors
-    /// Any error but [`StoreError::Full`] is final: what is on disk is not known.
+    /// Any error but [`StoreError::Full`] is final: what is on disk is not known. After that one the store goes on
+    /// with the same records, or is left.
     fn commit(&mut self, records: &[Record]) -> Result<(), StoreError>;
 
     /// Bytes of messages, heads included, that the next commit may have: less than what is free, so that a full disk
@@ -267,6 +269,20 @@ pub trait Store: Send {
         snapshot: &mut dyn FnMut() -> Snapshot,
         fence: FenceCheck<'_>,
     ) -> Result<(), StoreError>;
+
+    /// As [`maintain`](Self::maintain) while a commit is held for want of space: only what can make some, and nothing
+    /// that needs the state of the caller, which is ahead of what is committed.
+    ///
+    /// # Errors
+    /// As for [`maintain`](Self::maintain).
+    fn make_space(&mut self, fence: FenceCheck<'_>) -> Result<(), StoreError>;
+
+    /// As [`close`](Self::close) while a commit is held: it does not count, and recovery reads what it would have read
+    /// after a crash. Nothing is being written any more.
+    ///
+    /// # Errors
+    /// As for [`maintain`](Self::maintain).
+    fn leave(self: Box<Self>, fence: FenceCheck<'_>) -> Result<(), StoreError>;
 
     /// Leaves the store in a state that is quick to recover. The epoch is still held.
     ///

@@ -271,6 +271,15 @@ impl Store for DatabaseStore {
         })
     }
 
+    fn make_space(&mut self, fence: FenceCheck<'_>) -> Result<(), StoreError> {
+        // The store folds by itself what is committed: no upkeep needs the state of the caller.
+        self.maintain(&mut Snapshot::default, fence)
+    }
+
+    fn leave(self: Box<Self>, fence: FenceCheck<'_>) -> Result<(), StoreError> {
+        self.close(&mut Snapshot::default, fence)
+    }
+
     fn close(
         mut self: Box<Self>,
         _snapshot: &mut dyn FnMut() -> Snapshot,

@@ -169,6 +169,17 @@ impl Store for FileStore {
         })
     }
 
+    fn make_space(&mut self, fence: FenceCheck<'_>) -> Result<(), StoreError> {
+        self.step(|upkeep, shared, _| upkeep.remove(shared, fence))
+    }
+
+    fn leave(self: Box<Self>, fence: FenceCheck<'_>) -> Result<(), StoreError> {
+        self.journal.check()?;
+        fence()?;
+        self.journal.end_preparing();
+        Ok(())
+    }
+
     fn close(
         mut self: Box<Self>,
         snapshot: &mut dyn FnMut() -> Snapshot,

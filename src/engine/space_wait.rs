@@ -1,0 +1,49 @@
+//! A commit that waits for space on the shared disk: how often it is tried, and what the log says of it.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long a commit that found no space waits before it is tried again, where the poll interval is not shorter.
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
+/// Time between two warnings: the first one says what to do, the others that it is still so.
+const WARN_INTERVAL: Duration = Duration::from_secs(60);
+
+/// One wait, from the first attempt that found no space on.
+#[derive(Debug)]
+pub(super) struct SpaceWait {
+    began_at: Instant,
+    warned_at: Option<Instant>,
+}
+
+impl SpaceWait {
+    pub(super) fn begin() -> Self {
+        Self { began_at: Instant::now(), warned_at: None }
+    }
+
+    /// Says that there is no space for a commit of so many bytes: at once, and then now and then.
+    pub(super) fn warn(&mut self, bytes: u64) {
+        if self.warned_at.is_some_and(|at| at.elapsed() < WARN_INTERVAL) {
+            return;
+        }
+        self.warned_at = Some(Instant::now());
+        tracing::warn!(
+            bytes,
+            since = ?self.began_at.elapsed(),
+            "no space left on the shared disk for a commit: nothing is confirmed or delivered until there is; remove \
+             what does not belong to the store, or make the disk larger, and it goes on by itself"
+        );
+    }
+
+    /// Waits before the next attempt, not beyond `until`.
+    pub(super) fn pause(poll_interval: Duration, until: Option<Instant>) {
+        let pause = RETRY_INTERVAL.min(poll_interval);
+        thread::sleep(
+            until.map_or(pause, |until| pause.min(until.saturating_duration_since(Instant::now()))),
+        );
+    }
+
+    /// Says that it is over.
+    pub(super) fn over(self) {
+        tracing::info!(after = ?self.began_at.elapsed(), "there is space again: going on");
+    }
+}
