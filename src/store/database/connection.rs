@@ -7,13 +7,17 @@
 //! Nothing else in the process may open the database file while a connection lives. Closing any descriptor of it
 //! would drop the locks, because POSIX locks belong to the process and not to the descriptor.
 
+use std::fs::File;
+use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
+use rusqlite::ffi::SQLITE_IOERR_WRITE;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::super::StoreError;
+use super::files;
 
 /// Bytes of a page. 4096, 8192 and 16384 store 128-byte messages equally fast in batches; a commit of one message
 /// writes whole pages, so the smallest has the shortest confirm.
@@ -22,6 +26,8 @@ pub(super) const PAGE_BYTES: u32 = 4096;
 const WRITER_CACHE_KIB: u32 = 2048;
 /// KiB of pages that a reader keeps. It reads forwards, so it needs few.
 const READER_CACHE_KIB: u32 = 512;
+/// Bytes of a block of the usual file systems.
+const BLOCK_BYTES: usize = 4096;
 /// Statements that stay prepared, per connection; more than there are.
 const STATEMENTS: usize = 64;
 /// How long a connection waits for another one of this process: a checkpoint for the readers to finish.
@@ -130,7 +136,17 @@ pub(super) fn failed(action: &'static str) -> impl Fn(rusqlite::Error) -> StoreE
     }
 }
 
-/// Whether there was no space left.
-pub(super) fn is_full(error: &rusqlite::Error) -> bool {
-    error.sqlite_error_code() == Some(ErrorCode::DiskFull)
+/// Whether there was no space left. The database tells a quota that is used up from no other failed write: where one
+/// failed, the log is tried for another block.
+pub(super) fn is_full(error: &rusqlite::Error, database: &Path) -> bool {
+    let Some(error) = error.sqlite_error() else { return false };
+    error.code == ErrorCode::DiskFull
+        || (error.extended_code == SQLITE_IOERR_WRITE && is_quota_used_up(&files::log(database)))
+}
+
+/// Whether the log may not become longer. A block of zeros at its end is no part of it, and is overwritten in time.
+fn is_quota_used_up(log: &Path) -> bool {
+    let appended =
+        File::options().append(true).open(log).and_then(|mut log| log.write_all(&[0; BLOCK_BYTES]));
+    appended.is_err_and(|error| matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded))
 }

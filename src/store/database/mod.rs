@@ -83,6 +83,9 @@ pub(super) fn check(dir: &Path, manifest: &Manifest, predecessors: &Predecessors
 /// A message is written twice: into the log and into the database.
 const COPIES: u64 = 2;
 
+/// Bytes that a commit is said to need at least: a few pages of the log.
+const COMMIT_BYTES: u64 = 64 << 10;
+
 /// A store whose records are rows.
 struct DatabaseStore {
     path: PathBuf,
@@ -185,9 +188,9 @@ impl DatabaseStore {
             Ok(self.run("COMMIT")?)
         });
         written.or_else(|error| match error {
-            CommitError::Database(error) if is_full(&error) => {
+            CommitError::Database(error) if is_full(&error, &self.path) => {
                 self.roll_back()?;
-                Err(StoreError::Full(bytes))
+                Err(StoreError::Full(bytes.max(COMMIT_BYTES)))
             }
             CommitError::Database(error) => Err(failed("commit")(error)),
             CommitError::Record(source) => Err(StoreError::Inconsistent { path: self.path.clone(), source }),
@@ -218,7 +221,7 @@ impl DatabaseStore {
         let step = upkeep.step(connection, catalog, path, *epoch);
         let is_full = match &step {
             Err(StepError::Store(error)) => matches!(error, StoreError::Full(_)),
-            Err(StepError::Database(error)) => is_full(error),
+            Err(StepError::Database(error)) => is_full(error, path),
             Ok(()) => false,
         };
         match step {
@@ -289,7 +292,7 @@ impl Store for DatabaseStore {
         match self.connection.wal_checkpoint_v2(Some(c"main"), CheckpointMode::TRUNCATE) {
             Ok(_) => {}
             Err(error)
-                if is_full(&error)
+                if is_full(&error, &self.path)
                     || error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy) =>
             {
                 tracing::warn!(%error, "the log stays: the next master writes it back");

@@ -100,7 +100,7 @@ fn write_back(connection: &Connection, path: &Path) -> Result<WrittenBack, Store
             let message = format!("{done} of {frames} frames of the old log could be written back");
             Err(StoreError::Database { action, message })
         }
-        Err(error) if is_full(&error) => Ok(WrittenBack::DiskIsFull),
+        Err(error) if is_full(&error, path) => Ok(WrittenBack::DiskIsFull),
         Err(error) => Err(failed(action)(error)),
     }
 }
