@@ -86,8 +86,7 @@ pub(super) fn open(path: &Path, access: Access) -> Result<Connection, StoreError
 
 fn configure(connection: &Connection, access: Access) -> Result<(), StoreError> {
     let question = if access == Access::Create { "PRAGMA journal_mode = wal" } else { "PRAGMA journal_mode" };
-    let mode: String =
-        connection.query_row(question, [], |row| row.get(0)).map_err(failed("lock, or read the mode"))?;
+    let mode = journal_mode(connection, question).map_err(failed("lock, or read the mode"))?;
     if mode != "wal" {
         let message = format!("the journal mode is {mode}, it must be wal");
         return Err(StoreError::Database { action: "open", message });
@@ -106,6 +105,16 @@ fn configure(connection: &Connection, access: Access) -> Result<(), StoreError> 
         return Err(StoreError::Database { action: "open", message });
     }
     Ok(())
+}
+
+/// Asks for the journal mode, or for a change of it. The answer comes before a change is committed, so the statement is
+/// run to its end: only that says whether it was.
+fn journal_mode(connection: &Connection, question: &str) -> rusqlite::Result<String> {
+    let mut statement = connection.prepare(question)?;
+    let mut rows = statement.query([])?;
+    let mode = rows.next()?.ok_or(rusqlite::Error::QueryReturnedNoRows)?.get(0)?;
+    while rows.next()?.is_some() {}
+    Ok(mode)
 }
 
 /// Bytes that the file of a database is longer once its log is written back: pages that lie in the file already need no
