@@ -154,9 +154,10 @@ impl FileReader {
         let mut at = match cursor {
             Some(Cursor { entry, block, .. }) => {
                 if let Some((first, block, head)) = block {
-                    let taken = take_part(&mut parts, &block, &head, first, next, bytes_max);
-                    next.0 += taken;
-                    if next.0 < first.0 + u64::from(head.count) {
+                    let range = OffsetRange::new(first.0, first.0 + u64::from(head.count));
+                    let wanted = OffsetRange { start: next, end: found.end.min(range.end) };
+                    next.0 += take_part(&mut parts, &block, &head, first, wanted, bytes_max);
+                    if next < wanted.end {
                         self.keep_cursor(topic, Cursor { next, entry, block: Some((first, block, head)) });
                         return finish(parts, from, &segment.path, entry.at);
                     }
@@ -173,7 +174,8 @@ impl FileReader {
                 let range = target_range(head, topic).filter(|range| range.contains(next));
                 if let Some(range) = range {
                     let room = bytes_max.saturating_sub(parts.len());
-                    if range.start == next && head.bytes as usize <= room {
+                    let is_wanted = range.start == next && range.end <= found.end;
+                    if is_wanted && head.bytes as usize <= room {
                         if parts.count == 0 && range.end < found.end {
                             parts.pieces.reserve(bytes_max.min(WINDOW_BLOCK_BYTES as usize));
                         }
@@ -183,8 +185,9 @@ impl FileReader {
                     } else {
                         let bytes = self.block(segment, block_at, found.limit, head)?;
                         let whole = decode_block(segment, block_at, head, bytes)?;
-                        next.0 += take_part(&mut parts, &whole, head, range.start, next, bytes_max);
-                        if next < range.end {
+                        let wanted = OffsetRange { start: next, end: found.end.min(range.end) };
+                        next.0 += take_part(&mut parts, &whole, head, range.start, wanted, bytes_max);
+                        if next < wanted.end {
                             block = Some((range.start, whole, head.clone()));
                             break;
                         }
@@ -349,19 +352,19 @@ fn target_range(head: &PublishedHead, topic: TopicId) -> Option<OffsetRange> {
     Some(OffsetRange::new(first.0, first.0 + u64::from(head.count)))
 }
 
-/// Adds messages of a block, from `next` on, as many as fit; one at least where the chunk is empty.
+/// Adds the wanted messages of a block, as many as fit; one at least where the chunk is empty.
 fn take_part(
     parts: &mut Parts,
     block: &MessageBlock,
     head: &PublishedHead,
     first: Offset,
-    next: Offset,
+    wanted: OffsetRange,
     bytes_max: usize,
 ) -> u64 {
-    let start = (next.0 - first.0) as usize;
+    let (start, end_max) = ((wanted.start.0 - first.0) as usize, (wanted.end.0 - first.0) as usize);
     let room = bytes_max.saturating_sub(parts.len());
     let mut end = if parts.count == 0 { start + 1 } else { start };
-    while end < block.count() && block.byte_len(start, end + 1) <= room {
+    while end < end_max.min(block.count()) && block.byte_len(start, end + 1) <= room {
         end += 1;
     }
     if end > start {
