@@ -139,6 +139,15 @@ fn encode_record(record: &Record, out: &mut Vec<u8>) -> Result<(), CodecError> {
     }
 }
 
+/// Appends the head of messages that are written elsewhere.
+///
+/// # Errors
+/// Where it has no encoded form.
+pub fn encode_published(head: &PublishedHead, out: &mut Vec<u8>) -> Result<(), CodecError> {
+    let PublishedHead { targets, origin, at, count, bytes, checksum } = head;
+    put(out, tag::PUBLISHED, (targets, origin, at, count, bytes, checksum))
+}
+
 /// Reads the heads of one commit.
 ///
 /// # Errors

@@ -168,7 +168,7 @@ mod tests {
     fn body() -> CheckpointBody {
         let segment = SegmentId { epoch: Epoch(3), number: 1 };
         let mut places = Places::default();
-        places.open_segment(segment, 4096);
+        places.open_segment(segment, 4096, 8192);
         places.publish(TopicId(1), OffsetRange::new(0, 5), 4096, 100);
         places.extend(4200);
         let position = Position { segment, at: 4200 };
@@ -179,7 +179,7 @@ mod tests {
     fn a_checkpoint_has_these_bytes() {
         let bytes = body().encode(Path::new("x")).unwrap();
         let rest: &[u8] =
-            b"\x01\0\0\0\x03\x01\xfb\x68\x10\x09\x01\x03\x01\xfb\x68\x10\0\x01\x01\x01\0\x05\x03\x01\
+            b"\x01\0\0\0\x03\x01\xfb\x68\x10\x09\x01\0\x03\x01\xfb\x68\x10\0\xfb\0\x20\x01\x01\x01\0\x05\0\x03\x01\x84\
             \0\0\0\0\0\0\0";
         assert_eq!(bytes[12..].escape_ascii().to_string(), rest.escape_ascii().to_string());
         assert_eq!(bytes[..8], *b"batonchk");

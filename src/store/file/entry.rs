@@ -4,7 +4,7 @@
 //!
 //! ```text
 //!       0  u32  CRC32C of bytes 4 to 64, begun with the seed of the epoch
-//!       4  u32  kind: 1 commit, 2 index (the last entry of its segment)
+//!       4  u32  kind: 1 commit, 2 index (the last entry of its file), 3 packed
 //!       8  u64  epoch
 //!      16  u32  number of this segment
 //!      20  u32  chain: bytes 0 to 4 of the entry before, the seed for the first of the epoch
@@ -15,7 +15,7 @@
 //!      48  u32  bytes of the heads
 //!      52  u32  0
 //!      56  u64  bytes of the blocks, all together
-//!      64       heads: see the record codec; for an index, see the index
+//!      64       heads: see the record codec; for an index, see there; for packed, see the pack
 //!               blocks: encoded messages of each publish, in the order of the heads
 //!               zeros up to a multiple of 8
 //! ```
@@ -48,8 +48,19 @@ const PIECES_MAX: usize = 1024;
 pub enum Kind {
     /// The records of a commit.
     Commit,
-    /// The index of the segment that it ends.
+    /// The index of the file that it ends.
     Index,
+    /// That messages were copied into a pack.
+    Packed,
+}
+
+/// What all entries of one file have in their heads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Marks {
+    /// The segment; for a pack, its epoch and number.
+    pub segment: SegmentId,
+    /// What their checksums begin with.
+    pub seed: u32,
 }
 
 /// The head of an entry.
@@ -79,6 +90,7 @@ impl EntryHead {
         let kind: u32 = match self.kind {
             Kind::Commit => 1,
             Kind::Index => 2,
+            Kind::Packed => 3,
         };
         bytes[4..8].copy_from_slice(&kind.to_le_bytes());
         bytes[8..16].copy_from_slice(&self.position.segment.epoch.0.to_le_bytes());
@@ -113,6 +125,7 @@ impl EntryHead {
         let kind = match u32_at(bytes, 4) {
             1 => Kind::Commit,
             2 => Kind::Index,
+            3 => Kind::Packed,
             _ => return None,
         };
         let synced = SegmentId { epoch: position.segment.epoch, number: u32_at(bytes, 40) };

@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::checkpoint::CheckpointId;
+use super::file_id::FileId;
 use super::io_error;
 use super::segment::SegmentId;
 use crate::disk;
@@ -16,6 +17,8 @@ use crate::store::StoreError;
 pub struct Folder {
     /// Segments.
     pub segments: BTreeSet<SegmentId>,
+    /// Packs.
+    pub packs: BTreeSet<FileId>,
     /// Checkpoints.
     pub checkpoints: BTreeSet<CheckpointId>,
     /// Files that were not finished, with the epochs that began them.
@@ -38,10 +41,13 @@ impl Folder {
             if let Some(stem) = name.strip_suffix(".new") {
                 let epoch = SegmentId::parse(stem)
                     .map(|segment| segment.epoch)
+                    .or_else(|| FileId::parse_pack(stem).map(|pack| pack.epoch))
                     .or_else(|| CheckpointId::parse(stem).map(|checkpoint| checkpoint.epoch));
                 folder.unfinished.extend(epoch.map(|epoch| (epoch, journal.join(name))));
             } else if let Some(stem) = name.strip_suffix(".log") {
                 folder.segments.extend(SegmentId::parse(stem));
+            } else if let Some(pack) = FileId::parse_pack(name) {
+                folder.packs.insert(pack);
             } else {
                 folder.checkpoints.extend(CheckpointId::parse(name));
             }
@@ -53,8 +59,9 @@ impl Folder {
     #[must_use]
     pub fn epochs(&self) -> BTreeSet<Epoch> {
         let segments = self.segments.iter().map(|segment| segment.epoch);
+        let packs = self.packs.iter().map(|pack| pack.epoch);
         let checkpoints = self.checkpoints.iter().map(|checkpoint| checkpoint.epoch);
         let unfinished = self.unfinished.iter().map(|(epoch, _)| *epoch);
-        segments.chain(checkpoints).chain(unfinished).collect()
+        segments.chain(packs).chain(checkpoints).chain(unfinished).collect()
     }
 }

@@ -1,9 +1,9 @@
-//! Where the messages of each topic are within one segment.
+//! Where the messages of each topic are within one file.
 //!
 //! An index has points, not every record: from the last point at or before an offset a reader walks the entries. A
 //! topic gets a new point after [`POINT_BYTES`] of its own messages, or [`POINT_DISTANCE`] bytes of journal, so that
 //! the walk is bounded and the index stays a small part of the segment. The index of the segment that is being
-//! written is in memory; it is the last entry of the segment once that is full.
+//! written is in memory; it is the last entry of the segment once that is full. That of a pack is its last entry.
 //!
 //! # Format, version 1
 //!
@@ -79,6 +79,14 @@ impl SegmentIndex {
         let index = self.topics.get(&topic).filter(|index| offset < index.end)?;
         let after = index.points.partition_point(|point| point.offset <= offset);
         index.points[..after].last().map(|point| point.at)
+    }
+
+    /// The topics, each with offsets among which all its messages in the file are.
+    pub fn topics(&self) -> impl Iterator<Item = (TopicId, OffsetRange)> + '_ {
+        self.topics.iter().filter_map(|(&topic, index)| {
+            let first = index.points.first()?;
+            Some((topic, OffsetRange { start: first.offset, end: index.end }))
+        })
     }
 
     /// Most bytes of the entry that this index becomes after `more` further calls of [`add`](Self::add).

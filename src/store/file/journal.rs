@@ -66,7 +66,7 @@ impl Journal {
             made => (made?, capacity),
         };
         let mut preallocation = Preallocation::start(&shared.journal)?;
-        shared.places_mut().open_segment(head.id, ENTRIES_START);
+        shared.places_mut().open_segment(head.id, ENTRIES_START, capacity);
         let free = FreeSpace::around(&shared.journal);
         let next = SegmentHead { id: head.id.next(), ..head };
         preallocation.ask(next, planned_bytes(segment_bytes, capacity));
@@ -233,12 +233,12 @@ impl Journal {
         self.append(Kind::Index, &[], 0)?;
         std::mem::swap(&mut front, &mut self.front);
         let index = self.shared.places_mut().seal(at, self.at);
-        self.shared.keep_index(self.head.id, Arc::new(index));
+        self.shared.keep_index(self.head.id.into(), Arc::new(index));
         Ok(())
     }
 
     fn begin(&mut self, prepared: Prepared) {
-        self.shared.places_mut().open_segment(prepared.head.id, ENTRIES_START);
+        self.shared.places_mut().open_segment(prepared.head.id, ENTRIES_START, prepared.bytes);
         self.path = prepared.head.id.path(&self.shared.journal);
         (self.head, self.file, self.capacity) = (prepared.head, prepared.file, prepared.bytes);
         (self.at, self.reach) = (ENTRIES_START, Reach::default());

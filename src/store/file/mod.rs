@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! journal/<epoch>-<number>.log         segments: entries, one for each commit, then the segment's index
+//! journal/<epoch>-<number>.pack        packs: messages that were copied out of older files, then the pack's index
 //! journal/checkpoint-<epoch>-<number>  the state at one position, the two newest are kept
 //! journal/*.new                        files that are being made
 //! manifest/<epoch>                     what that epoch accepts of the epochs before it
@@ -18,10 +19,13 @@
 
 pub mod checkpoint;
 pub mod entry;
+pub mod file_id;
+pub mod files;
 pub mod folder;
 pub mod index;
 pub mod journal;
-pub mod open_segments;
+pub mod open_files;
+pub mod pack;
 pub mod places;
 pub mod preallocation;
 pub mod reader;
@@ -37,10 +41,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use self::checkpoint::CheckpointBody;
+use self::file_id::FileId;
 use self::folder::Folder;
 use self::index::SegmentIndex;
 use self::journal::Journal;
-use self::open_segments::OpenSegments;
+use self::open_files::OpenFiles;
+use self::pack::PackHead;
 use self::places::Places;
 use self::reader::FileReader;
 use self::segment::{SegmentHead, SegmentId};
@@ -66,6 +72,11 @@ pub(super) fn check(dir: &Path) -> Result<(), StoreError> {
         let file = disk::open(&path).map_err(io_error("open", &path))?;
         SegmentHead::read(&file, &path, newest)?;
     }
+    if let Some(&newest) = folder.packs.last() {
+        let path = newest.path(&journal);
+        let file = disk::open(&path).map_err(io_error("open", &path))?;
+        PackHead::read(&file, &path, newest)?;
+    }
     folder.checkpoints.last().map_or(Ok(()), |newest| CheckpointBody::check_format(&journal, *newest))
 }
 
@@ -88,16 +99,9 @@ fn open_file(options: &OpenOptions) -> Result<(FileStore, Snapshot), StoreError>
     }
     fs::create_dir_all(&journal).map_err(io_error("create", &journal))?;
     sync_dir(&options.dir)?;
-    // A timestamped UUID has its random bits at the end.
-    let seed = uuid::Uuid::now_v7().as_u64_pair().1 as u32;
     let id = SegmentId { epoch: options.epoch, number: 1 };
-    let head = SegmentHead { id, seed, continues: recovered.end };
-    let shared = Arc::new(Shared {
-        journal,
-        places: RwLock::new(recovered.places),
-        indexes: Mutex::new(IndexCache::default()),
-        open: OpenSegments::default(),
-    });
+    let head = SegmentHead { id, seed: random_seed(), continues: recovered.end };
+    let shared = Arc::new(Shared::new(journal, recovered.places));
     let journal = Journal::start(Arc::clone(&shared), head, options.segment_bytes)?;
     let upkeep = Upkeep::new(
         &options.dir,
@@ -201,10 +205,15 @@ pub struct Shared {
     journal: PathBuf,
     places: RwLock<Places>,
     indexes: Mutex<IndexCache>,
-    open: OpenSegments,
+    open: OpenFiles,
 }
 
 impl Shared {
+    fn new(journal: PathBuf, places: Places) -> Self {
+        let (places, indexes) = (RwLock::new(places), Mutex::new(IndexCache::default()));
+        Self { journal, places, indexes, open: OpenFiles::default() }
+    }
+
     fn places(&self) -> RwLockReadGuard<'_, Places> {
         self.places.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -217,34 +226,34 @@ impl Shared {
         self.indexes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn keep_index(&self, segment: SegmentId, index: Arc<SegmentIndex>) {
-        self.indexes().insert(segment, index);
+    fn keep_index(&self, file: FileId, index: Arc<SegmentIndex>) {
+        self.indexes().insert(file, index);
     }
 
-    fn forget(&self, segment: SegmentId) {
-        self.places_mut().forget(segment);
-        self.indexes().forget(segment);
-        self.open.close(segment);
+    fn forget(&self, file: FileId) {
+        self.places_mut().forget(file);
+        self.indexes().forget(file);
+        self.open.close(file);
     }
 }
 
-/// Indexes of full segments that were used last.
+/// Indexes of full files that were used last.
 #[derive(Debug, Default)]
 struct IndexCache {
     /// Last used first.
-    indexes: Vec<(SegmentId, Arc<SegmentIndex>)>,
+    indexes: Vec<(FileId, Arc<SegmentIndex>)>,
 }
 
 impl IndexCache {
-    fn find(&mut self, segment: SegmentId) -> Option<Arc<SegmentIndex>> {
-        let at = self.indexes.iter().position(|(id, _)| *id == segment)?;
+    fn find(&mut self, file: FileId) -> Option<Arc<SegmentIndex>> {
+        let at = self.indexes.iter().position(|(id, _)| *id == file)?;
         self.indexes[..=at].rotate_right(1);
         Some(Arc::clone(&self.indexes[0].1))
     }
 
-    fn insert(&mut self, segment: SegmentId, index: Arc<SegmentIndex>) {
-        self.forget(segment);
-        self.indexes.insert(0, (segment, index));
+    fn insert(&mut self, file: FileId, index: Arc<SegmentIndex>) {
+        self.forget(file);
+        self.indexes.insert(0, (file, index));
         let mut bytes = 0;
         let fitting = self.indexes.iter().take_while(|(_, index)| {
             bytes += index.memory_bytes();
@@ -254,9 +263,15 @@ impl IndexCache {
         self.indexes.truncate(kept);
     }
 
-    fn forget(&mut self, segment: SegmentId) {
-        self.indexes.retain(|(id, _)| *id != segment);
+    fn forget(&mut self, file: FileId) {
+        self.indexes.retain(|(id, _)| *id != file);
     }
+}
+
+/// What the checksums of a file's entries begin with, so that bytes of another file are never taken for one.
+fn random_seed() -> u32 {
+    // A timestamped UUID has its random bits at the end.
+    uuid::Uuid::now_v7().as_u64_pair().1 as u32
 }
 
 /// Makes a system error one of the store.

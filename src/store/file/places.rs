@@ -1,43 +1,61 @@
-//! Which segments exist, and which of them hold the messages of each topic: what readers and the writer share.
+//! Which files exist, and which of them hold the messages of each topic: what readers and the writer share.
 //!
-//! Memory depends on the number of topics and segments, not on the backlog: for each topic a run per segment, and one more for each gap in it. Where
-//! in a segment a message is stands in the segment's index. Only what is committed is in here.
+//! Memory depends on the number of topics and files, not on the backlog: for each topic a run per file, and one more
+//! for each gap in it. Where in a file a message is stands in the file's index. Only what is committed is in here.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
+use super::file_id::FileId;
+use super::files::{FilePlace, Files};
 use super::index::SegmentIndex;
+use super::pack::Packed;
 use super::segment::SegmentId;
 use crate::model::id::{Offset, OffsetRange, TopicId};
 use crate::model::snapshot::Snapshot;
 
-/// Consecutive messages that one segment has of a topic.
+/// What the head of each publish is taken to cost beside its messages, in bytes.
+const HEAD_BYTES: u64 = 32;
+
+/// What messages that were published together take in a file, from the bytes of their block.
+#[must_use]
+pub const fn run_bytes(block_bytes: u64) -> u64 {
+    block_bytes + HEAD_BYTES
+}
+
+/// Consecutive messages that one file has of a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {
     /// Their offsets.
     pub range: OffsetRange,
-    /// The segment.
-    pub segment: SegmentId,
+    /// The file.
+    pub file: FileId,
+    /// What they take of it, in bytes.
+    pub bytes: u64,
 }
 
-/// What is known of a segment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SegmentPlace {
-    /// Where its committed entries end.
-    pub end: u64,
-    /// Where its index is, once it is full.
-    pub index: Option<u64>,
-    /// How many runs are in it.
-    #[serde(skip)]
-    run_count: u32,
+impl Run {
+    /// The part of it within `range`, with its share of the bytes, and the parts before and behind.
+    fn split(self, range: OffsetRange) -> [Self; 3] {
+        let share =
+            |count: u64| u128::from(self.bytes) * u128::from(count) / u128::from(self.range.len().max(1));
+        let bytes_up_to = |at: Offset| share(at.0 - self.range.start.0) as u64;
+        let (start, end) = (range.start.max(self.range.start), range.end.min(self.range.end));
+        let part = |start: Offset, end: Offset| Self {
+            range: OffsetRange { start, end },
+            bytes: bytes_up_to(end) - bytes_up_to(start),
+            ..self
+        };
+        [part(start, end), part(self.range.start, start), part(end, self.range.end)]
+    }
 }
 
 /// What is kept of it in a checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlacesKept {
-    /// The segments.
-    pub segments: Vec<(SegmentId, SegmentPlace)>,
+    /// The files.
+    pub files: Vec<(FileId, FilePlace)>,
     /// The runs of each topic, lowest first.
     pub topics: Vec<(TopicId, Vec<Run>)>,
 }
@@ -45,144 +63,142 @@ pub struct PlacesKept {
 /// Where a reader has to look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// The segment.
-    pub segment: SegmentId,
+    /// The file.
+    pub file: FileId,
     /// What is committed of it ends here, and so do its messages.
     pub limit: u64,
     /// Where its index is.
     pub index: IndexPlace,
-    /// The offset after the topic's last message in the segment.
+    /// The offset after the last message that is there and follows without a gap.
     pub end: Offset,
 }
 
-/// Where the index of a segment is.
+/// Where the index of a file is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IndexPlace {
     /// In memory; it says to begin at this entry.
     Memory(u64),
-    /// In the segment, at this entry.
+    /// In the file, at this entry.
     Entry(u64),
     /// Nowhere: the segment was never filled up.
     None,
 }
 
-/// Topics, segments and the index of the segment that is being written.
-#[derive(Debug, Default)]
+/// Topics, files and the index of the segment that is being written.
+#[derive(Clone, Debug, Default)]
 pub struct Places {
     topics: HashMap<TopicId, TopicPlaces>,
-    segments: BTreeMap<SegmentId, SegmentPlace>,
-    /// Segments without any message that is not trimmed.
-    dead: BTreeSet<SegmentId>,
-    active: SegmentId,
+    files: Files,
     active_index: SegmentIndex,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct TopicPlaces {
     start: Offset,
-    runs: VecDeque<Run>,
+    /// By their first offsets.
+    runs: BTreeMap<Offset, Run>,
+}
+
+impl TopicPlaces {
+    /// Takes out what is within `range`, run by run. Parts of runs that are outside stay.
+    fn take(&mut self, range: OffsetRange) -> Vec<Run> {
+        let mut taken = Vec::new();
+        while let Some((&start, run)) = self.runs.range(..range.end).next_back()
+            && run.range.end > range.start
+        {
+            let [within, before, behind] = run.split(range);
+            self.runs.remove(&start);
+            for rest in [before, behind].into_iter().filter(|rest| !rest.range.is_empty()) {
+                self.runs.insert(rest.range.start, rest);
+            }
+            taken.push(within);
+        }
+        taken
+    }
+
+    /// Adds a run where there is none, as a part of the one before it where that goes on in the same file.
+    fn put(&mut self, run: Run) {
+        let before = self.runs.range_mut(..run.range.start).next_back().map(|(_, before)| before);
+        match before.filter(|before| before.file == run.file && before.range.end == run.range.start) {
+            Some(before) => {
+                before.range.end = run.range.end;
+                before.bytes += run.bytes;
+            }
+            None => {
+                self.runs.insert(run.range.start, run);
+            }
+        }
+    }
 }
 
 impl Places {
-    /// Adds a segment without messages; the next ones go into it.
-    pub fn open_segment(&mut self, segment: SegmentId, end: u64) {
-        self.segments.insert(segment, SegmentPlace { end, index: None, run_count: 0 });
-        self.dead.insert(segment);
-        self.active = segment;
+    /// Adds a segment without messages, `bytes` long; the next ones go into it.
+    pub fn open_segment(&mut self, segment: SegmentId, end: u64, bytes: u64) {
+        self.files.activate(segment.into());
+        self.files.add(segment.into(), FilePlace { end, index: None, bytes, held: 0 });
         self.active_index = SegmentIndex::default();
     }
 
     /// The segment that is being written is full: its index is at `index`. Answers that index. One step for
     /// readers: they find it in memory before and in the segment after.
     pub fn seal(&mut self, index: u64, end: u64) -> SegmentIndex {
-        if let Some(place) = self.segments.get_mut(&self.active) {
-            (place.index, place.end) = (Some(index), end);
-        }
+        self.files.change(self.files.active(), |place| (place.index, place.end) = (Some(index), end));
         std::mem::take(&mut self.active_index)
     }
 
     /// What was written to the segment that is being written is committed up to `end`.
     pub fn extend(&mut self, end: u64) {
-        if let Some(place) = self.segments.get_mut(&self.active) {
-            place.end = end;
-        }
+        self.files.change(self.files.active(), |place| place.end = end);
     }
 
     /// Messages of a topic were committed, in the entry at `at`.
     pub fn publish(&mut self, topic: TopicId, range: OffsetRange, at: u64, bytes: u64) {
         self.active_index.add(topic, range, at, bytes);
-        let places = self.topics.entry(topic).or_default();
-        match places.runs.back_mut().filter(|run| run.segment == self.active) {
-            Some(run) if run.range.end == range.start => run.range.end = range.end,
-            _ => {
-                places.runs.push_back(Run { range, segment: self.active });
-                Self::hold(&mut self.segments, &mut self.dead, self.active);
-            }
-        }
+        let (file, bytes) = (self.files.active(), run_bytes(bytes));
+        self.topics.entry(topic).or_default().put(Run { range, file, bytes });
+        self.files.hold(file, bytes);
     }
 
     /// The messages of a topic below `start` are gone.
     pub fn trim(&mut self, topic: TopicId, start: Offset) {
-        let Some(places) = self.topics.get_mut(&topic) else { return };
-        places.start = places.start.max(start);
-        while let Some(run) = places.runs.pop_front_if(|run| run.range.end <= start) {
-            Self::release(&mut self.segments, &mut self.dead, run.segment);
+        if let Some(places) = self.topics.get_mut(&topic) {
+            places.start = places.start.max(start);
+            self.remove(topic, [OffsetRange { start: Offset(0), end: start }]);
         }
     }
 
-    /// Messages in the middle of a topic are gone. The ranges are in order.
+    /// Messages in the middle of a topic are gone.
     pub fn remove(&mut self, topic: TopicId, ranges: impl IntoIterator<Item = OffsetRange>) {
         let Some(places) = self.topics.get_mut(&topic) else { return };
-        let runs = std::mem::take(&mut places.runs);
-        let mut ranges = ranges.into_iter().peekable();
-        for run in runs {
-            let mut at = run.range.start;
-            while ranges.next_if(|gone| gone.end <= at).is_some() {}
-            let mut kept = Vec::new();
-            while let Some(&gone) = ranges.peek().filter(|gone| gone.start < run.range.end) {
-                kept.push(OffsetRange { start: at, end: gone.start });
-                at = gone.end;
-                if gone.end > run.range.end {
-                    break;
-                }
-                ranges.next();
-            }
-            kept.push(OffsetRange { start: at, end: run.range.end });
-            for range in kept.into_iter().filter(|range| !range.is_empty()) {
-                places.runs.push_back(Run { range, segment: run.segment });
-                Self::hold(&mut self.segments, &mut self.dead, run.segment);
-            }
-            Self::release(&mut self.segments, &mut self.dead, run.segment);
+        for run in ranges.into_iter().flat_map(|range| places.take(range)) {
+            self.files.release(run.file, run.bytes);
         }
     }
 
     /// A topic is gone.
     pub fn delete(&mut self, topic: TopicId) {
-        for run in self.topics.remove(&topic).unwrap_or_default().runs {
-            Self::release(&mut self.segments, &mut self.dead, run.segment);
+        for run in self.topics.remove(&topic).unwrap_or_default().runs.into_values() {
+            self.files.release(run.file, run.bytes);
         }
     }
 
-    fn hold(
-        segments: &mut BTreeMap<SegmentId, SegmentPlace>,
-        dead: &mut BTreeSet<SegmentId>,
-        segment: SegmentId,
-    ) {
-        if let Some(place) = segments.get_mut(&segment) {
-            place.run_count += 1;
-            dead.remove(&segment);
-        }
-    }
-
-    fn release(
-        segments: &mut BTreeMap<SegmentId, SegmentPlace>,
-        dead: &mut BTreeSet<SegmentId>,
-        segment: SegmentId,
-    ) {
-        if let Some(place) = segments.get_mut(&segment) {
-            place.run_count -= 1;
-            if place.run_count == 0 {
-                dead.insert(segment);
+    /// Messages were copied into a pack: those that are still in the files they were copied from are there now.
+    pub fn pack(&mut self, packed: &Packed) {
+        let Packed { pack, replaced } = packed;
+        let place = FilePlace { end: pack.bytes, index: Some(pack.index), bytes: pack.bytes, held: 0 };
+        self.files.add(pack.id, place);
+        for (topic, copies) in &pack.runs {
+            let Some(places) = self.topics.get_mut(topic) else { continue };
+            for copy in copies {
+                let copy = Run { range: copy.range, file: pack.id, bytes: copy.bytes };
+                let mut taken = places.take(copy.range);
+                while let Some(run) = taken.pop() {
+                    let is_replaced = replaced.binary_search(&run.file).is_ok();
+                    let run_then = if is_replaced { copy.split(run.range)[0] } else { run };
+                    self.files.release(run.file, run.bytes);
+                    self.files.hold(run_then.file, run_then.bytes);
+                    places.put(run_then);
+                }
             }
         }
     }
@@ -191,18 +207,44 @@ impl Places {
     #[must_use]
     pub fn find(&self, topic: TopicId, offset: Offset) -> Option<Found> {
         let places = self.topics.get(&topic).filter(|places| places.start <= offset)?;
-        let run = places.runs.get(places.runs.partition_point(|run| run.range.end <= offset))?;
-        if offset < run.range.start {
+        let (_, run) = places.runs.range(..=offset).next_back()?;
+        if !run.range.contains(offset) {
             return None;
         }
-        let place = self.segments.get(&run.segment)?;
+        let place = self.files.get(run.file)?;
         let index = match place.index {
             Some(at) => IndexPlace::Entry(at),
-            None if run.segment == self.active => IndexPlace::Memory(self.active_index.find(topic, offset)?),
+            None if run.file == self.files.active() => {
+                IndexPlace::Memory(self.active_index.find(topic, offset)?)
+            }
             None => IndexPlace::None,
         };
         let limit = place.index.unwrap_or(place.end);
-        Some(Found { segment: run.segment, limit, index, end: run.range.end })
+        Some(Found { file: run.file, limit, index, end: run.range.end })
+    }
+
+    /// The messages of a topic within `range` that are in `file`: the first runs of them, among `steps` runs of
+    /// whatever file. Answers where to go on, too; `None` where that were all.
+    #[must_use]
+    pub fn held_by(
+        &self,
+        file: FileId,
+        topic: TopicId,
+        range: OffsetRange,
+        steps: usize,
+    ) -> (Vec<OffsetRange>, Option<Offset>) {
+        let Some(places) = self.topics.get(&topic) else { return (Vec::new(), None) };
+        let before =
+            places.runs.range(..range.start).next_back().filter(|(_, run)| run.range.end > range.start);
+        let mut runs = before.into_iter().chain(places.runs.range(range.start..range.end.max(range.start)));
+        let within = runs.by_ref().take(steps).filter(|(_, run)| run.file == file);
+        let held = within
+            .map(|(_, run)| OffsetRange {
+                start: run.range.start.max(range.start),
+                end: run.range.end.min(range.end),
+            })
+            .collect();
+        (held, runs.next().map(|(&start, _)| start))
     }
 
     /// The index of the segment that is being written.
@@ -211,32 +253,15 @@ impl Places {
         &self.active_index
     }
 
-    /// The segments that hold nothing any more, lowest first; the one that is being written is never among them.
-    pub fn dead(&self) -> impl Iterator<Item = SegmentId> + '_ {
-        self.dead.iter().copied().filter(|&segment| segment != self.active)
-    }
-
-    /// The segments.
-    pub fn segments(&self) -> impl Iterator<Item = (SegmentId, SegmentPlace)> + '_ {
-        self.segments.iter().map(|(&id, &place)| (id, place))
-    }
-
-    /// Whether the segment is one of the store.
+    /// The files.
     #[must_use]
-    pub fn contains(&self, segment: SegmentId) -> bool {
-        self.segments.contains_key(&segment)
+    pub const fn files(&self) -> &Files {
+        &self.files
     }
 
-    /// Whether all messages of the segment are trimmed.
-    #[must_use]
-    pub fn is_dead(&self, segment: SegmentId) -> bool {
-        self.dead.contains(&segment)
-    }
-
-    /// A segment was removed.
-    pub fn forget(&mut self, segment: SegmentId) {
-        self.segments.remove(&segment);
-        self.dead.remove(&segment);
+    /// A file was removed.
+    pub fn forget(&mut self, file: FileId) {
+        self.files.forget(file);
     }
 
     /// What goes into a checkpoint.
@@ -246,41 +271,41 @@ impl Places {
             .topics
             .iter()
             .filter(|(_, places)| !places.runs.is_empty())
-            .map(|(&topic, places)| (topic, places.runs.iter().copied().collect()))
+            .map(|(&topic, places)| (topic, places.runs.values().copied().collect()))
             .collect();
         topics.sort_unstable_by_key(|(topic, _)| *topic);
-        PlacesKept { segments: self.segments().collect(), topics }
+        PlacesKept { files: self.files.iter().collect(), topics }
     }
 
     /// What was kept in a checkpoint. [`trim_all`](Self::trim_all) must follow.
     #[must_use]
     pub fn restore(kept: PlacesKept) -> Self {
         let mut places = Self::default();
-        for (id, place) in kept.segments {
-            places.segments.insert(id, SegmentPlace { run_count: 0, ..place });
-            places.dead.insert(id);
+        for (id, place) in kept.files {
+            places.files.add(id, place);
         }
         for (topic, runs) in kept.topics {
             for run in &runs {
-                Self::hold(&mut places.segments, &mut places.dead, run.segment);
+                places.files.hold(run.file, run.bytes);
             }
-            places.topics.insert(topic, TopicPlaces { start: Offset(0), runs: runs.into() });
+            let runs = runs.into_iter().map(|run| (run.range.start, run)).collect();
+            places.topics.insert(topic, TopicPlaces { start: Offset(0), runs });
         }
         places
     }
 
     /// Goes on writing at the end of a segment that a checkpoint knew already.
     pub fn continue_segment(&mut self, segment: SegmentId) {
-        self.active = segment;
+        self.files.activate(segment.into());
         self.active_index = SegmentIndex::default();
     }
 
-    /// The first message of the snapshot that no segment has.
+    /// The first message of the snapshot that no file has.
     #[must_use]
     pub fn first_gap(&self, snapshot: &Snapshot) -> Option<(TopicId, Offset)> {
         snapshot.topics.iter().find_map(|(&topic, state)| {
             let mut next = state.start;
-            for run in self.topics.get(&topic).into_iter().flat_map(|places| &places.runs) {
+            for run in self.topics.get(&topic).into_iter().flat_map(|places| places.runs.values()) {
                 next = state.removed.range_at(next).map_or(next, |gone| gone.end);
                 if run.range.contains(next) {
                     next = run.range.end;

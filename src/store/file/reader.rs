@@ -1,6 +1,6 @@
 //! Reads committed messages beside the thread that commits.
 //!
-//! A read finds the segment of the first message, a place in it through the index or where the last read of that
+//! A read finds the file of the first message, a place in it through the index or where the last read of that
 //! topic ended, and walks the entries from there. It checks the head of every entry it walks over, the checksum of
 //! its heads, and the checksum of every block it takes messages from; not the chain, and not blocks it passes over.
 //!
@@ -16,10 +16,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::entry::{ENTRY_HEAD_BYTES, EntryHead, Kind};
+use super::file_id::FileId;
 use super::index::SegmentIndex;
-use super::open_segments::OpenSegment;
+use super::open_files::OpenFile;
 use super::places::{Found, IndexPlace};
-use super::segment::{ENTRIES_START, Position, SegmentId};
+use super::segment::{ENTRIES_START, Position};
 use super::walk::{Depth, Step, Walk, published};
 use super::window::{WINDOW_BYTES_MAX, Window};
 use super::{Shared, damaged, io_error};
@@ -42,7 +43,7 @@ const WINDOW_BLOCK_BYTES: u32 = (WINDOW_BYTES_MAX / 4) as u32;
 pub struct FileReader {
     shared: Arc<Shared>,
     window: Window,
-    window_segment: SegmentId,
+    window_file: FileId,
     cursors: HashMap<TopicId, Cursor>,
     kept_bytes: usize,
 }
@@ -51,8 +52,8 @@ pub struct FileReader {
 #[derive(Debug)]
 struct Cursor {
     next: Offset,
-    /// The entry that has the message, or one before it.
-    entry: Position,
+    /// The entry that has the message, or one before it: the file, and where in it.
+    entry: (FileId, u64),
     /// The block that has it, and the offset of the block's first message.
     block: Option<(Offset, MessageBlock, PublishedHead)>,
 }
@@ -98,15 +99,14 @@ impl Reader for FileReader {
     fn read(&mut self, topic: TopicId, from: Offset, bytes_max: usize) -> Result<Option<Chunk>, StoreError> {
         loop {
             let Some(found) = self.shared.places().find(topic, from) else { return Ok(None) };
-            let Some(segment) = self.segment(found.segment)? else {
-                // Its messages were trimmed since they were found, and are not found again; or it is missing.
-                let places = self.shared.places();
-                if places.contains(found.segment) && !places.is_dead(found.segment) {
-                    return Err(StoreError::Missing { path: found.segment.path(&self.shared.journal) });
+            let Some(file) = self.file(found.file)? else {
+                // Its messages were trimmed or copied since they were found; or it is missing.
+                if self.shared.places().files().get(found.file).is_some_and(|place| place.held > 0) {
+                    return Err(StoreError::Missing { path: found.file.path(&self.shared.journal) });
                 }
                 continue;
             };
-            return self.read_from(topic, from, bytes_max, found, &segment).map(Some);
+            return self.read_from(topic, from, bytes_max, found, &file).map(Some);
         }
     }
 }
@@ -118,22 +118,22 @@ impl FileReader {
         Self {
             shared,
             window: Window::default(),
-            window_segment: SegmentId::default(),
+            window_file: FileId::default(),
             cursors: HashMap::new(),
             kept_bytes: 0,
         }
     }
 
-    /// Opens a segment. `None` where it is gone.
-    fn segment(&mut self, id: SegmentId) -> Result<Option<Arc<OpenSegment>>, StoreError> {
+    /// Opens a file. `None` where it is gone.
+    fn file(&mut self, id: FileId) -> Result<Option<Arc<OpenFile>>, StoreError> {
         let opened = self.shared.open.open(&self.shared.journal, id)?;
-        if !self.shared.places().contains(id) {
+        if self.shared.places().files().get(id).is_none() {
             // Removed meanwhile, perhaps before it was opened: nobody would close it.
             self.shared.open.close(id);
             return Ok(None);
         }
-        if self.window_segment != id {
-            self.window_segment = id;
+        if self.window_file != id {
+            self.window_file = id;
             self.window.clear();
         }
         Ok(opened)
@@ -145,10 +145,10 @@ impl FileReader {
         from: Offset,
         bytes_max: usize,
         found: Found,
-        segment: &OpenSegment,
+        file: &OpenFile,
     ) -> Result<Chunk, StoreError> {
         let cursor = self.take_cursor(topic);
-        let cursor = cursor.filter(|cursor| cursor.next == from && cursor.entry.segment == found.segment);
+        let cursor = cursor.filter(|cursor| cursor.next == from && cursor.entry.0 == found.file);
         let mut parts = Parts::default();
         let mut next = from;
         let mut at = match cursor {
@@ -159,16 +159,16 @@ impl FileReader {
                     next.0 += take_part(&mut parts, &block, &head, first, wanted, bytes_max);
                     if next < wanted.end {
                         self.keep_cursor(topic, Cursor { next, entry, block: Some((first, block, head)) });
-                        return finish(parts, from, &segment.path, entry.at);
+                        return finish(parts, from, &file.path, entry.1);
                     }
                 }
-                entry.at
+                entry.1
             }
-            None => self.start_of_walk(topic, from, found, segment)?,
+            None => self.start_of_walk(topic, from, found, file)?,
         };
         let mut block = None;
         while next < found.end && (parts.count == 0 || parts.len() < bytes_max) && block.is_none() {
-            let (entry, heads) = self.entry(segment, at, found.limit)?;
+            let (entry, heads) = self.entry(file, at, found.limit)?;
             let mut block_at = entry.blocks_at();
             for head in published(&heads) {
                 let range = target_range(head, topic).filter(|range| range.contains(next));
@@ -179,12 +179,12 @@ impl FileReader {
                         if parts.count == 0 && range.end < found.end {
                             parts.pieces.reserve(bytes_max.min(WINDOW_BLOCK_BYTES as usize));
                         }
-                        self.take_whole(segment, block_at, found.limit, head, &mut parts)?;
+                        self.take_whole(file, block_at, found.limit, head, &mut parts)?;
                         parts.add(head, 0, u64::from(head.count));
                         next = range.end;
                     } else {
-                        let bytes = self.block(segment, block_at, found.limit, head)?;
-                        let whole = decode_block(segment, block_at, head, bytes)?;
+                        let bytes = self.block(file, block_at, found.limit, head)?;
+                        let whole = decode_block(file, block_at, head, bytes)?;
                         let wanted = OffsetRange { start: next, end: found.end.min(range.end) };
                         next.0 += take_part(&mut parts, &whole, head, range.start, wanted, bytes_max);
                         if next < wanted.end {
@@ -199,9 +199,9 @@ impl FileReader {
                 at = entry.end();
             }
         }
-        let entry = Position { segment: found.segment, at };
+        let entry = (found.file, at);
         self.keep_cursor(topic, Cursor { next, entry, block });
-        finish(parts, from, &segment.path, at)
+        finish(parts, from, &file.path, at)
     }
 
     fn take_cursor(&mut self, topic: TopicId) -> Option<Cursor> {
@@ -225,78 +225,70 @@ impl FileReader {
         topic: TopicId,
         from: Offset,
         found: Found,
-        segment: &OpenSegment,
+        file: &OpenFile,
     ) -> Result<u64, StoreError> {
         let index_at = match found.index {
             IndexPlace::Memory(at) => return Ok(at),
             IndexPlace::Entry(at) => Some(at),
             IndexPlace::None => None,
         };
-        let cached = self.shared.indexes().find(found.segment);
+        let cached = self.shared.indexes().find(found.file);
         let index = match cached {
             Some(index) => index,
             None => {
                 let index = Arc::new(match index_at {
-                    Some(at) => self.load_index(segment, at).or_else(|error| {
+                    Some(at) => self.load_index(file, at).or_else(|error| {
                         if !matches!(error, StoreError::Damaged { .. }) {
                             return Err(error);
                         }
                         tracing::warn!(%error, "the messages may still be whole: the index is made anew");
-                        build_index(segment, found.limit)
+                        build_index(file, found.limit)
                     })?,
-                    None => build_index(segment, found.limit)?,
+                    None => build_index(file, found.limit)?,
                 });
-                self.shared.keep_index(found.segment, Arc::clone(&index));
+                self.shared.keep_index(found.file, Arc::clone(&index));
                 index
             }
         };
         index.find(topic, from).ok_or_else(|| {
             damaged(
-                &segment.path,
+                &file.path,
                 index_at.unwrap_or(0),
                 format!("message {from} of topic {topic} is not in the index"),
             )
         })
     }
 
-    fn load_index(&mut self, segment: &OpenSegment, at: u64) -> Result<SegmentIndex, StoreError> {
-        let (head, heads) = self.raw_entry(segment, at, u64::MAX)?;
+    fn load_index(&mut self, file: &OpenFile, at: u64) -> Result<SegmentIndex, StoreError> {
+        let (head, heads) = self.raw_entry(file, at, u64::MAX)?;
         if head.kind != Kind::Index {
-            return Err(damaged(&segment.path, at, "the index of the segment is not where it should be"));
+            return Err(damaged(&file.path, at, "the index of the file is not where it should be"));
         }
-        SegmentIndex::decode(heads).map_err(|error| damaged(&segment.path, at, error.to_string()))
+        SegmentIndex::decode(heads).map_err(|error| damaged(&file.path, at, error.to_string()))
     }
 
-    fn entry(
-        &mut self,
-        segment: &OpenSegment,
-        at: u64,
-        limit: u64,
-    ) -> Result<(EntryHead, Vec<Head>), StoreError> {
+    fn entry(&mut self, file: &OpenFile, at: u64, limit: u64) -> Result<(EntryHead, Vec<Head>), StoreError> {
         if at >= limit {
-            return Err(damaged(&segment.path, at, "messages that the index has are not in the segment"));
+            return Err(damaged(&file.path, at, "messages that the index has are not in the file"));
         }
-        let (head, heads) = self.raw_entry(segment, at, limit)?;
-        let heads =
-            codec::decode_heads(heads).map_err(|error| damaged(&segment.path, at, error.to_string()))?;
+        let (head, heads) = self.raw_entry(file, at, limit)?;
+        if head.kind != Kind::Commit {
+            return Ok((head, Vec::new()));
+        }
+        let heads = codec::decode_heads(heads).map_err(|error| damaged(&file.path, at, error.to_string()))?;
         Ok((head, heads))
     }
 
     /// The head of an entry and its checked heads.
-    fn raw_entry(
-        &mut self,
-        segment: &OpenSegment,
-        at: u64,
-        limit: u64,
-    ) -> Result<(EntryHead, &[u8]), StoreError> {
-        let position = Position { segment: segment.head.id, at };
-        let bytes = read(&mut self.window, segment, at, ENTRY_HEAD_BYTES, limit)?;
-        let (head, _) = EntryHead::decode(bytes, segment.head.seed, position)
-            .ok_or_else(|| damaged(&segment.path, at, "no valid entry"))?;
+    fn raw_entry(&mut self, file: &OpenFile, at: u64, limit: u64) -> Result<(EntryHead, &[u8]), StoreError> {
+        let position = Position { segment: file.marks.segment, at };
+        let bytes = read(&mut self.window, file, at, ENTRY_HEAD_BYTES, limit)?;
+        let (head, _) = EntryHead::decode(bytes, file.marks.seed, position)
+            .ok_or_else(|| damaged(&file.path, at, "no valid entry"))?;
         let (heads_at, len) = (at + ENTRY_HEAD_BYTES as u64, head.heads_bytes as usize);
-        let heads = read(&mut self.window, segment, heads_at, len, limit)?;
+        let heads = read(&mut self.window, file, heads_at, len, limit)?;
         if heads.len() < len || crc32c::crc32c(heads) != head.heads_checksum {
-            return Err(damaged(&segment.path, heads_at, "bad checksum of the records of an entry"));
+            return Err(damaged(&file.path, heads_at, "bad checksum of the records of an entry"));
         }
         Ok((head, heads))
     }
@@ -304,7 +296,7 @@ impl FileReader {
     /// Adds a block to the chunk, without copying it where it is large and the first.
     fn take_whole(
         &mut self,
-        segment: &OpenSegment,
+        file: &OpenFile,
         at: u64,
         limit: u64,
         head: &PublishedHead,
@@ -314,7 +306,7 @@ impl FileReader {
             parts.pieces.extend_from_slice(&whole);
         }
         if head.bytes > WINDOW_BLOCK_BYTES {
-            let bytes = self.block(segment, at, limit, head)?;
+            let bytes = self.block(file, at, limit, head)?;
             if parts.pieces.is_empty() {
                 parts.whole = Some(bytes);
             } else {
@@ -322,8 +314,8 @@ impl FileReader {
             }
             return Ok(());
         }
-        let bytes = read(&mut self.window, segment, at, head.bytes as usize, limit)?;
-        check_block(segment, at, head, bytes)?;
+        let bytes = read(&mut self.window, file, at, head.bytes as usize, limit)?;
+        check_block(file, at, head, bytes)?;
         parts.pieces.extend_from_slice(bytes);
         Ok(())
     }
@@ -331,17 +323,17 @@ impl FileReader {
     /// A block in memory of its own.
     fn block(
         &mut self,
-        segment: &OpenSegment,
+        file: &OpenFile,
         at: u64,
         limit: u64,
         head: &PublishedHead,
     ) -> Result<Bytes, StoreError> {
         let bytes = if head.bytes > WINDOW_BLOCK_BYTES {
-            Bytes::from(read_alone(segment, at, head.bytes as usize)?)
+            Bytes::from(read_alone(file, at, head.bytes as usize)?)
         } else {
-            Bytes::copy_from_slice(read(&mut self.window, segment, at, head.bytes as usize, limit)?)
+            Bytes::copy_from_slice(read(&mut self.window, file, at, head.bytes as usize, limit)?)
         };
-        check_block(segment, at, head, &bytes)?;
+        check_block(file, at, head, &bytes)?;
         Ok(bytes)
     }
 }
@@ -390,27 +382,28 @@ fn finish(mut parts: Parts, first: Offset, path: &Path, at: u64) -> Result<Chunk
 }
 
 fn decode_block(
-    segment: &OpenSegment,
+    file: &OpenFile,
     at: u64,
     head: &PublishedHead,
     bytes: Bytes,
 ) -> Result<MessageBlock, StoreError> {
-    MessageBlock::from_store(bytes).ok().filter(|block| block.count() == head.count as usize).ok_or_else(
-        || damaged(&segment.path, at, "the messages of an entry are not as many as its records say"),
-    )
+    MessageBlock::from_store(bytes)
+        .ok()
+        .filter(|block| block.count() == head.count as usize)
+        .ok_or_else(|| damaged(&file.path, at, "the messages of an entry are not as many as its records say"))
 }
 
-fn check_block(segment: &OpenSegment, at: u64, head: &PublishedHead, bytes: &[u8]) -> Result<(), StoreError> {
+fn check_block(file: &OpenFile, at: u64, head: &PublishedHead, bytes: &[u8]) -> Result<(), StoreError> {
     if bytes.len() == head.bytes as usize && crc32c::crc32c(bytes) == head.checksum {
         return Ok(());
     }
-    Err(damaged(&segment.path, at, "bad checksum of the messages of an entry"))
+    Err(damaged(&file.path, at, "bad checksum of the messages of an entry"))
 }
 
-/// The index of a segment that has none, or a damaged one: what is committed of it is walked.
-fn build_index(segment: &OpenSegment, limit: u64) -> Result<SegmentIndex, StoreError> {
+/// The index of a file that has none, or a damaged one: what is committed of it is walked.
+fn build_index(file: &OpenFile, limit: u64) -> Result<SegmentIndex, StoreError> {
     let mut index = SegmentIndex::default();
-    let mut walk = Walk::new(&segment.file, &segment.path, segment.head, ENTRIES_START, None, Depth::Heads);
+    let mut walk = Walk::new(&file.file, &file.path, file.marks, ENTRIES_START, None, Depth::Heads);
     while walk.at() < limit {
         let at = walk.at();
         match walk.step()? {
@@ -422,8 +415,9 @@ fn build_index(segment: &OpenSegment, limit: u64) -> Result<SegmentIndex, StoreE
                     }
                 }
             }
+            Step::Packed(_) => {}
             Step::Index(_) => break,
-            Step::Bad(what) => return Err(damaged(&segment.path, at, what)),
+            Step::Bad(what) => return Err(damaged(&file.path, at, what)),
         }
     }
     Ok(index)
@@ -431,16 +425,16 @@ fn build_index(segment: &OpenSegment, limit: u64) -> Result<SegmentIndex, StoreE
 
 fn read<'w>(
     window: &'w mut Window,
-    segment: &OpenSegment,
+    file: &OpenFile,
     at: u64,
     len: usize,
     limit: u64,
 ) -> Result<&'w [u8], StoreError> {
-    window.bytes(&segment.file, at, len, limit).map_err(io_error("read", &segment.path))
+    window.bytes(&file.file, at, len, limit).map_err(io_error("read", &file.path))
 }
 
-fn read_alone(segment: &OpenSegment, at: u64, len: usize) -> Result<Vec<u8>, StoreError> {
+fn read_alone(file: &OpenFile, at: u64, len: usize) -> Result<Vec<u8>, StoreError> {
     let mut bytes = vec![0; len];
-    segment.file.read_exact_at(&mut bytes, at).map_err(io_error("read", &segment.path))?;
+    file.file.read_exact_at(&mut bytes, at).map_err(io_error("read", &file.path))?;
     Ok(bytes)
 }

@@ -200,7 +200,8 @@ impl Recovery {
             }
             is_start = false;
             if from.is_none_or(|(from, _)| from.segment != position.segment) {
-                self.places.open_segment(position.segment, position.at);
+                let bytes = disk::length(&file).map_err(io_error("look at", &path))?;
+                self.places.open_segment(position.segment, position.at, bytes);
             } else {
                 self.places.continue_segment(position.segment);
             }
@@ -258,7 +259,7 @@ impl Recovery {
     ) -> Result<Pass, StoreError> {
         let id = segment.head.id;
         let mut walk =
-            Walk::new(&segment.file, &segment.path, segment.head, from, segment.chain, Depth::Blocks);
+            Walk::new(&segment.file, &segment.path, segment.head.marks(), from, segment.chain, Depth::Blocks);
         let pass = loop {
             let at = walk.at();
             let here = Position { segment: id, at };
@@ -272,6 +273,10 @@ impl Recovery {
             match walk.step()? {
                 Step::Commit(entry, heads) => {
                     self.apply_heads(&segment.path, entry.position.at, heads)?;
+                    self.places.extend(walk.at());
+                }
+                Step::Packed(packed) => {
+                    self.places.pack(&packed);
                     self.places.extend(walk.at());
                 }
                 Step::Index(_) => {
@@ -325,10 +330,10 @@ impl Recovery {
         Ok(())
     }
 
-    /// Refuses a journal where a segment that is still needed is missing or too short, or where messages are.
+    /// Refuses a journal where a file that is still needed is missing or too short, or where messages are.
     fn check_complete(&self) -> Result<(), StoreError> {
-        for (segment, place) in self.places.segments().filter(|(segment, _)| !self.places.is_dead(*segment)) {
-            let path = segment.path(&self.journal);
+        for (file, place) in self.places.files().iter().filter(|(_, place)| place.held > 0) {
+            let path = file.path(&self.journal);
             match disk::length_at(&path) {
                 Err(error) if error.kind() == ErrorKind::NotFound => {
                     return Err(StoreError::Missing { path });

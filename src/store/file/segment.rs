@@ -1,4 +1,4 @@
-//! One file of the journal: its name, its head, how it is made.
+//! One file of the journal that commits go to: its name, its head, how it is made.
 //!
 //! # Format, version 1
 //!
@@ -34,6 +34,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::entry::Marks;
 use super::{io_error, is_full};
 use crate::model::id::Epoch;
 use crate::store::StoreError;
@@ -164,6 +165,12 @@ impl SegmentHead {
         let before = SegmentId { epoch: Epoch(u64_at(&bytes, 32)), number: u32_at(&bytes, 40) };
         let continues = Position { segment: before, at: u64_at(&bytes, 48) };
         Ok(Self { id, seed: u32_at(&bytes, 28), continues })
+    }
+
+    /// What its entries have in common.
+    #[must_use]
+    pub const fn marks(&self) -> Marks {
+        Marks { segment: self.id, seed: self.seed }
     }
 
     /// Makes the file, `bytes` long, ready for entries. When it returns, file and name are durable.

@@ -1,7 +1,8 @@
 //! Checkpoints when they are due, and the removal of files that nobody needs any more.
 //!
-//! A segment goes when all its messages are trimmed and it lies before the older of the two checkpoints that are
-//! kept, so that recovery from either does not need it. Files of lower epochs go when the own manifest, which is
+//! A segment goes when none of its messages is needed there any more and it lies before the older of the two
+//! checkpoints that are kept, so that recovery from either does not read it. A pack goes at once: it is never replayed,
+//! and whichever checkpoint a recovery begins with, by its end it knows that the pack holds nothing. Files of lower epochs go when the own manifest, which is
 //! durable, does not accept them. Every removal comes after a fence check that began after what made it right.
 
 use std::collections::BTreeSet;
@@ -9,9 +10,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::checkpoint::{CheckpointBody, CheckpointId};
+use super::file_id::FileId;
 use super::folder::Folder;
 use super::journal::Journal;
-use super::segment::{Position, SegmentId};
+use super::segment::Position;
 use super::{Shared, remove};
 use crate::model::id::Epoch;
 use crate::model::snapshot::Snapshot;
@@ -112,10 +114,9 @@ impl Upkeep {
     /// Whether something can be done now.
     #[must_use]
     pub fn is_due(&self, shared: &Shared) -> bool {
-        let dead = shared.places().dead().next();
         self.strays == Strays::Possible
             || self.is_checkpoint_due(shared)
-            || dead.is_some_and(|dead| self.is_removable(dead))
+            || shared.places().files().dead().any(|dead| self.is_removable(dead))
     }
 
     /// From now on removes segments as soon as it can, or only where it costs little.
@@ -131,15 +132,20 @@ impl Upkeep {
     }
 
     fn is_removal_waiting(&self, shared: &Shared) -> bool {
-        let dead = shared.places().dead().next();
+        let dead = shared.places().files().dead().next();
         dead.is_some_and(|dead| !self.is_removable(dead))
             && (self.pending >= self.due_for_removal_at
                 || self.pressure == Pressure::High
                 || self.written_at.elapsed() >= REMOVAL_WAIT)
     }
 
-    fn is_removable(&self, segment: SegmentId) -> bool {
-        self.kept.len() == CHECKPOINTS_KEPT && segment < self.kept[0].1.segment
+    fn is_removable(&self, file: FileId) -> bool {
+        match file.segment() {
+            // Recovery from the older of the checkpoints reads it.
+            Some(segment) => self.kept.len() == CHECKPOINTS_KEPT && segment < self.kept[0].1.segment,
+            // It is never replayed.
+            None => true,
+        }
     }
 
     fn due_after(&self, checkpoint_bytes: u64) -> u64 {
@@ -198,9 +204,9 @@ impl Upkeep {
     /// # Errors
     /// Where the fence is broken, or a file cannot be removed.
     pub fn remove(&mut self, shared: &Shared, fence: FenceCheck<'_>) -> Result<(), StoreError> {
-        let dead: Vec<SegmentId> = {
+        let dead: Vec<FileId> = {
             let places = shared.places();
-            places.dead().take_while(|&segment| self.is_removable(segment)).take(REMOVALS_MAX).collect()
+            places.files().dead().filter(|&file| self.is_removable(file)).take(REMOVALS_MAX).collect()
         };
         let strays = if self.strays == Strays::Possible { self.strays(shared)? } else { Vec::new() };
         if dead.is_empty() && strays.is_empty() {
@@ -214,9 +220,9 @@ impl Upkeep {
         if strays.len() <= REMOVALS_MAX {
             self.strays = Strays::Gone;
         }
-        for &segment in &dead {
-            remove(&segment.path(&shared.journal))?;
-            shared.forget(segment);
+        for &file in &dead {
+            remove(&file.path(&shared.journal))?;
+            shared.forget(file);
         }
         sync_dir(&shared.journal)
     }
@@ -232,7 +238,8 @@ impl Upkeep {
             strays.extend(others.map(|id| id.path(&shared.journal)));
         }
         let places = shared.places();
-        let lower = folder.segments.iter().filter(|id| id.epoch < self.epoch && !places.contains(**id));
+        let files = folder.segments.iter().map(|&segment| segment.into()).chain(folder.packs.iter().copied());
+        let lower = files.filter(|id: &FileId| id.epoch < self.epoch && places.files().get(*id).is_none());
         strays.extend(lower.map(|id| id.path(&shared.journal)));
         let unfinished = folder.unfinished.into_iter().filter(|(epoch, _)| *epoch < self.epoch);
         strays.extend(unfinished.map(|(_, path)| path));
@@ -244,6 +251,7 @@ impl Upkeep {
 #[cfg(test)]
 mod tests {
     use super::super::open_file;
+    use super::super::segment::SegmentId;
     use super::*;
     use crate::model::id::{Offset, TopicId};
     use crate::model::message::{Message, MessageBlock};

@@ -1,4 +1,4 @@
-//! Goes through the entries of one segment, one after the other, and checks them.
+//! Goes through the entries of one file, one after the other, and checks them.
 //!
 //! Checks everything that makes an entry valid, the blocks included, which pass through a buffer and are not kept.
 //! Decides nothing: it says where the first bad entry is, and whether there is a valid one behind it.
@@ -6,7 +6,8 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use super::entry::{ENTRY_ALIGNMENT, ENTRY_HEAD_BYTES, EntryHead, Kind};
+use super::entry::{ENTRY_ALIGNMENT, ENTRY_HEAD_BYTES, EntryHead, Kind, Marks};
+use super::pack::Packed;
 use super::segment::{ENTRIES_START, Position, Reach, SegmentHead};
 use super::window::{WINDOW_BYTES_MAX, Window};
 use super::{damaged, io_error};
@@ -27,18 +28,20 @@ pub enum Depth {
 pub enum Step {
     /// A commit.
     Commit(EntryHead, Vec<Head>),
-    /// The index at the end of the segment.
+    /// The index at the end of the file.
     Index(EntryHead),
+    /// Messages were copied into a pack.
+    Packed(Packed),
     /// Something that is not a valid entry: the end of what was written, or damage.
     Bad(&'static str),
 }
 
-/// A walk through a segment.
+/// A walk through a segment or a pack.
 #[derive(Debug)]
 pub struct Walk<'a> {
     file: &'a File,
     path: PathBuf,
-    head: SegmentHead,
+    marks: Marks,
     /// Where the next entry is.
     at: u64,
     /// The chain that the next entry must have; `None` where that is not known.
@@ -50,15 +53,8 @@ pub struct Walk<'a> {
 impl<'a> Walk<'a> {
     /// Starts at the entry at `at`, which must have `chain`.
     #[must_use]
-    pub fn new(
-        file: &'a File,
-        path: &Path,
-        head: SegmentHead,
-        at: u64,
-        chain: Option<u32>,
-        depth: Depth,
-    ) -> Self {
-        Self { file, path: path.to_owned(), head, at, chain, depth, window: Window::default() }
+    pub fn new(file: &'a File, path: &Path, marks: Marks, at: u64, chain: Option<u32>, depth: Depth) -> Self {
+        Self { file, path: path.to_owned(), marks, at, chain, depth, window: Window::default() }
     }
 
     /// Where the walk stands: behind the last valid entry.
@@ -78,9 +74,9 @@ impl<'a> Walk<'a> {
     /// # Errors
     /// Where the file cannot be read, or an entry with the right checksums makes no sense.
     pub fn step(&mut self) -> Result<Step, StoreError> {
-        let position = Position { segment: self.head.id, at: self.at };
+        let position = Position { segment: self.marks.segment, at: self.at };
         let bytes = read(&mut self.window, self.file, &self.path, self.at, ENTRY_HEAD_BYTES)?;
-        let Some((head, sum)) = EntryHead::decode(bytes, self.head.seed, position) else {
+        let Some((head, sum)) = EntryHead::decode(bytes, self.marks.seed, position) else {
             return Ok(Step::Bad("no valid entry"));
         };
         if self.chain.is_some_and(|chain| chain != head.chain) {
@@ -92,6 +88,9 @@ impl<'a> Walk<'a> {
         };
         let step = match head.kind {
             Kind::Index => Step::Index(head),
+            Kind::Packed => Step::Packed(
+                codec::decode(&heads).map_err(|error| damaged(&self.path, heads_at, error.to_string()))?,
+            ),
             Kind::Commit => {
                 let heads = codec::decode_heads(&heads)
                     .map_err(|error| damaged(&self.path, heads_at, error.to_string()))?;
