@@ -21,6 +21,7 @@ use crate::protocol::error::ErrorCode;
 use crate::protocol::frame::RawFrame;
 use crate::protocol::request::{Admin, AdminCommand, FindTopic, OpenProducer, Publish, Subscribe, Window};
 use crate::protocol::response::{Reply, Response};
+use crate::store::image::Image;
 use crate::store::{FenceCheck, Reader};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -105,6 +106,11 @@ impl Store for FakeStore {
 
     fn reader(&self) -> Result<Box<dyn Reader>, StoreError> {
         Ok(Box::new(FakeReader))
+    }
+
+    fn image(&mut self, _: &mut dyn FnMut() -> Snapshot) -> Result<Box<dyn Image>, StoreError> {
+        let source = std::io::Error::other("this store has none");
+        Err(StoreError::Io { action: "make an image of", path: "store".into(), source })
     }
 
     fn maintenance_due(&self) -> bool {

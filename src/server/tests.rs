@@ -19,6 +19,7 @@ use crate::protocol::frame::RawFrame;
 use crate::protocol::preface;
 use crate::protocol::request::{Admin, AdminCommand, Hello, Purpose, Request};
 use crate::protocol::response::{NotMaster, Reply, Response};
+use crate::store::image::Image;
 use crate::store::{FenceCheck, Fenced, Reader, Store, StoreError};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -37,6 +38,11 @@ impl Store for NoStore {
 
     fn reader(&self) -> Result<Box<dyn Reader>, StoreError> {
         Ok(Box::new(Self))
+    }
+
+    fn image(&mut self, _: &mut dyn FnMut() -> Snapshot) -> Result<Box<dyn Image>, StoreError> {
+        let source = std::io::Error::other("this store has none");
+        Err(StoreError::Io { action: "make an image of", path: "store".into(), source })
     }
 
     fn maintenance_due(&self) -> bool {

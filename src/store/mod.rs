@@ -255,6 +255,13 @@ pub trait Store: Send {
     /// Where it cannot be opened.
     fn reader(&self) -> Result<Box<dyn Reader>, StoreError>;
 
+    /// What the store holds now. `snapshot` is the state after the last commit. What it needs stays on the disk until
+    /// the image is dropped or the store closed, which ends it.
+    ///
+    /// # Errors
+    /// Where it cannot be had. The store goes on.
+    fn image(&mut self, snapshot: &mut dyn FnMut() -> Snapshot) -> Result<Box<dyn image::Image>, StoreError>;
+
     /// Whether [`maintain`](Self::maintain) has something to do.
     fn maintenance_due(&self) -> bool;
 

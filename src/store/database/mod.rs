@@ -256,6 +256,11 @@ impl Store for DatabaseStore {
         Ok(Box::new(DatabaseReader::open(&self.path)?))
     }
 
+    fn image(&mut self, _: &mut dyn FnMut() -> Snapshot) -> Result<Box<dyn super::image::Image>, StoreError> {
+        let (action, message) = ("make an image", "there is none of a database".to_owned());
+        Err(StoreError::Database { action, message })
+    }
+
     fn maintenance_due(&self) -> bool {
         self.failed.is_none() && self.upkeep.due(&self.catalog)
     }

@@ -155,6 +155,11 @@ impl Store for FileStore {
         Ok(Box::new(FileReader::new(Arc::clone(&self.shared))))
     }
 
+    fn image(&mut self, _: &mut dyn FnMut() -> Snapshot) -> Result<Box<dyn super::image::Image>, StoreError> {
+        let (action, message) = ("make an image", "there is none".to_owned());
+        Err(io_error(action, &self.shared.journal)(io::Error::other(message)))
+    }
+
     fn maintenance_due(&self) -> bool {
         self.upkeep.is_due(&self.shared)
     }
