@@ -30,7 +30,7 @@ pub const SEGMENT_GROWTH: u64 = 4;
 /// another segment.
 const HEADS_BYTES: u64 = 64 << 10;
 /// Bytes of the smallest segment.
-const SMALLEST_BYTES: u64 = 16 * ENTRIES_START;
+pub const SMALLEST_BYTES: u64 = 16 * ENTRIES_START;
 
 /// The writing end.
 #[derive(Debug)]

@@ -21,7 +21,9 @@ pub mod checkpoint;
 pub mod entry;
 pub mod file_id;
 pub mod files;
+pub mod fill;
 pub mod folder;
+pub mod image;
 pub mod index;
 pub mod journal;
 pub mod open_files;
@@ -42,7 +44,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 
 use self::checkpoint::CheckpointBody;
 use self::file_id::FileId;
+pub use self::fill::fill;
 use self::folder::Folder;
+pub use self::image::look;
+use self::image::{FileImage, Pins};
 use self::index::SegmentIndex;
 use self::journal::Journal;
 use self::open_files::OpenFiles;
@@ -51,6 +56,7 @@ use self::places::Places;
 use self::reader::FileReader;
 use self::segment::{SegmentHead, SegmentId};
 use self::upkeep::{Pressure, Upkeep};
+use super::image::Image;
 use super::manifest::{Manifest, sync_dir};
 use super::{FenceCheck, Fenced, OpenOptions, Reader, Store, StoreError};
 use crate::disk;
@@ -155,9 +161,8 @@ impl Store for FileStore {
         Ok(Box::new(FileReader::new(Arc::clone(&self.shared))))
     }
 
-    fn image(&mut self, _: &mut dyn FnMut() -> Snapshot) -> Result<Box<dyn super::image::Image>, StoreError> {
-        let (action, message) = ("make an image", "there is none".to_owned());
-        Err(io_error(action, &self.shared.journal)(io::Error::other(message)))
+    fn image(&mut self, snapshot: &mut dyn FnMut() -> Snapshot) -> Result<Box<dyn Image>, StoreError> {
+        Ok(Box::new(FileImage::of(&self.shared, snapshot())))
     }
 
     fn maintenance_due(&self) -> bool {
@@ -211,12 +216,13 @@ pub struct Shared {
     places: RwLock<Places>,
     indexes: Mutex<IndexCache>,
     open: OpenFiles,
+    pins: Arc<Pins>,
 }
 
 impl Shared {
     fn new(journal: PathBuf, places: Places) -> Self {
         let (places, indexes) = (RwLock::new(places), Mutex::new(IndexCache::default()));
-        Self { journal, places, indexes, open: OpenFiles::default() }
+        Self { journal, places, indexes, open: OpenFiles::default(), pins: Arc::default() }
     }
 
     fn places(&self) -> RwLockReadGuard<'_, Places> {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::file_id::FileId;
 use super::files::{FilePlace, Files};
 use super::index::SegmentIndex;
-use super::pack::Packed;
+use super::pack::{Pack, Packed};
 use super::segment::SegmentId;
 use crate::model::id::{Offset, OffsetRange, TopicId};
 use crate::model::snapshot::Snapshot;
@@ -182,11 +182,27 @@ impl Places {
         }
     }
 
+    /// Adds a pack with messages that are nowhere else.
+    pub fn add_pack(&mut self, pack: &Pack) {
+        self.add_packed_file(pack);
+        for (topic, copies) in &pack.runs {
+            let places = self.topics.entry(*topic).or_default();
+            for copy in copies {
+                places.put(Run { range: copy.range, file: pack.id, bytes: copy.bytes });
+                self.files.hold(pack.id, copy.bytes);
+            }
+        }
+    }
+
+    fn add_packed_file(&mut self, pack: &Pack) {
+        let (end, index) = (pack.bytes, Some(pack.index));
+        self.files.add(pack.id, FilePlace { end, index, bytes: pack.bytes, held: 0 });
+    }
+
     /// Messages were copied into a pack: those that are still in the files they were copied from are there now.
     pub fn pack(&mut self, packed: &Packed) {
         let Packed { pack, replaced } = packed;
-        let place = FilePlace { end: pack.bytes, index: Some(pack.index), bytes: pack.bytes, held: 0 };
-        self.files.add(pack.id, place);
+        self.add_packed_file(pack);
         for (topic, copies) in &pack.runs {
             let Some(places) = self.topics.get_mut(topic) else { continue };
             for copy in copies {
@@ -292,6 +308,12 @@ impl Places {
             places.topics.insert(topic, TopicPlaces { start: Offset(0), runs });
         }
         places
+    }
+
+    /// No segment is written from now on.
+    pub fn end_writing(&mut self) {
+        self.files.activate(FileId::default());
+        self.active_index = SegmentIndex::default();
     }
 
     /// Goes on writing at the end of a segment that a checkpoint knew already.

@@ -403,10 +403,10 @@ fn check_block(file: &OpenFile, at: u64, head: &PublishedHead, bytes: &[u8]) -> 
 /// The index of a file that has none, or a damaged one: what is committed of it is walked.
 fn build_index(file: &OpenFile, limit: u64) -> Result<SegmentIndex, StoreError> {
     let mut index = SegmentIndex::default();
-    let mut walk = Walk::new(&file.file, &file.path, file.marks, ENTRIES_START, None, Depth::Heads);
+    let mut walk = Walk::new(&file.file, &file.path, file.marks, ENTRIES_START, None);
     while walk.at() < limit {
         let at = walk.at();
-        match walk.step()? {
+        match walk.step(Depth::Heads)? {
             Step::Commit(_, heads) => {
                 for head in published(&heads) {
                     for &(topic, first) in &head.targets {

@@ -49,6 +49,15 @@ pub struct Recovered {
     pub manifest: Manifest,
 }
 
+/// What a recovery is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// What counts is going to be fixed, so it must be whole and on the disk.
+    TakeOver,
+    /// It is going to be read. Damage that it need not see is left to the reads.
+    Look,
+}
+
 /// How much of an epoch counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Accepted {
@@ -58,6 +67,7 @@ enum Accepted {
 }
 
 struct Recovery {
+    purpose: Purpose,
     journal: PathBuf,
     folder: Folder,
     newest: Option<Manifest>,
@@ -67,16 +77,35 @@ struct Recovery {
     tail_bytes: u64,
 }
 
-/// Reads the journal. Changes nothing.
+/// Reads the journal, for the epoch that takes it over. Changes nothing, but makes durable what it accepts.
 ///
 /// # Errors
 /// Where it is damaged or incomplete, or a higher epoch has been there.
 pub fn recover(options: &OpenOptions) -> Result<Recovered, StoreError> {
-    let journal = options.dir.join("journal");
+    read(&options.dir, options.epoch, Purpose::TakeOver)
+}
+
+/// Reads a journal that nobody serves. Changes nothing at all. Messages may be missing or damaged: where what is in
+/// front of them is whole, that is found when they are read.
+///
+/// # Errors
+/// Where there is none, or it is damaged where it must be replayed.
+pub fn look(dir: &Path) -> Result<Recovered, StoreError> {
+    if Manifest::newest(dir, Epoch(u64::MAX))?.is_none() {
+        return Err(StoreError::Missing { path: dir.join("manifest") });
+    }
+    let mut recovered = read(dir, Epoch(u64::MAX), Purpose::Look)?;
+    recovered.places.end_writing();
+    Ok(recovered)
+}
+
+fn read(dir: &Path, epoch: Epoch, purpose: Purpose) -> Result<Recovered, StoreError> {
+    let journal = dir.join("journal");
     let folder = Folder::list(&journal)?;
-    let newest = Manifest::newest(&options.dir, options.epoch)?;
-    check_epochs(options, &folder, newest.as_ref())?;
+    let newest = Manifest::newest(dir, epoch)?;
+    check_epochs(dir, epoch, &folder, newest.as_ref())?;
     let mut recovery = Recovery {
+        purpose,
         journal,
         folder,
         newest,
@@ -94,8 +123,10 @@ pub fn recover(options: &OpenOptions) -> Result<Recovered, StoreError> {
         sealed.insert(epoch, recovery.apply_epoch(epoch, None)?);
     }
     recovery.places.trim_all(&recovery.snapshot);
-    recovery.check_complete()?;
-    let manifest = recovery.manifest(options.epoch, &sealed);
+    if purpose == Purpose::TakeOver {
+        recovery.check_complete()?;
+    }
+    let manifest = recovery.manifest(epoch, &sealed);
     Ok(Recovered {
         snapshot: recovery.snapshot,
         places: recovery.places,
@@ -107,14 +138,19 @@ pub fn recover(options: &OpenOptions) -> Result<Recovered, StoreError> {
 }
 
 /// Refuses a folder that does not go with the newest manifest.
-fn check_epochs(options: &OpenOptions, folder: &Folder, newest: Option<&Manifest>) -> Result<(), StoreError> {
+fn check_epochs(
+    dir: &Path,
+    epoch: Epoch,
+    folder: &Folder,
+    newest: Option<&Manifest>,
+) -> Result<(), StoreError> {
     let highest = folder.segments.last().map_or(Epoch(0), |segment| segment.epoch);
     let manifest_epoch = newest.map_or(Epoch(0), |manifest| manifest.epoch);
     let taken = highest.max(manifest_epoch);
-    if taken >= options.epoch {
+    if taken >= epoch {
         return Err(Fenced::Superseded(taken).into());
     }
-    let manifests = options.dir.join("manifest");
+    let manifests = dir.join("manifest");
     if highest > manifest_epoch {
         return Err(StoreError::Missing { path: manifests.join(format!("{:020}", highest.0)) });
     }
@@ -226,7 +262,8 @@ impl Recovery {
         from: u64,
         accepted: Accepted,
     ) -> Result<SegmentEnd, StoreError> {
-        if accepted == Accepted::WhatIsValid {
+        let is_fixed = accepted == Accepted::WhatIsValid && self.purpose == Purpose::TakeOver;
+        if is_fixed {
             segment.sync()?;
             segment.forget_cached(from)?;
         }
@@ -244,7 +281,7 @@ impl Recovery {
                 Pass::Gap(at, what) => return Err(damaged(&segment.path, at, what)),
             }
         };
-        if accepted == Accepted::WhatIsValid {
+        if is_fixed {
             segment.sync()?;
         }
         Ok(end)
@@ -258,8 +295,7 @@ impl Recovery {
         accepted: Accepted,
     ) -> Result<Pass, StoreError> {
         let id = segment.head.id;
-        let mut walk =
-            Walk::new(&segment.file, &segment.path, segment.head.marks(), from, segment.chain, Depth::Blocks);
+        let mut walk = Walk::new(&segment.file, &segment.path, segment.head.marks(), from, segment.chain);
         let pass = loop {
             let at = walk.at();
             let here = Position { segment: id, at };
@@ -270,7 +306,7 @@ impl Recovery {
                 }
                 _ => {}
             }
-            match walk.step()? {
+            match self.step(&mut walk, segment, accepted)? {
                 Step::Commit(entry, heads) => {
                     self.apply_heads(&segment.path, entry.position.at, heads)?;
                     self.places.extend(walk.at());
@@ -294,6 +330,23 @@ impl Recovery {
         };
         segment.chain = walk.chain();
         Ok(pass)
+    }
+
+    /// The next entry. Whoever only looks passes over messages that are damaged, if they once were whole.
+    fn step(
+        &self,
+        walk: &mut Walk<'_>,
+        segment: &OpenSegment,
+        accepted: Accepted,
+    ) -> Result<Step, StoreError> {
+        let here = Position { segment: segment.head.id, at: walk.at() };
+        match walk.step(Depth::Blocks)? {
+            Step::Bad(what) if self.purpose == Purpose::Look => {
+                let was_whole = matches!(accepted, Accepted::UpTo(_)) || self.is_followed(segment, here)?;
+                if was_whole { walk.step(Depth::Heads) } else { Ok(Step::Bad(what)) }
+            }
+            step => Ok(step),
+        }
     }
 
     /// Whether the journal has an entry of the same epoch behind `after`.

@@ -10,7 +10,8 @@
 //!      16  u64  epoch
 //!      24  u32  number of the segment in its epoch, from 1
 //!      28  u32  seed of the epoch, chosen at random: where its chain of checksums starts
-//!      32  u64  the position that the epoch continues: its epoch, 0 for an empty store
+//!      32  u64  the position that the epoch continues: its epoch, 0 for an empty store, its own and segment 0 where
+//!               the epoch was filled, and begins with its checkpoint
 //!      40  u32      segment
 //!      44  u32      0
 //!      48  u64      bytes of that segment
@@ -108,7 +109,8 @@ pub struct SegmentHead {
     pub id: SegmentId,
     /// The seed of the epoch.
     pub seed: u32,
-    /// The end of the journal before this epoch; all zero for an empty store.
+    /// The end of the journal before this epoch; all zero for an empty store, segment 0 of its own epoch for one that
+    /// was filled.
     pub continues: Position,
 }
 

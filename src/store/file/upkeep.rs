@@ -116,7 +116,7 @@ impl Upkeep {
     pub fn is_due(&self, shared: &Shared) -> bool {
         self.strays == Strays::Possible
             || self.is_checkpoint_due(shared)
-            || shared.places().files().dead().any(|dead| self.is_removable(dead))
+            || shared.places().files().dead().any(|dead| self.is_removable(shared, dead))
     }
 
     /// From now on removes segments as soon as it can, or only where it costs little.
@@ -133,13 +133,17 @@ impl Upkeep {
 
     fn is_removal_waiting(&self, shared: &Shared) -> bool {
         let dead = shared.places().files().dead().next();
-        dead.is_some_and(|dead| !self.is_removable(dead))
+        dead.is_some_and(|dead| !self.is_unneeded(dead))
             && (self.pending >= self.due_for_removal_at
                 || self.pressure == Pressure::High
                 || self.written_at.elapsed() >= REMOVAL_WAIT)
     }
 
-    fn is_removable(&self, file: FileId) -> bool {
+    fn is_removable(&self, shared: &Shared, file: FileId) -> bool {
+        self.is_unneeded(file) && !shared.pins.hold(file)
+    }
+
+    fn is_unneeded(&self, file: FileId) -> bool {
         match file.segment() {
             // Recovery from the older of the checkpoints reads it.
             Some(segment) => self.kept.len() == CHECKPOINTS_KEPT && segment < self.kept[0].1.segment,
@@ -206,7 +210,7 @@ impl Upkeep {
     pub fn remove(&mut self, shared: &Shared, fence: FenceCheck<'_>) -> Result<(), StoreError> {
         let dead: Vec<FileId> = {
             let places = shared.places();
-            places.files().dead().filter(|&file| self.is_removable(file)).take(REMOVALS_MAX).collect()
+            places.files().dead().filter(|&file| self.is_removable(shared, file)).take(REMOVALS_MAX).collect()
         };
         let strays = if self.strays == Strays::Possible { self.strays(shared)? } else { Vec::new() };
         if dead.is_empty() && strays.is_empty() {

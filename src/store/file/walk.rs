@@ -46,15 +46,14 @@ pub struct Walk<'a> {
     at: u64,
     /// The chain that the next entry must have; `None` where that is not known.
     chain: Option<u32>,
-    depth: Depth,
     window: Window,
 }
 
 impl<'a> Walk<'a> {
     /// Starts at the entry at `at`, which must have `chain`.
     #[must_use]
-    pub fn new(file: &'a File, path: &Path, marks: Marks, at: u64, chain: Option<u32>, depth: Depth) -> Self {
-        Self { file, path: path.to_owned(), marks, at, chain, depth, window: Window::default() }
+    pub fn new(file: &'a File, path: &Path, marks: Marks, at: u64, chain: Option<u32>) -> Self {
+        Self { file, path: path.to_owned(), marks, at, chain, window: Window::default() }
     }
 
     /// Where the walk stands: behind the last valid entry.
@@ -69,11 +68,11 @@ impl<'a> Walk<'a> {
         self.chain
     }
 
-    /// The next entry. The walk stays where it is when that is bad.
+    /// The next entry, checked as deep as is said. The walk stays where it is when that is bad.
     ///
     /// # Errors
     /// Where the file cannot be read, or an entry with the right checksums makes no sense.
-    pub fn step(&mut self) -> Result<Step, StoreError> {
+    pub fn step(&mut self, depth: Depth) -> Result<Step, StoreError> {
         let position = Position { segment: self.marks.segment, at: self.at };
         let bytes = read(&mut self.window, self.file, &self.path, self.at, ENTRY_HEAD_BYTES)?;
         let Some((head, sum)) = EntryHead::decode(bytes, self.marks.seed, position) else {
@@ -94,7 +93,7 @@ impl<'a> Walk<'a> {
             Kind::Commit => {
                 let heads = codec::decode_heads(&heads)
                     .map_err(|error| damaged(&self.path, heads_at, error.to_string()))?;
-                if self.depth == Depth::Blocks
+                if depth == Depth::Blocks
                     && let Some(bad) = self.check_blocks(&head, &heads)?
                 {
                     return Ok(bad);

@@ -1,0 +1,138 @@
+//! What a journal holds at one commit: of a store that is served, and of one that nobody serves.
+//!
+//! An image has its own copy of where the messages are, and files open for itself. While one of a living store is
+//! there, the store removes none of the files that the image reads; what is trimmed, removed or copied out of them
+//! stays in them. Nothing is copied to make an image but places.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::file_id::FileId;
+use super::places::Places;
+use super::reader::FileReader;
+use super::{Shared, damaged, recovery};
+use crate::model::chunk::Chunk;
+use crate::model::id::{Offset, TopicId};
+use crate::model::snapshot::Snapshot;
+use crate::store::image::Image;
+use crate::store::{Reader, StoreError};
+
+/// The files that images need.
+#[derive(Debug, Default)]
+pub struct Pins(Mutex<BTreeMap<FileId, usize>>);
+
+impl Pins {
+    /// Keeps these files from being removed until what is answered is dropped.
+    pub fn pin(self: &Arc<Self>, files: Vec<FileId>) -> Pinned {
+        let mut counts = self.lock();
+        files.iter().for_each(|file| *counts.entry(*file).or_default() += 1);
+        drop(counts);
+        Pinned { pins: Arc::clone(self), files }
+    }
+
+    /// Whether an image needs the file.
+    #[must_use]
+    pub fn hold(&self, file: FileId) -> bool {
+        self.lock().contains_key(&file)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<FileId, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Files that are not removed while this is there.
+#[derive(Debug)]
+pub struct Pinned {
+    pins: Arc<Pins>,
+    files: Vec<FileId>,
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        let mut counts = self.pins.lock();
+        for file in &self.files {
+            if let Some(count) = counts.get_mut(file) {
+                *count -= 1;
+                if *count == 0 {
+                    counts.remove(file);
+                }
+            }
+        }
+    }
+}
+
+/// What a journal held at one commit.
+#[derive(Debug)]
+pub struct FileImage {
+    snapshot: Snapshot,
+    reader: FileReader,
+    shared: Arc<Shared>,
+    /// Of a store that is served.
+    _pinned: Option<Pinned>,
+}
+
+impl FileImage {
+    /// What a store that is served holds now, with this state.
+    #[must_use]
+    pub fn of(store: &Shared, snapshot: Snapshot) -> Self {
+        let places = store.places().clone();
+        let needed = places.files().iter().filter(|(_, place)| place.held > 0).map(|(file, _)| file);
+        let pinned = store.pins.pin(needed.collect());
+        Self::new(&store.journal, places, snapshot, Some(pinned))
+    }
+
+    fn new(journal: &Path, places: Places, snapshot: Snapshot, pinned: Option<Pinned>) -> Self {
+        let shared = Arc::new(Shared::new(journal.to_owned(), places));
+        Self { snapshot, reader: FileReader::new(Arc::clone(&shared)), shared, _pinned: pinned }
+    }
+}
+
+/// What the journal in a shared directory holds that nobody serves. Changes nothing, not by a byte.
+///
+/// A message that is damaged or whose file is missing is an error where it is read.
+///
+/// # Errors
+/// Where there is no journal, one is damaged where it must be replayed, or of a newer format.
+pub fn look(dir: &Path) -> Result<Box<dyn Image>, StoreError> {
+    let recovered = recovery::look(dir)?;
+    Ok(Box::new(FileImage::new(&dir.join("journal"), recovered.places, recovered.snapshot, None)))
+}
+
+impl Image for FileImage {
+    fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    fn read(&mut self, topic: TopicId, from: Offset, bytes_max: usize) -> Result<Option<Chunk>, StoreError> {
+        let chunk = self.reader.read(topic, from, bytes_max)?;
+        let state = self.snapshot.topics.get(&topic);
+        if chunk.is_none() && state.is_some_and(|state| state.next_run(from).contains(from)) {
+            return Err(damaged(
+                &self.shared.journal,
+                0,
+                format!("message {from} of topic {topic} is nowhere"),
+            ));
+        }
+        Ok(chunk)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::id::Epoch;
+
+    #[test]
+    fn a_file_is_held_as_long_as_one_image_needs_it() {
+        let pins = Arc::new(Pins::default());
+        let files = [1, 2].map(|number| FileId::pack(Epoch(1), number));
+        let both = pins.pin(files.to_vec());
+        let one = pins.pin(vec![files[0]]);
+        drop(both);
+        assert_eq!(files.map(|file| pins.hold(file)), [true, false]);
+        drop(one);
+        assert_eq!(files.map(|file| pins.hold(file)), [false, false]);
+    }
+}
