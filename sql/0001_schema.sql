@@ -46,11 +46,15 @@ CREATE TABLE stretch (
 ) STRICT;
 
 -- One row for each message. The columns that are NULL for most come before the body, which is read last.
+--
+-- The checksum is the CRC32C, as a signed number, of topic, offset, published_at, producer, sequence and the encoded
+-- message; src/store/database/checksum.rs has its bytes. It is checked on every read.
 CREATE TABLE message (
     id           INTEGER PRIMARY KEY,
     published_at INTEGER NOT NULL,
     producer     INTEGER,          -- NULL: published by the broker itself
     sequence     INTEGER,          -- number that the producer gave it
+    checksum     INTEGER NOT NULL,
     key          BLOB,
     headers      BLOB,             -- encoded as in a message: u16 count, then names and values with their lengths
     deliver_at   INTEGER,

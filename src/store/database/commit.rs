@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use rusqlite::{Connection, Params};
 
 use super::catalog::{Catalog, Place, reason_text};
-use super::message::{InsertError, Inserts, split};
+use super::message::{InsertError, Inserts, Target, first_row, split};
 use super::schema::STRETCH_BITS;
 use crate::model::id::{GroupId, Offset, OffsetRange, ProducerId, TopicId};
 use crate::model::message::MessageError;
@@ -186,10 +186,11 @@ impl Commit<'_> {
             while from < count {
                 let offset = first.0 + from as u64;
                 let (number, low) = split(offset);
-                let row = super::message::first_row(self.stretch(topic, number)?) + low;
+                let row = first_row(self.stretch(topic, number)?) + low;
                 let room = (1 << STRETCH_BITS) - low as u64;
                 let to = count.min(from.saturating_add(usize::try_from(room).unwrap_or(usize::MAX)));
-                self.inserts.insert(self.connection, published, (from, to), row)?;
+                let target = Target { topic, first: Offset(offset), row };
+                self.inserts.insert(self.connection, published, (from, to), target)?;
                 from = to;
             }
         }

@@ -136,13 +136,16 @@ pub(super) fn failed(action: &'static str) -> impl Fn(rusqlite::Error) -> StoreE
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
                 " (another process has the database open: end it first)"
             }
-            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
-                " (the file is damaged: restore a backup)"
-            }
+            _ if is_damage(&error) => " (the file is damaged: restore a backup)",
             _ => "",
         };
         StoreError::Database { action, message: format!("{error}{hint}") }
     }
+}
+
+/// Whether the file is not what the database has written.
+pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
 }
 
 /// Whether there was no space left. The database tells a quota that is used up from no other failed write: where one

@@ -1,12 +1,14 @@
 //! Rows of messages: how a block becomes rows.
 //!
 //! This is the hot path of a commit. Messages with nothing but a small body, which is most of them, go in by many
-//! rows a statement that share time, producer and the first id and sequence; the others one by one. One parameter a
-//! message in place of ten, and one statement for 64, is what brings the ten columns to the speed of two.
+//! rows a statement that share time, producer and the first id and sequence; the others one by one. Two parameters a
+//! message in place of eleven, and one statement for 64, is what brings the eleven columns to the speed of two.
 
 use rusqlite::{CachedStatement, Connection};
 
+use super::checksum::{self, RowHead};
 use super::schema::STRETCH_BITS;
+use crate::model::id::{Offset, TopicId};
 use crate::model::message::{MessageError, Parts};
 use crate::model::record::Published;
 
@@ -19,10 +21,9 @@ const KEPT_BYTES_MAX: usize = 64 * 1024;
 /// Bytes before the body of a message without other fields: length and flags.
 pub(super) const PLAIN_HEAD: usize = 5;
 
-const ONE: &str =
-    "INSERT INTO message (id, published_at, producer, sequence, body) VALUES (?1, ?2, ?3, ?4, ?5)";
-const FULL: &str = "INSERT INTO message (id, published_at, producer, sequence, body, key, headers, deliver_at, \
-                    expires_at, priority) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
+const ONE: &str = "INSERT INTO message (id, published_at, producer, sequence, checksum, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+const FULL: &str = "INSERT INTO message (id, published_at, producer, sequence, checksum, body, key, headers, \
+                    deliver_at, expires_at, priority) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
 
 /// Why messages could not be inserted.
 #[derive(Debug)]
@@ -39,6 +40,17 @@ impl From<rusqlite::Error> for InsertError {
     }
 }
 
+/// Where consecutive messages go.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Target {
+    /// Their topic.
+    pub(super) topic: TopicId,
+    /// Offset of the first.
+    pub(super) first: Offset,
+    /// Row id of the first.
+    pub(super) row: i64,
+}
+
 /// The statements that insert messages.
 #[derive(Debug)]
 pub(super) struct Inserts {
@@ -51,7 +63,7 @@ impl Inserts {
         Self { many: ROWS.map(many_rows) }
     }
 
-    /// Inserts the messages `from..to` of a block, the first under `id`.
+    /// Inserts the messages `from..to` of a block at `target`.
     ///
     /// # Errors
     /// See [`InsertError`].
@@ -60,38 +72,44 @@ impl Inserts {
         connection: &Connection,
         published: &Published,
         (from, to): (usize, usize),
-        id: i64,
+        target: Target,
     ) -> Result<(), InsertError> {
         let block = &published.block;
         let bytes = block.bytes().as_ref();
         let encoded = |index: usize| &bytes[block.position(index)..block.position(index + 1)];
-        let head = |index: usize| Head {
-            id: id + (index - from) as i64,
-            published_at: published.at.0 as i64,
-            producer: published.origin.map(|origin| origin.producer.0 as i64),
-            sequence: published.origin.map(|origin| (origin.sequence.0 + index as u64) as i64),
+        let insert = |index: usize| Insert {
+            id: target.row + (index - from) as i64,
+            head: RowHead {
+                topic: target.topic,
+                offset: Offset(target.first.0 + (index - from) as u64),
+                published_at: published.at.0 as i64,
+                producer: published.origin.map(|origin| origin.producer.0 as i64),
+                sequence: published.origin.map(|origin| (origin.sequence.0 + index as u64) as i64),
+            },
+            encoded: encoded(index),
         };
         let mut at = from;
         while at < to {
             let run = (at..to).take(ROWS[0]).take_while(|&index| is_small(encoded(index))).count();
             if let Some(kind) = ROWS.iter().position(|&rows| run >= rows) {
                 let mut statement = connection.prepare_cached(&self.many[kind])?;
-                head(at).bind(&mut statement)?;
+                insert(at).bind(&mut statement)?;
                 for row in 0..ROWS[kind] {
-                    statement.raw_bind_parameter(5 + row, &encoded(at + row)[PLAIN_HEAD..])?;
+                    insert(at + row).bind_plain(&mut statement, FIRST_PLAIN + 2 * row)?;
                 }
                 statement.raw_execute()?;
                 at += ROWS[kind];
             } else if run > 0 {
                 let mut statement = connection.prepare_cached(ONE)?;
                 for index in at..at + run {
-                    head(index).bind(&mut statement)?;
-                    statement.raw_bind_parameter(5, &encoded(index)[PLAIN_HEAD..])?;
+                    let insert = insert(index);
+                    insert.bind(&mut statement)?;
+                    insert.bind_plain(&mut statement, FIRST_PLAIN)?;
                     statement.raw_execute()?;
                 }
                 at += run;
             } else {
-                insert_full(connection, &head(at), encoded(at), at)?;
+                insert(at).insert_full(connection, at)?;
                 at += 1;
             }
         }
@@ -99,43 +117,49 @@ impl Inserts {
     }
 }
 
-/// What every message has beside its content.
-struct Head {
+/// Number of the first parameter that is not shared by the rows of a statement.
+const FIRST_PLAIN: usize = 5;
+
+/// A row to be inserted.
+struct Insert<'a> {
     id: i64,
-    published_at: i64,
-    producer: Option<i64>,
-    sequence: Option<i64>,
+    head: RowHead,
+    encoded: &'a [u8],
 }
 
-impl Head {
+impl Insert<'_> {
+    /// Binds what every message has beside its content.
     fn bind(&self, statement: &mut CachedStatement<'_>) -> rusqlite::Result<()> {
         statement.raw_bind_parameter(1, self.id)?;
-        statement.raw_bind_parameter(2, self.published_at)?;
-        statement.raw_bind_parameter(3, self.producer)?;
-        statement.raw_bind_parameter(4, self.sequence)
+        statement.raw_bind_parameter(2, self.head.published_at)?;
+        statement.raw_bind_parameter(3, self.head.producer)?;
+        statement.raw_bind_parameter(4, self.head.sequence)
     }
-}
 
-fn insert_full(
-    connection: &Connection,
-    head: &Head,
-    encoded: &[u8],
-    index: usize,
-) -> Result<(), InsertError> {
-    let parts = Parts::read(encoded, index).map_err(InsertError::Message)?;
-    let mut statement = connection.prepare_cached(FULL)?;
-    head.bind(&mut statement)?;
-    statement.raw_bind_parameter(5, parts.body)?;
-    statement.raw_bind_parameter(6, parts.key)?;
-    statement.raw_bind_parameter(7, headers(encoded, &parts))?;
-    statement.raw_bind_parameter(8, parts.deliver_at.map(|at| at.0 as i64))?;
-    statement.raw_bind_parameter(9, parts.expires_at.map(|at| at.0 as i64))?;
-    statement.raw_bind_parameter(10, (parts.priority > 0).then_some(parts.priority))?;
-    statement.raw_execute()?;
-    if encoded.len() > KEPT_BYTES_MAX {
-        statement.clear_bindings();
+    /// Binds the checksum as parameter `at` and the body as the next one, for a message that has nothing else.
+    fn bind_plain(&self, statement: &mut CachedStatement<'_>, at: usize) -> rusqlite::Result<()> {
+        statement.raw_bind_parameter(at, checksum::of_message(&self.head, self.encoded))?;
+        statement.raw_bind_parameter(at + 1, &self.encoded[PLAIN_HEAD..])
     }
-    Ok(())
+
+    fn insert_full(&self, connection: &Connection, index: usize) -> Result<(), InsertError> {
+        let encoded = self.encoded;
+        let parts = Parts::read(encoded, index).map_err(InsertError::Message)?;
+        let mut statement = connection.prepare_cached(FULL)?;
+        self.bind(&mut statement)?;
+        statement.raw_bind_parameter(5, checksum::of_message(&self.head, encoded))?;
+        statement.raw_bind_parameter(6, parts.body)?;
+        statement.raw_bind_parameter(7, parts.key)?;
+        statement.raw_bind_parameter(8, headers(encoded, &parts))?;
+        statement.raw_bind_parameter(9, parts.deliver_at.map(|at| at.0 as i64))?;
+        statement.raw_bind_parameter(10, parts.expires_at.map(|at| at.0 as i64))?;
+        statement.raw_bind_parameter(11, (parts.priority > 0).then_some(parts.priority))?;
+        statement.raw_execute()?;
+        if encoded.len() > KEPT_BYTES_MAX {
+            statement.clear_bindings();
+        }
+        Ok(())
+    }
 }
 
 /// The encoded headers with their count, which stands right before them.
@@ -148,11 +172,15 @@ fn is_small(encoded: &[u8]) -> bool {
     encoded.len() <= SMALL_BYTES_MAX && encoded[PLAIN_HEAD - 1] == 0
 }
 
-/// An insert of `rows` consecutive messages: ?1 id and ?4 sequence of the first, ?5 and on the bodies.
+/// An insert of `rows` consecutive messages: ?1 id and ?4 sequence of the first, ?5 and on checksums and bodies.
 fn many_rows(rows: usize) -> String {
-    let values: Vec<String> =
-        (0..rows).map(|row| format!("(?1 + {row}, ?2, ?3, ?4 + {row}, ?{})", 5 + row)).collect();
-    format!("INSERT INTO message (id, published_at, producer, sequence, body) VALUES {}", values.join(", "))
+    let value = |row: usize| {
+        let checksum = FIRST_PLAIN + 2 * row;
+        format!("(?1 + {row}, ?2, ?3, ?4 + {row}, ?{checksum}, ?{})", checksum + 1)
+    };
+    let values: Vec<String> = (0..rows).map(value).collect();
+    let columns = "id, published_at, producer, sequence, checksum, body";
+    format!("INSERT INTO message ({columns}) VALUES {}", values.join(", "))
 }
 
 /// Where the message at `offset` lies: number of the stretch, and the low bits of the row id.

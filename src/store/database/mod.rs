@@ -9,6 +9,7 @@
 //! without [`close`](Store::close).
 
 mod catalog;
+mod checksum;
 mod commit;
 mod connection;
 mod files;

@@ -3,15 +3,19 @@
 //! A read is one statement, and so one short read transaction: it sees one committed state, and it never keeps a
 //! checkpoint from finishing for longer than it takes. Rows become encoded messages again, byte for byte, in one
 //! piece of memory.
+//!
+//! Each row is checked against its [checksum](super::checksum). A read ends before a row that is damaged, so that
+//! what is in front of it can be had, and fails where the damaged row is the first one.
 
 use std::path::{Path, PathBuf};
 
 use bytes::{BufMut, BytesMut};
-use rusqlite::types::ValueRef;
+use rusqlite::types::FromSqlError;
 use rusqlite::{Connection, Row};
 
 use super::super::{Reader, StoreError};
-use super::connection::{self, Access, failed};
+use super::checksum::{self, RowHead};
+use super::connection::{self, Access, failed, is_damage};
 use super::message::{PLAIN_HEAD, split};
 use crate::model::chunk::{Chunk, Origin, Stamp};
 use crate::model::id::{Offset, ProducerId, Sequence, TopicId};
@@ -22,7 +26,8 @@ use crate::model::time::Timestamp;
 
 /// Messages from an offset on. Both tables before the messages give one row, so the rows come in order.
 pub(super) const MESSAGES: &str = "\
-    SELECT message.id, published_at, producer, sequence, body, key, headers, deliver_at, expires_at, priority
+    SELECT message.id, published_at, producer, sequence, checksum, key, headers, deliver_at, expires_at, priority,
+           body
     FROM topic
     CROSS JOIN stretch ON stretch.topic = topic.id AND stretch.number = ?3
     CROSS JOIN message ON message.id >= (stretch.id << 32) + ?4 AND message.id < min(
@@ -64,36 +69,45 @@ impl DatabaseReader {
     }
 
     fn scan(
-        &mut self,
+        &self,
         topic: TopicId,
         from: Offset,
         bytes_max: usize,
-    ) -> rusqlite::Result<Option<(BytesMut, Vec<Stamp>)>> {
+    ) -> Result<Option<(BytesMut, Vec<Stamp>)>, StoreError> {
         let (number, low) = split(from.0);
-        let mut statement = self.connection.prepare_cached(MESSAGES)?;
-        let mut rows = statement.query((topic.0, from.0 as i64, number as i64, low))?;
+        let database = failed("read messages");
+        let mut statement = self.connection.prepare_cached(MESSAGES).map_err(&database)?;
+        let parameters = (topic.0, from.0 as i64, number as i64, low);
+        let mut rows = statement.query(parameters).map_err(&database)?;
         let capacity = self.last_bytes.max(CAPACITY.0).min(bytes_max).min(CAPACITY.1);
         let mut bytes = BytesMut::with_capacity(capacity);
         let mut stamps: Vec<Stamp> = Vec::new();
         let mut expected = None;
-        while let Some(row) = rows.next()? {
-            let id: i64 = row.get(0)?;
+        let mut offset = from;
+        loop {
+            let row = match rows.next() {
+                Ok(Some(row)) => row,
+                Ok(None) => break,
+                Err(error) if !is_damage(&error) => return Err(database(error)),
+                Err(_) if !stamps.is_empty() => break,
+                Err(error) => return Err(self.damaged(topic, offset, &error.to_string())),
+            };
+            let id: i64 = row.get(0).map_err(&database)?;
             let consecutive = match expected {
                 None => id & ((1 << super::schema::STRETCH_BITS) - 1) == low,
                 Some(expected) => id == expected,
             };
-            if !consecutive || !append(row, &mut bytes, bytes_max)? {
+            if !consecutive {
                 break;
             }
-            expected = Some(id + 1);
-            let published_at = Timestamp(row.get::<_, i64>(1)? as u64);
-            let origin = match row.get_ref(2)? {
-                ValueRef::Null => None,
-                producer => Some(Origin {
-                    producer: ProducerId(producer.as_i64()? as u64),
-                    sequence: Sequence(row.get::<_, i64>(3)? as u64),
-                }),
+            let (published_at, origin) = match append(row, topic, offset, &mut bytes, bytes_max) {
+                Ok(Appended::Stamped(published_at, origin)) => (published_at, origin),
+                Ok(Appended::DoesNotFit) => break,
+                Err(_) if !stamps.is_empty() => break,
+                Err(error) => return Err(self.damaged(topic, offset, &error.to_string())),
             };
+            expected = Some(id + 1);
+            offset = offset.next();
             match stamps.last_mut() {
                 Some(last) if continues(last, published_at, origin) => last.count += 1,
                 _ => stamps.push(Stamp { count: 1, published_at, origin }),
@@ -116,10 +130,10 @@ impl DatabaseReader {
 
 impl Reader for DatabaseReader {
     fn read(&mut self, topic: TopicId, from: Offset, bytes_max: usize) -> Result<Option<Chunk>, StoreError> {
-        let mut found = self.scan(topic, from, bytes_max).map_err(failed("read messages"))?;
+        let mut found = self.scan(topic, from, bytes_max)?;
         if found.is_none() && self.expects(topic, from).map_err(failed("read a topic"))? {
             // Committed between the two statements, unless it is still not there.
-            found = self.scan(topic, from, bytes_max).map_err(failed("read messages"))?;
+            found = self.scan(topic, from, bytes_max)?;
             if found.is_none() && self.expects(topic, from).map_err(failed("read a topic"))? {
                 return Err(self.damaged(topic, from, "its row is missing"));
             }
@@ -141,15 +155,61 @@ fn continues(last: &Stamp, published_at: Timestamp, origin: Option<Origin>) -> b
     last.published_at == published_at && next == origin && last.count < u32::MAX
 }
 
-/// Appends the row's message in its encoded form; `false` where it does not fit and is not the first one.
-fn append(row: &Row<'_>, bytes: &mut BytesMut, bytes_max: usize) -> rusqlite::Result<bool> {
-    let fits = |bytes: &BytesMut, len: usize| bytes.is_empty() || bytes.len() + len <= bytes_max;
-    let body = row.get_ref(4)?.as_blob()?;
-    let key = row.get_ref(5)?.as_blob_or_null()?;
-    let headers = row.get_ref(6)?.as_blob_or_null()?;
-    let deliver_at = row.get_ref(7)?.as_i64_or_null()?;
-    let expires_at = row.get_ref(8)?.as_i64_or_null()?;
-    let priority = row.get_ref(9)?.as_i64_or_null()?;
+/// What became of a row.
+enum Appended {
+    /// Its message is behind the others.
+    Stamped(Timestamp, Option<Origin>),
+    /// It has no room, and is not the first one.
+    DoesNotFit,
+}
+
+/// Why a row is not the one that was written.
+#[derive(Debug, thiserror::Error)]
+enum RowError {
+    /// A column has a value of another type.
+    #[error("a column of its row has another type: {0}")]
+    Type(#[from] FromSqlError),
+    /// A value is outside what a message can have.
+    #[error("the {0} of its row is not one that a message can have")]
+    Value(&'static str),
+    /// The checksum does not fit.
+    #[error(
+        "its row, or what says where it stands, was changed: its checksum is {stored:#010x} and would be {found:#010x}"
+    )]
+    Checksum {
+        /// What stands in the row.
+        stored: i32,
+        /// What the rest of the row has.
+        found: i32,
+    },
+}
+
+/// Appends the message at `offset` of `topic`, which `row` should be, in its encoded form. On an error nothing is
+/// appended.
+fn append(
+    row: &Row<'_>,
+    topic: TopicId,
+    offset: Offset,
+    bytes: &mut BytesMut,
+    bytes_max: usize,
+) -> Result<Appended, RowError> {
+    let column = |index| row.get_ref(index).map_err(|_| RowError::Value("number of columns"));
+    let head = RowHead {
+        topic,
+        offset,
+        published_at: column(1)?.as_i64()?,
+        producer: column(2)?.as_i64_or_null()?,
+        sequence: column(3)?.as_i64_or_null()?,
+    };
+    let stored = i32::try_from(column(4)?.as_i64()?).map_err(|_| RowError::Value("checksum"))?;
+    let key = column(5)?.as_blob_or_null()?;
+    let key_len = u16::try_from(key.map_or(0, <[u8]>::len)).map_err(|_| RowError::Value("key"))?;
+    let headers = column(6)?.as_blob_or_null()?;
+    let deliver_at = column(7)?.as_i64_or_null()?;
+    let expires_at = column(8)?.as_i64_or_null()?;
+    let priority = column(9)?.as_i64_or_null()?.map(u8::try_from);
+    let priority = priority.transpose().map_err(|_| RowError::Value("priority"))?;
+    let body = column(10)?.as_blob()?;
     let mut len = PLAIN_HEAD + body.len();
     let mut flags = 0;
     let mut field = |flag: u8, field_len: Option<usize>| {
@@ -163,14 +223,15 @@ fn append(row: &Row<'_>, bytes: &mut BytesMut, bytes_max: usize) -> rusqlite::Re
     field(FLAG_DELIVER_AT, deliver_at.map(|_| 8));
     field(FLAG_EXPIRES_AT, expires_at.map(|_| 8));
     field(FLAG_PRIORITY, priority.map(|_| 1));
-    if !fits(bytes, len) {
-        return Ok(false);
+    let start = bytes.len();
+    if start > 0 && start + len > bytes_max {
+        return Ok(Appended::DoesNotFit);
     }
     bytes.reserve(len);
     bytes.put_u32_le((len - 4) as u32);
     bytes.put_u8(flags);
     if let Some(key) = key {
-        bytes.put_u16_le(key.len() as u16);
+        bytes.put_u16_le(key_len);
         bytes.put_slice(key);
     }
     bytes.put_slice(headers.unwrap_or_default());
@@ -178,8 +239,123 @@ fn append(row: &Row<'_>, bytes: &mut BytesMut, bytes_max: usize) -> rusqlite::Re
         bytes.put_i64_le(time);
     }
     if let Some(priority) = priority {
-        bytes.put_u8(priority as u8);
+        bytes.put_u8(priority);
     }
     bytes.put_slice(body);
-    Ok(true)
+    let found = checksum::of_message(&head, &bytes[start..]);
+    if found != stored {
+        bytes.truncate(start);
+        return Err(RowError::Checksum { stored, found });
+    }
+    let origin = head.producer.zip(head.sequence).map(|(producer, sequence)| Origin {
+        producer: ProducerId(producer as u64),
+        sequence: Sequence(sequence as u64),
+    });
+    Ok(Appended::Stamped(Timestamp(head.published_at as u64), origin))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use bytes::Bytes;
+
+    use super::super::super::{Mode, OpenOptions, Predecessors, Store};
+    use super::super::{DatabaseStore, files};
+    use super::*;
+    use crate::model::id::Epoch;
+    use crate::model::message::Message;
+    use crate::model::name::Name;
+    use crate::model::record::{Published, Record};
+    use crate::model::settings::TopicSettings;
+    use crate::model::snapshot::Snapshot;
+
+    const TOPIC: TopicId = TopicId(0);
+
+    /// Makes a closed store with these messages in one topic.
+    fn stored(dir: &Path, messages: &[Message]) -> PathBuf {
+        let options = OpenOptions {
+            dir: dir.to_owned(),
+            mode: Mode::Database,
+            epoch: Epoch(1),
+            predecessors: Predecessors::default(),
+            segment_bytes: 1 << 20,
+        };
+        let (mut store, _) = DatabaseStore::open(&options, &mut || Ok(())).unwrap();
+        let name = Name::new("t").unwrap();
+        let created = Record::TopicCreated { topic: TOPIC, name, settings: TopicSettings::default() };
+        let producer = ProducerId(0);
+        let opened = Record::ProducerOpened { producer, name: Name::new("p").unwrap(), at: Timestamp(1_000) };
+        let published = Record::Published(Published {
+            targets: vec![(TOPIC, Offset(0))],
+            origin: Some(Origin { producer, sequence: Sequence(1) }),
+            at: Timestamp(0x1122_3344_5566),
+            block: MessageBlock::encode(messages),
+        });
+        store.commit(&[created, opened, published]).unwrap();
+        Box::new(store).close(&mut Snapshot::default, &mut || Ok(())).unwrap();
+        dir.join(files::name(Epoch(1)))
+    }
+
+    /// Everything that can be read, up to an error.
+    fn read_all(database: &Path, count: u64) -> Vec<(Bytes, Timestamp, Option<Origin>)> {
+        // It keeps the index of the log in memory, as the writer of a store does.
+        let Ok(_writer) = connection::open(database, Access::Write) else { return Vec::new() };
+        let Ok(mut reader) = DatabaseReader::open(database) else { return Vec::new() };
+        let (mut all, mut at) = (Vec::new(), Offset(0));
+        while at.0 < count {
+            match reader.read(TOPIC, at, 300) {
+                Ok(Some(chunk)) => {
+                    assert_eq!(chunk.stamps.len(), 1);
+                    for (index, encoded) in chunk.block.iter().enumerate() {
+                        let stamp = chunk.stamps[0];
+                        let origin = stamp.origin.map(|origin| Origin {
+                            sequence: Sequence(origin.sequence.0 + index as u64),
+                            ..origin
+                        });
+                        all.push((encoded, stamp.published_at, origin));
+                    }
+                    at = chunk.range().end;
+                }
+                Ok(None) => panic!("message {at} is missing and nobody is told"),
+                Err(_) => break,
+            }
+        }
+        all
+    }
+
+    /// A flipped bit in the body of a message was delivered as if that were what had been published.
+    #[test]
+    fn a_flipped_bit_in_a_page_of_messages_is_never_delivered() {
+        let dir = tempfile::tempdir().unwrap();
+        let full = Message {
+            key: Some(Bytes::from_static(b"key")),
+            headers: vec![("name".into(), Bytes::from_static(b"value"))],
+            deliver_at: Some(Timestamp(7)),
+            expires_at: Some(Timestamp(9)),
+            priority: 3,
+            body: Bytes::from_static(b"a body to be found"),
+        };
+        let messages: Vec<Message> =
+            (0..12).map(|n| if n % 3 == 0 { full.clone() } else { Message::new(vec![n; 40]) }).collect();
+        let database = stored(dir.path(), &messages);
+        let good = fs::read(&database).unwrap();
+        let count = messages.len() as u64;
+        let whole = read_all(&database, count);
+        assert_eq!(whole.len(), messages.len());
+        let body = full.body.as_ref();
+        let at = good.windows(body.len()).position(|window| window == body).unwrap();
+        let page_bytes = connection::PAGE_BYTES as usize;
+        let page = at / page_bytes * page_bytes;
+        let mut damaged = 0;
+        for at in page..page + page_bytes {
+            let mut bad = good.clone();
+            bad[at] ^= 1 << (at % 8);
+            fs::write(&database, &bad).unwrap();
+            let read = read_all(&database, count);
+            assert_eq!(read, whole[..read.len()], "byte {at}");
+            damaged += usize::from(read.len() < whole.len());
+        }
+        assert!(damaged > 500, "only {damaged} bytes of the page matter");
+    }
 }

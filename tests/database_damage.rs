@@ -1,0 +1,219 @@
+//! Damage in a database: what another hand changed in it is noticed, named, and never delivered.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::path::{Path, PathBuf};
+
+use batonmq::model::chunk::Origin;
+use batonmq::model::id::{Epoch, Offset, ProducerId, Sequence, TopicId};
+use batonmq::model::message::{Message, MessageBlock};
+use batonmq::model::name::Name;
+use batonmq::model::record::{Published, Record};
+use batonmq::model::settings::TopicSettings;
+use batonmq::model::snapshot::Snapshot;
+use batonmq::model::time::Timestamp;
+use batonmq::store::{Mode, OpenOptions, Predecessor, Predecessors, Store, StoreError, database};
+use bytes::Bytes;
+use rusqlite::Connection;
+use rusqlite::types::Value;
+
+const TOPIC: TopicId = TopicId(0);
+const OTHER: TopicId = TopicId(1);
+const COUNT: u64 = 20;
+
+fn open(dir: &Path, epoch: u64) -> Result<(Box<dyn Store>, Snapshot), StoreError> {
+    let (dir, epoch) = (dir.to_owned(), Epoch(epoch));
+    let ends = (1..epoch.0).map(|lower| (Epoch(lower), Predecessor::Gone)).collect();
+    let predecessors = Predecessors::new(ends);
+    database::open(&OpenOptions { dir, mode: Mode::Database, epoch, predecessors, segment_bytes: 1 << 20 })
+}
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+/// A message that has everything.
+fn full() -> Message {
+    Message {
+        key: Some(Bytes::from_static(b"key")),
+        headers: vec![("name".into(), Bytes::from_static(b"value"))],
+        deliver_at: Some(Timestamp(7)),
+        expires_at: Some(Timestamp(9)),
+        priority: 3,
+        body: Bytes::from_static(b"body"),
+    }
+}
+
+/// A closed store with two topics, each with the same messages: every other one has everything.
+struct Scene {
+    dir: tempfile::TempDir,
+    epoch: u64,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut store, _) = open(dir.path(), 1).unwrap();
+        let producer = ProducerId(0);
+        let mut records = vec![Record::ProducerOpened { producer, name: name("shop"), at: Timestamp(1_000) }];
+        let messages: Vec<Message> =
+            (0..COUNT).map(|n| if n % 2 == 0 { full() } else { Message::new(vec![n as u8; 9]) }).collect();
+        for topic in [TOPIC, OTHER] {
+            let name = name(&format!("t{topic}"));
+            records.push(Record::TopicCreated { topic, name, settings: TopicSettings::default() });
+            records.push(Record::Published(Published {
+                targets: vec![(topic, Offset(0))],
+                origin: Some(Origin { producer, sequence: Sequence(1 + COUNT * u64::from(topic.0)) }),
+                at: Timestamp(2_000),
+                block: MessageBlock::encode(&messages),
+            }));
+        }
+        store.commit(&records).unwrap();
+        store.close(&mut Snapshot::default, &mut || Ok(())).unwrap();
+        Self { dir, epoch: 1 }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join(format!("baton-{:020}.db", 1))
+    }
+
+    /// Changes the closed store as another program would.
+    fn change(&self, work: impl FnOnce(&Connection)) {
+        let connection = Connection::open(self.path()).unwrap();
+        work(&connection);
+        connection.close().unwrap();
+    }
+
+    /// Opens the store as the next master and reads the messages of a topic, up to an error.
+    fn read(&mut self, topic: TopicId) -> (u64, Option<StoreError>) {
+        self.epoch += 1;
+        let (store, _) = open(self.dir.path(), self.epoch).unwrap();
+        let mut reader = store.reader().unwrap();
+        let mut at = Offset(0);
+        let end = loop {
+            match reader.read(topic, at, 1 << 20) {
+                Ok(Some(chunk)) => at = chunk.range().end,
+                Ok(None) => break None,
+                Err(error) => break Some(error),
+            }
+        };
+        drop(reader);
+        store.close(&mut Snapshot::default, &mut || Ok(())).unwrap();
+        (at.0, end)
+    }
+
+    /// Checks that message `offset` of `topic` is named as damaged, and that the ones before it can be read.
+    fn finds(&mut self, topic: TopicId, offset: u64, what: &str) {
+        let path = self.path();
+        let (read, error) = self.read(topic);
+        let Some(StoreError::Damaged { path: found, what: text, .. }) = error else {
+            panic!("{what}: {read} messages read, then {error:?}");
+        };
+        assert_eq!((found, read), (path, offset), "{what}");
+        assert!(text.contains(&format!("topic {topic}, message {offset}: ")), "{what}: {text}");
+    }
+}
+
+/// Row id of a message: the first topic has the first stretch.
+fn row(topic: TopicId, offset: u64) -> i64 {
+    ((i64::from(topic.0) + 1) << 32) + offset as i64
+}
+
+/// Other values that a column may have after damage.
+fn damaged(value: &Value) -> Vec<Value> {
+    match value {
+        Value::Null => vec![Value::Integer(0), Value::Blob(Vec::new())],
+        Value::Integer(number) => (0..63).map(|bit| Value::Integer(number ^ (1 << bit))).collect(),
+        Value::Blob(bytes) => {
+            let flipped = |at: usize| {
+                let mut bytes = bytes.clone();
+                bytes[at] ^= 0x10;
+                Value::Blob(bytes)
+            };
+            let mut values: Vec<Value> = (0..bytes.len()).map(flipped).collect();
+            values.push(Value::Blob(bytes[1..].to_vec()));
+            values.push(Value::Blob([&bytes[..], &[0]].concat()));
+            values.push(Value::Blob(Vec::new()));
+            values
+        }
+        other => panic!("no column of messages is {other:?}"),
+    }
+}
+
+#[test]
+fn a_change_in_any_column_of_a_message_is_named() {
+    let columns = [
+        "published_at",
+        "producer",
+        "sequence",
+        "checksum",
+        "key",
+        "headers",
+        "deliver_at",
+        "expires_at",
+        "priority",
+        "body",
+    ];
+    let mut scene = Scene::new();
+    for offset in [6, 7] {
+        for column in columns {
+            let mut value = Value::Null;
+            scene.change(|connection| {
+                let sql = format!("SELECT {column} FROM message WHERE id = ?1");
+                value = connection.query_row(&sql, [row(TOPIC, offset)], |row| row.get(0)).unwrap();
+            });
+            let mut others = damaged(&value);
+            if value != Value::Null && !["published_at", "checksum", "body"].contains(&column) {
+                others.push(Value::Null);
+            }
+            // Opening a store takes long beside looking at a row: a few bits of each column are enough.
+            let step = others.len().div_ceil(6);
+            let mut changed = 0;
+            for other in others.into_iter().step_by(step) {
+                let set = |value: &Value| {
+                    let sql = format!("UPDATE message SET {column} = ?2 WHERE id = ?1");
+                    let connection = Connection::open(scene.path()).unwrap();
+                    // A column of the other type is refused by the table, as damage would not be.
+                    let set = connection.execute(&sql, (row(TOPIC, offset), value));
+                    connection.close().unwrap();
+                    set.is_ok()
+                };
+                if set(&other) {
+                    changed += 1;
+                    scene.finds(TOPIC, offset, &format!("{column} from {value:?} to {other:?}"));
+                    let connection = Connection::open(scene.path()).unwrap();
+                    let sql = format!("UPDATE message SET {column} = ?2 WHERE id = ?1");
+                    connection.execute(&sql, (row(TOPIC, offset), &value)).unwrap();
+                    connection.close().unwrap();
+                }
+            }
+            assert!(changed > 0, "{column}");
+        }
+    }
+    assert_eq!(scene.read(TOPIC).0, COUNT, "every change was taken back");
+}
+
+#[test]
+fn rows_that_stand_in_each_others_place_are_named() {
+    let mut scene = Scene::new();
+    let swap = |scene: &Scene, one: i64, other: i64| {
+        scene.change(|connection| {
+            for (from, to) in [(one, -1), (other, one), (-1, other)] {
+                connection.execute("UPDATE message SET id = ?2 WHERE id = ?1", (from, to)).unwrap();
+            }
+        });
+    };
+    swap(&scene, row(TOPIC, 4), row(TOPIC, 8));
+    scene.finds(TOPIC, 4, "two of a topic");
+    swap(&scene, row(TOPIC, 4), row(TOPIC, 8));
+    swap(&scene, row(TOPIC, 5), row(OTHER, 5));
+    scene.finds(TOPIC, 5, "of two topics, in the first");
+    scene.finds(OTHER, 5, "of two topics, in the second");
+    swap(&scene, row(TOPIC, 5), row(OTHER, 5));
+    scene.change(|connection| {
+        let sql = "DELETE FROM message WHERE id = ?1";
+        connection.execute(sql, [row(OTHER, 9)]).unwrap();
+    });
+    assert_eq!(scene.read(TOPIC).0, COUNT);
+    scene.finds(OTHER, 9, "a row that is gone");
+}
