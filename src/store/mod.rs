@@ -11,7 +11,9 @@
 
 pub mod check;
 pub mod codec;
+pub mod course;
 pub mod database;
+pub mod digest;
 pub mod file;
 pub mod image;
 pub mod manifest;

@@ -7,9 +7,11 @@
 //! Nothing else in the process may open the database file while a connection lives. Closing any descriptor of it
 //! would drop the locks, because POSIX locks belong to the process and not to the descriptor.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{ErrorKind, Write};
-use std::path::Path;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
@@ -82,6 +84,42 @@ pub(super) fn open(path: &Path, access: Access) -> Result<Connection, StoreError
     configure(&connection, access)?;
     connection.busy_timeout(WAIT).map_err(failed("set the waiting time"))?;
     Ok(connection)
+}
+
+/// Opens a database without a log as a file that never changes: nothing is locked, made or written. The caller sees to
+/// it that nobody writes.
+///
+/// # Errors
+/// As for [`open`].
+pub(super) fn open_unchanging(path: &Path) -> Result<Connection, StoreError> {
+    if !path.try_exists().map_err(|source| StoreError::Io {
+        action: "look for",
+        path: path.to_owned(),
+        source,
+    })? {
+        return Err(StoreError::Missing { path: path.to_owned() });
+    }
+    let flags =
+        OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+    let connection =
+        Connection::open_with_flags_and_vfs(unchanging_uri(path), flags, c"unix").map_err(failed("open"))?;
+    let batch = format!("PRAGMA temp_store = memory; PRAGMA cache_size = -{READER_CACHE_KIB};");
+    connection.execute_batch(&batch).map_err(failed("set the pragmas"))?;
+    Ok(connection)
+}
+
+/// The address of a file that never changes. Whatever could mean something in an address is written as its number.
+fn unchanging_uri(path: &Path) -> PathBuf {
+    let mut uri = b"file:".to_vec();
+    for &byte in path.as_os_str().as_bytes() {
+        if matches!(byte, b'%' | b'?' | b'#') {
+            uri.extend(format!("%{byte:02x}").bytes());
+        } else {
+            uri.push(byte);
+        }
+    }
+    uri.extend(b"?immutable=1");
+    OsString::from_vec(uri).into()
 }
 
 fn configure(connection: &Connection, access: Access) -> Result<(), StoreError> {

@@ -13,7 +13,9 @@ mod checksum;
 mod commit;
 mod connection;
 mod files;
+mod fill;
 mod frame;
+mod image;
 mod log;
 mod message;
 mod reader;
@@ -29,6 +31,7 @@ use rusqlite::wal::CheckpointMode;
 use rustix::fs::Access as Rights;
 
 use super::check::check_rights;
+use super::image::{Fill, Image};
 use super::manifest::{Manifest, sync_dir};
 use super::space::FreeSpace;
 use super::{FenceCheck, Fenced, Mode, OpenOptions, Predecessor, Predecessors, Reader, Store, StoreError};
@@ -38,11 +41,13 @@ use crate::model::snapshot::Snapshot;
 use catalog::Catalog;
 use commit::CommitError;
 use connection::{Access, failed, is_full};
+use fill::DatabaseFill;
+use image::{DatabaseImage, Pins};
 use message::Inserts;
 use reader::DatabaseReader;
 pub use schema::FORMAT;
 use unserved::Unserved;
-use upkeep::{StepError, Thrift, Upkeep};
+use upkeep::{Deletion, StepError, Thrift, Upkeep};
 
 /// Opens the store for the epoch, as its new master: takes the database of the newest manifest over, or makes a new
 /// one where there is no manifest.
@@ -63,6 +68,22 @@ pub fn open_fenced(
 ) -> Result<(Box<dyn Store>, Snapshot), StoreError> {
     let (store, snapshot) = DatabaseStore::open(options, fence)?;
     Ok((Box::new(store), snapshot))
+}
+
+/// Begins a new database in which a store is made: see [`fill`](super::image::fill).
+///
+/// # Errors
+/// Where it cannot be written.
+pub fn fill(options: &OpenOptions, snapshot: &Snapshot) -> Result<Box<dyn Fill>, StoreError> {
+    Ok(Box::new(DatabaseFill::begin(options, snapshot)?))
+}
+
+/// What a database holds that nobody serves: see [`look`](super::image::look).
+///
+/// # Errors
+/// Where it is missing, damaged or of a newer format, or belongs to another process.
+pub fn look(dir: &Path, manifest: &Manifest) -> Result<Box<dyn Image>, StoreError> {
+    Ok(Box::new(DatabaseImage::look(&dir.join(database_of(manifest, dir)?))?))
 }
 
 /// Checks that this version can take over the database that a manifest names. Changes nothing; no connection is open.
@@ -96,6 +117,8 @@ struct DatabaseStore {
     inserts: Inserts,
     upkeep: Upkeep,
     space: FreeSpace,
+    /// The images that may be alive.
+    pins: Pins,
     /// The error after which nothing is done any more.
     failed: Option<String>,
 }
@@ -159,6 +182,7 @@ impl DatabaseStore {
             inserts: Inserts::new(),
             upkeep,
             space: FreeSpace::around(dir),
+            pins: Pins::default(),
             failed: None,
         };
         Ok((store, snapshot))
@@ -185,7 +209,9 @@ impl DatabaseStore {
         self.run("BEGIN IMMEDIATE").map_err(failed("begin a commit"))?;
         let written = commit::write(&self.connection, &mut self.catalog, &self.inserts, records);
         let written = written.and_then(|()| {
-            self.upkeep.ride_along(&self.connection, &mut self.catalog)?;
+            if self.deletion() == Deletion::Allowed {
+                self.upkeep.ride_along(&self.connection, &mut self.catalog)?;
+            }
             Ok(self.run("COMMIT")?)
         });
         written.or_else(|error| match error {
@@ -217,9 +243,15 @@ impl DatabaseStore {
         self.connection.prepare_cached(sql)?.raw_execute().map(|_| ())
     }
 
+    /// Whether messages that the state has no more may be deleted: not while an image may still read them.
+    fn deletion(&self) -> Deletion {
+        if self.pins.are_held() { Deletion::Waits } else { Deletion::Allowed }
+    }
+
     fn step(&mut self) -> Result<(), StoreError> {
+        let deletion = self.deletion();
         let Self { connection, catalog, upkeep, path, epoch, .. } = self;
-        let step = upkeep.step(connection, catalog, path, *epoch);
+        let step = upkeep.step(connection, catalog, path, *epoch, deletion);
         let is_full = match &step {
             Err(StepError::Store(error)) => matches!(error, StoreError::Full(_)),
             Err(StepError::Database(error)) => is_full(error, path),
@@ -257,13 +289,12 @@ impl Store for DatabaseStore {
         Ok(Box::new(DatabaseReader::open(&self.path)?))
     }
 
-    fn image(&mut self, _: &mut dyn FnMut() -> Snapshot) -> Result<Box<dyn super::image::Image>, StoreError> {
-        let (action, message) = ("make an image", "there is none of a database".to_owned());
-        Err(StoreError::Database { action, message })
+    fn image(&mut self, _snapshot: &mut dyn FnMut() -> Snapshot) -> Result<Box<dyn Image>, StoreError> {
+        Ok(Box::new(DatabaseImage::of(&self.path, &self.catalog, &mut self.pins)?))
     }
 
     fn maintenance_due(&self) -> bool {
-        self.failed.is_none() && self.upkeep.due(&self.catalog)
+        self.failed.is_none() && self.upkeep.due(&self.catalog, self.deletion())
     }
 
     fn maintain(
@@ -272,7 +303,7 @@ impl Store for DatabaseStore {
         fence: FenceCheck<'_>,
     ) -> Result<(), StoreError> {
         self.guarded(|store| {
-            if store.upkeep.due(&store.catalog) {
+            if store.upkeep.due(&store.catalog, store.deletion()) {
                 fence()?;
                 store.step()?;
             }
@@ -295,6 +326,7 @@ impl Store for DatabaseStore {
         fence: FenceCheck<'_>,
     ) -> Result<(), StoreError> {
         self.guarded(|_| Ok(fence()?))?;
+        self.pins.end();
         match self.connection.wal_checkpoint_v2(Some(c"main"), CheckpointMode::TRUNCATE) {
             Ok(_) => {}
             Err(error)

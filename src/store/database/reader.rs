@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::{BufMut, BytesMut};
 use rusqlite::types::FromSqlError;
-use rusqlite::{Connection, Row};
+use rusqlite::{Connection, Row, Rows};
 
 use super::super::{Reader, StoreError};
 use super::checksum::{self, RowHead};
@@ -78,42 +78,9 @@ impl DatabaseReader {
         let database = failed("read messages");
         let mut statement = self.connection.prepare_cached(MESSAGES).map_err(&database)?;
         let parameters = (topic.0, from.0 as i64, number as i64, low);
-        let mut rows = statement.query(parameters).map_err(&database)?;
+        let rows = statement.query(parameters).map_err(&database)?;
         let capacity = self.last_bytes.max(CAPACITY.0).min(bytes_max).min(CAPACITY.1);
-        let mut bytes = BytesMut::with_capacity(capacity);
-        let mut stamps: Vec<Stamp> = Vec::new();
-        let mut expected = None;
-        let mut offset = from;
-        loop {
-            let row = match rows.next() {
-                Ok(Some(row)) => row,
-                Ok(None) => break,
-                Err(error) if !is_damage(&error) => return Err(database(error)),
-                Err(_) if !stamps.is_empty() => break,
-                Err(error) => return Err(self.damaged(topic, offset, &error.to_string())),
-            };
-            let id: i64 = row.get(0).map_err(&database)?;
-            let consecutive = match expected {
-                None => id & ((1 << super::schema::STRETCH_BITS) - 1) == low,
-                Some(expected) => id == expected,
-            };
-            if !consecutive {
-                break;
-            }
-            let (published_at, origin) = match append(row, topic, offset, &mut bytes, bytes_max) {
-                Ok(Appended::Stamped(published_at, origin)) => (published_at, origin),
-                Ok(Appended::DoesNotFit) => break,
-                Err(_) if !stamps.is_empty() => break,
-                Err(error) => return Err(self.damaged(topic, offset, &error.to_string())),
-            };
-            expected = Some(id + 1);
-            offset = offset.next();
-            match stamps.last_mut() {
-                Some(last) if continues(last, published_at, origin) => last.count += 1,
-                _ => stamps.push(Stamp { count: 1, published_at, origin }),
-            }
-        }
-        Ok((!stamps.is_empty()).then_some((bytes, stamps)))
+        gather(rows, (topic, from), bytes_max, capacity, &self.path)
     }
 
     fn expects(&self, topic: TopicId, offset: Offset) -> rusqlite::Result<bool> {
@@ -123,9 +90,64 @@ impl DatabaseReader {
     }
 
     fn damaged(&self, topic: TopicId, offset: Offset, what: &str) -> StoreError {
-        let what = format!("topic {topic}, message {offset}: {what}");
-        StoreError::Damaged { path: self.path.clone(), position: 0, what }
+        damaged(&self.path, topic, offset, what)
     }
+}
+
+/// A message that is not what was stored.
+pub(super) fn damaged(path: &Path, topic: TopicId, offset: Offset, what: &str) -> StoreError {
+    let what = format!("topic {topic}, message {offset}: {what}");
+    StoreError::Damaged { path: path.to_owned(), position: 0, what }
+}
+
+/// Puts together what consecutive rows have, whose columns are those of [`MESSAGES`]: the messages of a topic from an
+/// offset on. `None` where the first row is not that of the offset.
+///
+/// # Errors
+/// Where the first message cannot be read or is damaged.
+pub(super) fn gather(
+    mut rows: Rows<'_>,
+    (topic, from): (TopicId, Offset),
+    bytes_max: usize,
+    capacity: usize,
+    path: &Path,
+) -> Result<Option<(BytesMut, Vec<Stamp>)>, StoreError> {
+    let database = failed("read messages");
+    let (_, low) = split(from.0);
+    let mut bytes = BytesMut::with_capacity(capacity);
+    let mut stamps: Vec<Stamp> = Vec::new();
+    let mut expected = None;
+    let mut offset = from;
+    loop {
+        let row = match rows.next() {
+            Ok(Some(row)) => row,
+            Ok(None) => break,
+            Err(error) if !is_damage(&error) => return Err(database(error)),
+            Err(_) if !stamps.is_empty() => break,
+            Err(error) => return Err(damaged(path, topic, offset, &error.to_string())),
+        };
+        let id: i64 = row.get(0).map_err(&database)?;
+        let consecutive = match expected {
+            None => id & ((1 << super::schema::STRETCH_BITS) - 1) == low,
+            Some(expected) => id == expected,
+        };
+        if !consecutive {
+            break;
+        }
+        let (published_at, origin) = match append(row, topic, offset, &mut bytes, bytes_max) {
+            Ok(Appended::Stamped(published_at, origin)) => (published_at, origin),
+            Ok(Appended::DoesNotFit) => break,
+            Err(_) if !stamps.is_empty() => break,
+            Err(error) => return Err(damaged(path, topic, offset, &error.to_string())),
+        };
+        expected = Some(id + 1);
+        offset = offset.next();
+        match stamps.last_mut() {
+            Some(last) if continues(last, published_at, origin) => last.count += 1,
+            _ => stamps.push(Stamp { count: 1, published_at, origin }),
+        }
+    }
+    Ok((!stamps.is_empty()).then_some((bytes, stamps)))
 }
 
 impl Reader for DatabaseReader {

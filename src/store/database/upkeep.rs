@@ -110,6 +110,15 @@ pub(super) enum Thrift {
     KeepsNothing,
 }
 
+/// Whether messages may be deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Deletion {
+    /// Nobody reads those that the state has no more.
+    Allowed,
+    /// An image reads them.
+    Waits,
+}
+
 impl Upkeep {
     /// Upkeep of the database that `connection` writes.
     ///
@@ -148,14 +157,15 @@ impl Upkeep {
     }
 
     /// Whether there is something to do.
-    pub(super) fn due(&self, catalog: &Catalog) -> bool {
+    pub(super) fn due(&self, catalog: &Catalog, deletion: Deletion) -> bool {
+        let may_delete = deletion == Deletion::Allowed;
         let due = self.checkpoint_due()
             || self.ahead == Ahead::Growing
             || self.old_files == OldFiles::NotLookedFor
             || self.vacuum == Vacuum::Unknown
-            || !catalog.trimmed.is_empty()
-            || !catalog.removed.is_empty()
-            || !catalog.orphans.is_empty();
+            || may_delete && !catalog.trimmed.is_empty()
+            || may_delete && !catalog.removed.is_empty()
+            || may_delete && !catalog.orphans.is_empty();
         due && self.resting_until.is_none_or(|until| Instant::now() >= until)
     }
 
@@ -198,23 +208,25 @@ impl Upkeep {
         catalog: &mut Catalog,
         database: &Path,
         epoch: Epoch,
+        deletion: Deletion,
     ) -> Result<(), StepError> {
         self.resting_until = None;
+        let may_delete = deletion == Deletion::Allowed;
         if self.checkpoint_due() {
             // Taken back where it succeeds; longer than the rest, so that deleting gets its turn.
             self.checkpoint_from = Some(Instant::now() + 2 * REST);
             self.checkpoint(connection, database)?;
             self.checkpoint_from = None;
-        } else if let Some(&topic) = catalog.trimmed.first() {
+        } else if may_delete && let Some(&topic) = catalog.trimmed.first() {
             self.timed(|rows| {
                 let transaction = connection.unchecked_transaction()?;
                 clear_topic(&transaction, catalog, topic, rows)?;
                 transaction.commit()
             })?;
-        } else if let Some((topic, range)) = catalog.removed.pop() {
+        } else if may_delete && let Some((topic, range)) = catalog.removed.pop() {
             let left = self.timed(|rows| clear_range(connection, catalog, topic, range, rows))?;
             catalog.removed.extend(left.map(|left| (topic, left)));
-        } else if let Some(&stretch) = catalog.orphans.last() {
+        } else if may_delete && let Some(&stretch) = catalog.orphans.last() {
             if self.timed(|rows| clear_stretch(connection, stretch, rows))? == Left::Nothing {
                 catalog.orphans.pop();
             }

@@ -1,0 +1,245 @@
+//! A database that is being made from what another store holds.
+//!
+//! All of it is one transaction without a journal and without syncs, which writes each page about once. That is safe
+//! because the file does not count before a manifest names it: where filling does not come to its end, the file is
+//! removed, by this process or by the next master. When it does, the file is synced before anybody is told.
+//!
+//! What is written is handed to the disk now and then, so that the sync at the end is short.
+
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use rusqlite::Connection;
+
+use super::super::course::Course;
+use super::super::image::Fill;
+use super::super::manifest::{Manifest, sync_dir};
+use super::super::{Mode, OpenOptions, StoreError};
+use super::catalog::reason_text;
+use super::connection::{self, Access, failed, is_full};
+use super::files;
+use super::message::{InsertError, Inserts, Target, first_row, split};
+use super::schema::{self, STRETCH_BITS};
+use super::unserved::Unserved;
+use crate::model::chunk::Chunk;
+use crate::model::id::{Epoch, Offset, TopicId};
+use crate::model::record::Published;
+use crate::model::snapshot::Snapshot;
+use crate::model::time::Timestamp;
+
+/// Bytes of messages after which what was written is handed to the disk.
+const SYNC_BYTES: u64 = 64 << 20;
+
+/// A database that is being made.
+pub(super) struct DatabaseFill {
+    connection: Connection,
+    /// For syncs. Open for as long as the connection: closing it would drop the locks of that.
+    file: File,
+    path: PathBuf,
+    epoch: Epoch,
+    inserts: Inserts,
+    course: Course,
+    /// The stretch that is being filled: topic, number and id.
+    stretch: Option<(TopicId, u64, i64)>,
+    /// The topic that is being filled, and when it got its last message.
+    stored_at: Option<(TopicId, Timestamp)>,
+    unsynced: u64,
+    unserved: Unserved,
+}
+
+impl DatabaseFill {
+    /// Begins a database for the epoch, with all of the state.
+    ///
+    /// # Errors
+    /// Where it is there already, or cannot be written.
+    pub(super) fn begin(options: &OpenOptions, snapshot: &Snapshot) -> Result<Self, StoreError> {
+        let path = options.dir.join(files::name(options.epoch));
+        let unserved = Unserved::new(&path)?;
+        let connection = connection::open(&path, Access::Create)?;
+        schema::migrate(&connection)?;
+        for pragma in ["journal_mode = off", "synchronous = off"] {
+            connection.execute_batch(&format!("PRAGMA {pragma}")).map_err(failed("set the pragmas"))?;
+        }
+        let file = File::open(&path).map_err(io("open", &path))?;
+        let fill = Self {
+            connection,
+            file,
+            epoch: options.epoch,
+            inserts: Inserts::new(),
+            course: Course::new(snapshot),
+            stretch: None,
+            stored_at: None,
+            unsynced: 0,
+            unserved,
+            path,
+        };
+        fill.connection.execute_batch("BEGIN IMMEDIATE").map_err(failed("begin to fill"))?;
+        write_state(&fill.connection, snapshot).map_err(|error| fill.failed("write the state", error, 0))?;
+        Ok(fill)
+    }
+
+    fn failed(&self, action: &'static str, error: rusqlite::Error, bytes: u64) -> StoreError {
+        if is_full(&error, &self.path) { StoreError::Full(bytes) } else { failed(action)(error) }
+    }
+
+    /// Inserts messages that have time and origin in common, the first at `first`.
+    fn insert(&mut self, topic: TopicId, first: Offset, published: &Published) -> Result<(), InsertError> {
+        let count = published.block.count();
+        let mut from = 0;
+        while from < count {
+            let offset = Offset(first.0 + from as u64);
+            let (number, low) = split(offset.0);
+            let row = first_row(self.stretch(topic, number)?) + low;
+            let room = (1 << STRETCH_BITS) - low as u64;
+            let to = count.min(from.saturating_add(usize::try_from(room).unwrap_or(usize::MAX)));
+            let target = Target { topic, first: offset, row };
+            self.inserts.insert(&self.connection, published, (from, to), target)?;
+            from = to;
+        }
+        Ok(())
+    }
+
+    /// Id of a topic's stretch; makes it where it is not there yet.
+    fn stretch(&mut self, topic: TopicId, number: u64) -> rusqlite::Result<i64> {
+        let id = match self.stretch {
+            Some((of, at, id)) if (of, at) == (topic, number) => return Ok(id),
+            Some((_, _, last)) => last + 1,
+            None => 1,
+        };
+        self.connection
+            .prepare_cached("INSERT INTO stretch (id, topic, number) VALUES (?1, ?2, ?3)")?
+            .execute((id, topic.0, number as i64))?;
+        self.stretch = Some((topic, number, id));
+        Ok(id)
+    }
+
+    /// Notes when the topic that was filled last got its last message.
+    fn end_topic(&mut self) -> rusqlite::Result<()> {
+        let Some((topic, at)) = self.stored_at.take() else { return Ok(()) };
+        self.connection
+            .prepare_cached("UPDATE topic SET stored_at = ?2 WHERE id = ?1")?
+            .execute((topic.0, at.0 as i64))
+            .map(|_| ())
+    }
+}
+
+impl Fill for DatabaseFill {
+    fn add(&mut self, topic: TopicId, chunk: &Chunk) -> Result<(), StoreError> {
+        let wrong = |source| StoreError::Inconsistent { path: self.path.clone(), source };
+        self.course.pass(topic, chunk.range()).map_err(wrong)?;
+        let bytes = chunk.block.bytes().len() as u64;
+        if self.stored_at.is_some_and(|(last, _)| last != topic) {
+            self.end_topic().map_err(|error| self.failed("write a topic", error, bytes))?;
+        }
+        let mut at = 0;
+        for stamp in &chunk.stamps {
+            let to = at + stamp.count as usize;
+            let published = Published {
+                targets: Vec::new(),
+                origin: stamp.origin,
+                at: stamp.published_at,
+                block: chunk.block.part(at, to),
+            };
+            self.insert(topic, Offset(chunk.first.0 + at as u64), &published).map_err(
+                |error| match error {
+                    InsertError::Database(error) => self.failed("insert messages", error, bytes),
+                    InsertError::Message(error) => {
+                        StoreError::Database { action: "insert messages", message: error.to_string() }
+                    }
+                },
+            )?;
+            self.stored_at = Some((topic, stamp.published_at));
+            at = to;
+        }
+        self.unsynced += bytes;
+        if self.unsynced > SYNC_BYTES {
+            self.file.sync_data().map_err(io("sync", &self.path))?;
+            self.unsynced = 0;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<Manifest, StoreError> {
+        let wrong = |source| StoreError::Inconsistent { path: self.path.clone(), source };
+        self.course.end().map_err(wrong)?;
+        self.end_topic().map_err(|error| self.failed("write a topic", error, 0))?;
+        let ended = self.connection.execute_batch("COMMIT; PRAGMA journal_mode = wal;");
+        ended.map_err(|error| self.failed("end filling", error, 0))?;
+        let Self { connection, file, path, epoch, unserved, .. } = *self;
+        connection.close().map_err(|(_, error)| failed("close")(error))?;
+        // It is empty: the last commit was made without one.
+        let log = files::log(&path);
+        match fs::remove_file(&log) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(io("remove", &log)(error)),
+            _ => {}
+        }
+        file.sync_all().map_err(io("sync", &path))?;
+        sync_dir(path.parent().unwrap_or(&path))?;
+        unserved.keep();
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+        Ok(Manifest { epoch, mode: Mode::Database, sealed: Vec::new(), database: name })
+    }
+}
+
+/// Writes every table but those of messages and their places.
+fn write_state(connection: &Connection, snapshot: &Snapshot) -> rusqlite::Result<()> {
+    let next = snapshot.next;
+    let numbers = [
+        ("next_topic", i64::from(next.topic.0)),
+        ("next_group", i64::from(next.group.0)),
+        ("next_producer", next.producer.0 as i64),
+        ("time", snapshot.time.0 as i64),
+    ];
+    for (name, value) in numbers {
+        connection.execute("UPDATE meta SET value = ?2 WHERE name = ?1", (name, value))?;
+    }
+    let mut put = connection.prepare(
+        "INSERT INTO topic (id, name, settings, start_offset, cleared_offset, end_offset, stored_at) \
+         VALUES (?1, ?2, ?3, ?4, ?4, ?5, 0)",
+    )?;
+    let mut put_removed = connection
+        .prepare("INSERT INTO removed_range (topic, start_offset, end_offset) VALUES (?1, ?2, ?3)")?;
+    for (id, topic) in &snapshot.topics {
+        let settings = json(&topic.settings)?;
+        put.execute((id.0, topic.name.as_str(), settings, topic.start.0 as i64, topic.end.0 as i64))?;
+        for range in topic.removed.iter() {
+            put_removed.execute((id.0, range.start.0 as i64, range.end.0 as i64))?;
+        }
+    }
+    let mut put = connection.prepare(
+        "INSERT INTO consumer_group (id, topic, name, settings, floor_offset, handed_out) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+    )?;
+    let mut put_settled = connection
+        .prepare("INSERT INTO settled_range (group_id, start_offset, end_offset) VALUES (?1, ?2, ?3)")?;
+    let mut put_retry = connection.prepare(
+        "INSERT INTO retry (group_id, message_offset, attempts, due_at, reason) VALUES (?1, ?2, ?3, ?4, ?5)",
+    )?;
+    for (id, group) in &snapshot.groups {
+        let (floor, handed_out) = (group.floor.0 as i64, group.handed_out.0 as i64);
+        put.execute((id.0, group.topic.0, group.name.as_str(), json(&group.settings)?, floor, handed_out))?;
+        for range in group.settled.iter() {
+            put_settled.execute((id.0, range.start.0 as i64, range.end.0 as i64))?;
+        }
+        for (offset, retry) in &group.retries {
+            let (due_at, reason) = (retry.due_at.0 as i64, reason_text(retry.reason));
+            put_retry.execute((id.0, offset.0 as i64, retry.attempts, due_at, reason))?;
+        }
+    }
+    let mut put = connection
+        .prepare("INSERT INTO producer (id, name, last_sequence, seen_at) VALUES (?1, ?2, ?3, ?4)")?;
+    for (id, producer) in &snapshot.producers {
+        let (last, seen_at) = (producer.last.0 as i64, producer.seen_at.0 as i64);
+        put.execute((id.0 as i64, producer.name.as_str(), last, seen_at))?;
+    }
+    Ok(())
+}
+
+fn json(settings: &impl serde::Serialize) -> rusqlite::Result<String> {
+    serde_json::to_string(settings).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
+}
+
+fn io<'a>(action: &'static str, path: &'a Path) -> impl Fn(std::io::Error) -> StoreError + 'a {
+    move |source| StoreError::Io { action, path: path.to_owned(), source }
+}

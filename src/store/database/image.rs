@@ -1,0 +1,154 @@
+//! What a database holds at one commit: of a store that is served, and of one that nobody serves.
+//!
+//! An image of a store that is served holds no read transaction: that would keep checkpoints from finishing, and the
+//! log would grow for as long as a backup takes. Instead it keeps its own state and where each topic's messages lie,
+//! and reads rows by short statements that ask nothing else; while it is alive the writer deletes no message. What
+//! the writer trims, removes or deletes with a topic meanwhile stays in its rows until then.
+//!
+//! A database that nobody serves is opened without changing a byte. With a log that holds something it is opened as a
+//! writer opens it, which keeps the index of the log in memory, and is told to refuse every write; without one it is
+//! opened as a file that never changes, which also works on storage that is read-only.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use rusqlite::Connection;
+
+use super::super::StoreError;
+use super::super::image::Image;
+use super::catalog::Catalog;
+use super::connection::{self, Access, failed};
+use super::message::{first_row, split};
+use super::reader::{damaged, gather};
+use super::schema::STRETCH_BITS;
+use super::{files, log, schema};
+use crate::model::chunk::Chunk;
+use crate::model::id::{Offset, TopicId};
+use crate::model::message::MessageBlock;
+use crate::model::snapshot::Snapshot;
+
+/// Rows of messages, whatever the tables beside them say by now.
+const ROWS: &str = "\
+    SELECT id, published_at, producer, sequence, checksum, key, headers, deliver_at, expires_at, priority, body
+    FROM message WHERE id >= ?1 AND id < ?2 ORDER BY id";
+
+/// The connection of an image. It is taken away when the store is closed.
+#[derive(Debug)]
+struct Tap(Mutex<Option<Connection>>);
+
+impl Tap {
+    fn lock(&self) -> MutexGuard<'_, Option<Connection>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The images of a store that may be alive.
+#[derive(Debug, Default)]
+pub(super) struct Pins(Vec<Weak<Tap>>);
+
+impl Pins {
+    /// Whether one of them is alive.
+    pub(super) fn are_held(&self) -> bool {
+        self.0.iter().any(|pin| pin.strong_count() > 0)
+    }
+
+    /// Ends them: each closes its connection, when the statement that it is in has ended.
+    pub(super) fn end(&mut self) {
+        for tap in self.0.drain(..).filter_map(|pin| pin.upgrade()) {
+            tap.lock().take();
+        }
+    }
+
+    fn add(&mut self, tap: &Arc<Tap>) {
+        self.0.retain(|pin| pin.strong_count() > 0);
+        self.0.push(Arc::downgrade(tap));
+    }
+}
+
+/// What a database holds at one commit.
+#[derive(Debug)]
+pub(super) struct DatabaseImage {
+    tap: Arc<Tap>,
+    path: PathBuf,
+    snapshot: Snapshot,
+    /// Number and id of the stretches of each topic.
+    stretches: BTreeMap<TopicId, Vec<(u64, i64)>>,
+}
+
+impl DatabaseImage {
+    /// What the database of a store that is served holds, whose writer has this catalog.
+    ///
+    /// # Errors
+    /// Where no connection can be had.
+    pub(super) fn of(path: &Path, catalog: &Catalog, pins: &mut Pins) -> Result<Self, StoreError> {
+        let image = Self::new(connection::open(path, Access::Read)?, path, catalog);
+        pins.add(&image.tap);
+        Ok(image)
+    }
+
+    /// What a database holds that nobody serves.
+    ///
+    /// # Errors
+    /// Where it is missing, damaged or of a newer format, or belongs to another process.
+    pub(super) fn look(path: &Path) -> Result<Self, StoreError> {
+        let log = files::log(path);
+        let connection = if files::length(&log)?.unwrap_or(0) == 0 {
+            connection::open_unchanging(path)?
+        } else {
+            log::check(&log)?;
+            let connection = connection::open(path, Access::Write)?;
+            connection.pragma_update(None, "query_only", true).map_err(failed("refuse writes"))?;
+            connection
+        };
+        schema::check(&connection, path)?;
+        let catalog = Catalog::load(&connection, path)?;
+        Ok(Self::new(connection, path, &catalog))
+    }
+
+    fn new(connection: Connection, path: &Path, catalog: &Catalog) -> Self {
+        let places = catalog.places.iter();
+        Self {
+            tap: Arc::new(Tap(Mutex::new(Some(connection)))),
+            path: path.to_owned(),
+            snapshot: catalog.snapshot.clone(),
+            stretches: places.map(|(topic, place)| (*topic, place.stretches.clone())).collect(),
+        }
+    }
+
+    fn stretch(&self, topic: TopicId, number: u64) -> Option<i64> {
+        let stretches = self.stretches.get(&topic)?;
+        stretches.iter().find(|&&(of, _)| of == number).map(|&(_, id)| id)
+    }
+}
+
+impl Image for DatabaseImage {
+    fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    fn read(&mut self, topic: TopicId, from: Offset, bytes_max: usize) -> Result<Option<Chunk>, StoreError> {
+        let Some(state) = self.snapshot.topics.get(&topic) else { return Ok(None) };
+        let run = state.next_run(from);
+        if run.start != from || run.is_empty() {
+            return Ok(None);
+        }
+        let missing = || damaged(&self.path, topic, from, "its row is missing");
+        let (number, low) = split(from.0);
+        let first = first_row(self.stretch(topic, number).ok_or_else(missing)?) + low;
+        let count = (run.end.0 - from.0).min((1 << STRETCH_BITS) - low as u64);
+        let tap = self.tap.lock();
+        let Some(connection) = tap.as_ref() else {
+            let message = "the store was closed meanwhile: begin again at the next master".to_owned();
+            return Err(StoreError::Database { action: "read an image", message });
+        };
+        let database = failed("read messages");
+        let mut statement = connection.prepare_cached(ROWS).map_err(&database)?;
+        let rows = statement.query((first, first + count as i64)).map_err(&database)?;
+        let (bytes, stamps) =
+            gather(rows, (topic, from), bytes_max, bytes_max, &self.path)?.ok_or_else(missing)?;
+        let block = MessageBlock::from_store(bytes.freeze())
+            .map_err(|error| damaged(&self.path, topic, from, &error.to_string()))?;
+        Ok(Some(Chunk { first: from, block, stamps }))
+    }
+}
