@@ -9,6 +9,7 @@
 //! [`commit`](Store::commit) and [`maintain`](Store::maintain) by one thread, while [`Reader`]s read on others.
 //! The first error of a write or a sync is final: the process ends without touching the store again.
 
+pub mod archive;
 pub mod check;
 pub mod codec;
 pub mod course;

@@ -1,0 +1,330 @@
+//! Whole stores: images of living and dead ones, new ones that are filled from them, archives.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod scene;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use batonmq::model::chunk::{Chunk, Origin};
+use batonmq::model::id::{Epoch, Offset, OffsetRange, ProducerId, TopicId};
+use batonmq::model::message::{Message, MessageBlock};
+use batonmq::model::record::{Published, Record};
+use batonmq::model::time::Timestamp;
+use batonmq::store::archive::{self, ArchiveError};
+use batonmq::store::digest::Digest;
+use batonmq::store::image::{self, Image};
+use batonmq::store::manifest::Manifest;
+use batonmq::store::{Mode, OpenOptions, Predecessor, Predecessors, Reader, StoreError};
+use proptest::prelude::*;
+use scene::random::random_records;
+use scene::{Model, Open, Scene, bodies, copy_dir, group_created, producer_opened, published};
+
+const MODES: [Mode; 1] = [Mode::Database];
+
+fn opener(mode: Mode) -> Open {
+    match mode {
+        Mode::Database => batonmq::store::database::open,
+        Mode::File => batonmq::store::file::open,
+    }
+}
+
+fn scene(mode: Mode) -> Scene {
+    Scene::new(opener(mode), mode, 64 << 10)
+}
+
+/// Lets the model read an image as it reads a store.
+struct Reading(Box<dyn Image>);
+
+impl Reader for Reading {
+    fn read(&mut self, topic: TopicId, from: Offset, bytes_max: usize) -> Result<Option<Chunk>, StoreError> {
+        self.0.read(topic, from, bytes_max)
+    }
+}
+
+fn check(image: Box<dyn Image>, model: &Model, bytes_max: usize) {
+    assert_eq!(image.snapshot(), &model.snapshot);
+    model.check_everything(&mut Reading(image), bytes_max);
+}
+
+fn image_of(scene: &mut Scene) -> Box<dyn Image> {
+    let snapshot = scene.model.snapshot.clone();
+    scene.store().image(&mut || snapshot.clone()).unwrap()
+}
+
+fn look(dir: &Path) -> Box<dyn Image> {
+    let manifest = Manifest::newest(dir, Epoch(u64::MAX)).unwrap().unwrap();
+    image::look(dir, &manifest).unwrap()
+}
+
+fn digest(image: &mut dyn Image) -> Digest {
+    let mut digest = Digest::begin(image.snapshot()).unwrap();
+    image::walk(image, |topic, chunk| {
+        digest.add(topic, chunk);
+        Ok::<_, StoreError>(())
+    })
+    .unwrap();
+    digest
+}
+
+/// Messages with everything that one can have.
+fn full_messages(model: &Model, topic: TopicId, producer: Option<ProducerId>) -> Record {
+    let snapshot = &model.snapshot;
+    let full = |n: u8| Message {
+        key: Some(vec![n; 1 + usize::from(n)].into()),
+        headers: vec![("name".into(), vec![n].into()), ("empty".into(), Vec::new().into())],
+        deliver_at: (n % 2 == 0).then_some(Timestamp(u64::from(n) << 40)),
+        expires_at: (n % 3 == 0).then_some(Timestamp(u64::from(n) << 41)),
+        priority: n % 10,
+        ..Message::new(vec![n; usize::from(n) * 3])
+    };
+    let messages: Vec<Message> = (0..20).map(full).collect();
+    Record::Published(Published {
+        targets: vec![(topic, snapshot.topics[&topic].end)],
+        origin: producer
+            .map(|producer| Origin { producer, sequence: snapshot.producers[&producer].last.next() }),
+        at: Timestamp(snapshot.time.0 + 1),
+        block: MessageBlock::encode(&messages),
+    })
+}
+
+/// A store with something of everything in it.
+fn furnished(mode: Mode) -> Scene {
+    let mut scene = scene(mode);
+    let topics: Vec<TopicId> = (0..3).map(|_| scene.create_topic()).collect();
+    let records = [
+        group_created(&scene.model.snapshot, topics[0]),
+        producer_opened(&scene.model.snapshot, Timestamp(5)),
+    ];
+    scene.commit(&records);
+    for round in 0..30 {
+        let producer = (round % 3 > 0).then_some(ProducerId(0));
+        let record = published(&scene.model.snapshot, &topics[..2], producer, &bodies(9, 200, round));
+        scene.commit(&[record]);
+        let record = full_messages(&scene.model, topics[round as usize % 2], producer);
+        scene.commit(&[record]);
+    }
+    scene.commit(&[
+        Record::Trimmed { topic: topics[0], start: Offset(100) },
+        Record::Removed {
+            topic: topics[0],
+            ranges: vec![OffsetRange::new(120, 150), OffsetRange::new(151, 160)],
+        },
+        Record::Settled { group: batonmq::model::id::GroupId(0), ranges: vec![OffsetRange::new(0, 110)] },
+    ]);
+    scene
+}
+
+fn close(scene: &mut Scene) {
+    let snapshot = scene.model.snapshot.clone();
+    scene.store.take().unwrap().close(&mut || snapshot.clone(), &mut || Ok(())).unwrap();
+}
+
+#[test]
+fn an_image_stays_as_it_was_whatever_is_committed_after_it() {
+    for mode in MODES {
+        let mut scene = furnished(mode);
+        let then = scene.model.clone();
+        let image = image_of(&mut scene);
+        let (first, second) = (TopicId(0), TopicId(1));
+        let end = scene.model.snapshot.topics[&first].end;
+        scene.publish(&[first], &bodies(50, 300, 7));
+        scene.commit(&[Record::Trimmed { topic: first, start: Offset(end.0 + 10) }]);
+        let ranges = vec![OffsetRange::new(end.0 + 20, end.0 + 30)];
+        scene.commit(&[Record::Removed { topic: first, ranges }, Record::TopicDeleted { topic: second }]);
+        for round in 0..20 {
+            scene.publish(&[first], &bodies(20, 300, round));
+            scene.maintain();
+        }
+        check(image, &then, 2000);
+        scene.maintain();
+        scene.check_everything(1000);
+        scene.crash();
+        scene.check_everything(1000);
+    }
+}
+
+#[test]
+fn what_an_image_held_back_goes_when_it_is_dropped() {
+    let mut scene = furnished(Mode::Database);
+    let image = image_of(&mut scene);
+    let end = scene.model.snapshot.topics[&TopicId(0)].end;
+    scene.commit(&[Record::Trimmed { topic: TopicId(0), start: end }]);
+    scene.maintain();
+    assert!(!scene.store().maintenance_due(), "nothing spins while an image is alive");
+    drop(image);
+    assert!(scene.store().maintenance_due());
+    scene.maintain();
+    scene.crash();
+    scene.check_everything(1000);
+}
+
+#[test]
+fn a_store_that_is_closed_ends_its_images() {
+    let mut scene = furnished(Mode::Database);
+    let mut image = image_of(&mut scene);
+    close(&mut scene);
+    assert!(image.read(TopicId(0), Offset(100), 1000).is_err());
+    scene.reopen(Predecessor::Gone);
+    scene.check_everything(1000);
+}
+
+/// Path, content and time of change of all there is.
+fn files(dir: &Path) -> BTreeMap<PathBuf, (Vec<u8>, SystemTime)> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let changed = fs::metadata(&path).unwrap().modified().unwrap();
+        if path.is_dir() {
+            found.extend(files(&path));
+            found.insert(path, (Vec::new(), changed));
+        } else {
+            let content = fs::read(&path).unwrap();
+            found.insert(path, (content, changed));
+        }
+    }
+    found
+}
+
+#[test]
+fn looking_at_a_dead_store_sees_all_and_changes_nothing() {
+    for mode in MODES {
+        let mut crashed = furnished(mode);
+        drop(crashed.store.take());
+        let mut closed = furnished(mode);
+        close(&mut closed);
+        for scene in [crashed, closed] {
+            let dir = tempfile::tempdir().unwrap();
+            // A name with what means something in an address.
+            let store = dir.path().join("a %3f?b#c");
+            copy_dir(scene.dir.path(), &store);
+            let before = files(&store);
+            check(look(&store), &scene.model, 1500);
+            assert!(files(&store) == before, "{mode}: something was changed");
+        }
+    }
+}
+
+fn options(dir: &Path, mode: Mode, epoch: u64) -> OpenOptions {
+    let ends = (1..epoch).map(|lower| (Epoch(lower), Predecessor::Gone));
+    OpenOptions {
+        dir: dir.to_owned(),
+        mode,
+        epoch: Epoch(epoch),
+        predecessors: Predecessors::new(ends.collect()),
+        segment_bytes: 64 << 10,
+    }
+}
+
+/// Fills a new store with what an image has, and answers its digest once it counts.
+fn fill(image: &mut dyn Image, options: &OpenOptions) -> Digest {
+    let mut fill = image::fill(options, image.snapshot()).unwrap();
+    image::walk(image, |topic, chunk| fill.add(topic, chunk)).unwrap();
+    fill.finish().unwrap().write(&options.dir).unwrap();
+    digest(look(&options.dir).as_mut())
+}
+
+/// Goes through every mode and back: what is there is what was there, and a master can go on with it.
+fn goes_round(scene: &mut Scene) {
+    drop(scene.store.take());
+    let mut image = look(scene.dir.path());
+    let original = digest(image.as_mut());
+    let mut dirs = Vec::new();
+    for to in [Mode::Database, Mode::Database] {
+        let dir = tempfile::tempdir().unwrap();
+        let filled = fill(image.as_mut(), &options(dir.path(), to, 3));
+        assert_eq!(original.difference(&filled), None, "{to}");
+        drop(image);
+        check(look(dir.path()), &scene.model, 900);
+        let (mut store, snapshot) = opener(to)(&options(dir.path(), to, 4)).unwrap();
+        assert_eq!(snapshot, scene.model.snapshot);
+        scene.model.check_everything(store.reader().unwrap().as_mut(), 1200);
+        for _ in 0..100 {
+            if !store.maintenance_due() {
+                break;
+            }
+            store.maintain(&mut || snapshot.clone(), &mut || Ok(())).unwrap();
+        }
+        store.close(&mut || snapshot.clone(), &mut || Ok(())).unwrap();
+        image = look(dir.path());
+        dirs.push(dir);
+    }
+}
+
+#[test]
+fn a_store_is_the_same_in_every_mode() {
+    for mode in MODES {
+        goes_round(&mut furnished(mode));
+        goes_round(&mut scene(mode));
+    }
+}
+
+#[test]
+fn random_stores_are_the_same_in_every_mode() {
+    let steps = prop::collection::vec((0_u8..28, any::<u16>(), any::<u16>()), 1..120);
+    let config = ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() };
+    proptest!(config, |(steps in steps, mode in prop::sample::select(&MODES[..]))| {
+        let mut scene = scene(mode);
+        for step in steps {
+            let records = match step {
+                (26, a, _) if scene.model.snapshot.topics.contains_key(&TopicId(u32::from(a) % 4)) => {
+                    let producer = scene.model.snapshot.producers.keys().next().copied();
+                    vec![full_messages(&scene.model, TopicId(u32::from(a) % 4), producer)]
+                }
+                (27, _, _) => {
+                    scene.maintain();
+                    Vec::new()
+                }
+                step => random_records(&scene.model, step),
+            };
+            scene.commit(&records);
+        }
+        goes_round(&mut scene);
+    });
+}
+
+#[test]
+fn messages_that_do_not_come_in_order_are_not_taken() {
+    for mode in MODES {
+        let mut scene = furnished(mode);
+        drop(scene.store.take());
+        let mut image = look(scene.dir.path());
+        let dir = tempfile::tempdir().unwrap();
+        let mut fill = image::fill(&options(dir.path(), mode, 3), image.snapshot()).unwrap();
+        let second = image.read(TopicId(0), Offset(101), 100).unwrap().unwrap();
+        assert!(fill.add(TopicId(0), &second).is_err(), "{mode}: the first is missing");
+        let dir = tempfile::tempdir().unwrap();
+        let mut fill = image::fill(&options(dir.path(), mode, 3), image.snapshot()).unwrap();
+        let first = image.read(TopicId(0), Offset(100), 100).unwrap().unwrap();
+        fill.add(TopicId(0), &first).unwrap();
+        assert!(fill.finish().is_err(), "{mode}: most are missing");
+    }
+}
+
+#[test]
+fn an_archive_has_the_whole_store() {
+    let mut scene = furnished(Mode::Database);
+    let mut image = image_of(&mut scene);
+    let origin = archive::Origin { store_id: "s".to_owned(), mode: Mode::Database, made_at: Timestamp(1) };
+    let mut bytes = Vec::new();
+    let written = archive::write(image.as_mut(), &origin, &mut bytes).unwrap();
+    assert_eq!(written, digest(image.as_mut()));
+    let mut reader = archive::Reader::open(bytes.as_slice()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let options = options(dir.path(), Mode::Database, 1);
+    let mut fill = image::fill(&options, reader.snapshot()).unwrap();
+    while let Some((topic, chunk)) = reader.next().unwrap() {
+        fill.add(topic, &chunk).unwrap();
+    }
+    assert_eq!(reader.digest(), &written);
+    fill.finish().unwrap().write(dir.path()).unwrap();
+    check(look(dir.path()), &scene.model, 1000);
+    assert!(matches!(
+        archive::Reader::open(&bytes[..bytes.len() / 2])
+            .map(|mut reader| while let Ok(Some(_)) = reader.next() {}),
+        Ok(()) | Err(ArchiveError::CutOff(_))
+    ));
+}
