@@ -124,6 +124,38 @@ pub fn claim(lock: StoreLock, candidate: Candidate) -> Result<Mastership, ClaimE
     take_second_look(lock, block)
 }
 
+/// The epoch in which a store is made that is whole from the beginning.
+pub const FIRST_EPOCH: Epoch = Epoch(1);
+
+/// Makes the locked directory a store, released by [`FIRST_EPOCH`], whose files were made beforehand: until this
+/// returns they are no store, and no node makes one beside them. Answers the identity of the store, a new one.
+///
+/// # Errors
+/// Where somebody else has claimed the epoch, or the files cannot be written.
+pub fn found(lock: &StoreLock, candidate: Candidate) -> Result<Uuid, ClaimError> {
+    lock.verify()?;
+    let dir = lock.directory().path();
+    let Candidate { identity: owner, address, mode } = candidate;
+    let at = now().max(Timestamp(1));
+    let block = Block {
+        epoch: FIRST_EPOCH,
+        state: State::Released,
+        owner,
+        address,
+        store_id: Uuid::now_v7(),
+        mode,
+        claimed_at: at,
+        released_at: at,
+    };
+    Control::of(dir).create()?;
+    // A claim that is torn later is told by its file: that says that it founds.
+    if Epochs::of(dir).claim(&Block { state: State::Founding, ..block.clone() })? == Attempt::Taken {
+        return Err(ClaimError::Contended);
+    }
+    Control::of(dir).write(&block)?;
+    Ok(block.store_id)
+}
+
 /// Writes the block of an epoch that was claimed, and looks whether it is still the highest.
 fn take_second_look(lock: StoreLock, mut block: Block) -> Result<Mastership, ClaimError> {
     let dir = lock.directory().path();
@@ -198,7 +230,8 @@ impl Mastership {
         self.block.store_id
     }
 
-    /// The mode of the store: what the epochs before used, whatever the candidate wanted.
+    /// The mode of the store as far as the epochs before tell, whatever the candidate wanted. What counts is in the
+    /// store's manifest, where there is one.
     #[must_use]
     pub fn mode(&self) -> Mode {
         self.block.mode
@@ -234,12 +267,22 @@ impl Mastership {
         Fence::new(self.control.path(), &self.block, read)
     }
 
-    /// Records that the store has another mode from now on. To be called once the converted store is durable. `read` is
-    /// how the fence is read.
+    /// How `epoch` has ended; `None` of one that never wrote a block.
+    #[must_use]
+    pub fn ended(&self, epoch: Epoch) -> Option<Ended> {
+        let at = self.lower.binary_search_by_key(&epoch, |&(lower, _)| lower).ok()?;
+        Some(self.lower[at].1)
+    }
+
+    /// Records which mode the store has, where that is another one than the block says: what counts is in the store
+    /// itself, and the block is for those who only look. `read` is how the fence is read.
     ///
     /// # Errors
     /// Where the fence is broken or the block cannot be written; the process must end.
-    pub fn convert_to(&mut self, mode: Mode, read: FenceRead) -> Result<(), ReleaseError> {
+    pub fn note_mode(&mut self, mode: Mode, read: FenceRead) -> Result<(), ReleaseError> {
+        if self.block.mode == mode {
+            return Ok(());
+        }
         self.rewrite(Block { mode, ..self.block.clone() }, read)
     }
 
@@ -248,10 +291,19 @@ impl Mastership {
     ///
     /// # Errors
     /// Where the fence is broken or the block cannot be written. The lock is let go all the same.
-    pub fn release(mut self, read: FenceRead) -> Result<(), ReleaseError> {
+    pub fn release(self, read: FenceRead) -> Result<(), ReleaseError> {
+        self.release_epoch(read).map(drop)
+    }
+
+    /// As [`release`](Self::release), but keeps the lock: for the next epoch of this process.
+    ///
+    /// # Errors
+    /// As for [`release`](Self::release).
+    pub fn release_epoch(mut self, read: FenceRead) -> Result<StoreLock, ReleaseError> {
         // 0 would mean that it is not released.
         let released_at = now().max(Timestamp(1));
-        self.rewrite(Block { state: State::Released, released_at, ..self.block.clone() }, read)
+        self.rewrite(Block { state: State::Released, released_at, ..self.block.clone() }, read)?;
+        Ok(self.lock)
     }
 
     fn rewrite(&mut self, block: Block, read: FenceRead) -> Result<(), ReleaseError> {
@@ -314,6 +366,30 @@ mod tests {
 
     fn block(dir: &Path, epoch: u64) -> Block {
         View::of(dir).unwrap().block(Epoch(epoch)).unwrap().clone()
+    }
+
+    #[test]
+    fn a_store_that_is_founded_whole_is_released_and_the_next_epoch_goes_on_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = locked(&open(&dir));
+        let id = found(&lock, candidate(Mode::Database)).unwrap();
+        assert!(matches!(found(&lock, candidate(Mode::Database)), Err(ClaimError::Contended)));
+        let next = claim(lock, candidate(Mode::File)).unwrap();
+        assert_eq!((next.epoch(), next.store_id(), next.mode()), (Epoch(2), id, Mode::Database));
+        assert_eq!(next.ended(FIRST_EPOCH), Some(Ended::Released));
+        assert_eq!((next.ended(Epoch(2)), next.predecessors().all()), (None, Predecessor::Gone));
+    }
+
+    #[test]
+    fn a_process_may_go_from_one_epoch_to_the_next_without_letting_the_lock_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut first = claim(locked(&open(&dir)), candidate(Mode::File)).unwrap();
+        first.note_mode(Mode::Database, FenceRead::Reopen).unwrap();
+        let lock = first.release_epoch(FenceRead::Reopen).unwrap();
+        assert!(matches!(open(&dir).try_lock(), Ok(LockAttempt::Held)));
+        let second = claim(lock, candidate(Mode::File)).unwrap();
+        assert_eq!((second.epoch(), second.mode()), (Epoch(2), Mode::Database));
+        assert_eq!(second.ended(Epoch(1)), Some(Ended::Released));
     }
 
     #[test]
@@ -406,13 +482,13 @@ mod tests {
     fn a_converted_store_keeps_its_new_mode() {
         let dir = tempfile::tempdir().unwrap();
         let mut one = claimed(&dir, candidate(Mode::File));
-        one.convert_to(Mode::Database, FenceRead::Reopen).unwrap();
+        one.note_mode(Mode::Database, FenceRead::Reopen).unwrap();
         one.fence(FenceRead::Reopen).check().unwrap();
         one.release(FenceRead::Reopen).unwrap();
         let mut two = claimed(&dir, candidate(Mode::File));
         assert_eq!(two.mode(), Mode::Database);
         let three = claimed(&dir, candidate(Mode::File));
-        assert!(two.convert_to(Mode::File, FenceRead::Reopen).is_err());
+        assert!(two.note_mode(Mode::File, FenceRead::Reopen).is_err());
         assert_eq!(three.mode(), Mode::Database);
     }
 
