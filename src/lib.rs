@@ -3,6 +3,7 @@
 //! The layers, each using only those below it; `docs/architecture.md` says what each deliberately does not know.
 //!
 //! * [`node`]: the role of a process, standby to master to end.
+//! * [`offline`]: work on stores that no node serves.
 //! * [`server`]: listeners and connections.
 //! * [`client`]: the client library. Start here to publish and consume.
 //! * [`engine`]: the one owner of broker and store: group commit, fence, effects.
@@ -24,6 +25,7 @@ pub mod engine;
 pub mod ha;
 pub mod model;
 pub mod node;
+pub mod offline;
 pub mod protocol;
 pub mod server;
 pub mod store;

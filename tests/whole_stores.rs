@@ -76,8 +76,8 @@ fn full_messages(model: &Model, topic: TopicId, producer: Option<ProducerId>) ->
     let full = |n: u8| Message {
         key: Some(vec![n; 1 + usize::from(n)].into()),
         headers: vec![("name".into(), vec![n].into()), ("empty".into(), Vec::new().into())],
-        deliver_at: (n % 2 == 0).then_some(Timestamp(u64::from(n) << 40)),
-        expires_at: (n % 3 == 0).then_some(Timestamp(u64::from(n) << 41)),
+        deliver_at: n.is_multiple_of(2).then_some(Timestamp(u64::from(n) << 40)),
+        expires_at: n.is_multiple_of(3).then_some(Timestamp(u64::from(n) << 41)),
         priority: n % 10,
         ..Message::new(vec![n; usize::from(n) * 3])
     };
@@ -316,7 +316,7 @@ fn an_archive_has_the_whole_store() {
     let dir = tempfile::tempdir().unwrap();
     let options = options(dir.path(), Mode::Database, 1);
     let mut fill = image::fill(&options, reader.snapshot()).unwrap();
-    while let Some((topic, chunk)) = reader.next().unwrap() {
+    while let Some((topic, chunk)) = reader.next_messages().unwrap() {
         fill.add(topic, &chunk).unwrap();
     }
     assert_eq!(reader.digest(), &written);
@@ -324,7 +324,7 @@ fn an_archive_has_the_whole_store() {
     check(look(dir.path()), &scene.model, 1000);
     assert!(matches!(
         archive::Reader::open(&bytes[..bytes.len() / 2])
-            .map(|mut reader| while let Ok(Some(_)) = reader.next() {}),
+            .map(|mut reader| while let Ok(Some(_)) = reader.next_messages() {}),
         Ok(()) | Err(ArchiveError::CutOff(_))
     ));
 }

@@ -1,7 +1,8 @@
 //! The command line: one file for each subcommand, and what they share.
 //!
-//! Nothing here decides anything about messages, stores or mastership: `serve` runs a node, `bench disk` measures the
-//! disk, and everything else is a client like any other, through the client library.
+//! Nothing here decides anything about messages, stores or mastership: `serve` runs a node, `store` works on stores
+//! that no node serves, `bench disk` measures the disk, and everything else is a client like any other, through the
+//! client library.
 
 mod bench;
 mod client;
@@ -18,6 +19,7 @@ mod received;
 mod serve;
 mod signals;
 mod status;
+mod store;
 mod switchover;
 mod topic;
 mod value;
@@ -53,6 +55,8 @@ enum Command {
     #[command(subcommand)]
     DeadLetter(dead_letter::DeadLetterCommand),
     #[command(subcommand)]
+    Store(store::StoreCommand),
+    #[command(subcommand)]
     Bench(bench::BenchCommand),
 }
 
@@ -82,6 +86,7 @@ impl Cli {
             Command::Topic(command) => client::block_on(topic::run(command)),
             Command::Group(command) => client::block_on(group::run(command)),
             Command::DeadLetter(command) => client::block_on(dead_letter::run(command)),
+            Command::Store(command) => store::run(command),
             Command::Bench(command) => bench::run(command),
         }
     }

@@ -283,7 +283,7 @@ impl<R: Read> Reader<R> {
     ///
     /// # Errors
     /// See [`ArchiveError`].
-    pub fn next(&mut self) -> Result<Option<(TopicId, Chunk)>, ArchiveError> {
+    pub fn next_messages(&mut self) -> Result<Option<(TopicId, Chunk)>, ArchiveError> {
         let section = match self.ahead.take() {
             Some(section) => section,
             None => self.section()?,
@@ -481,7 +481,7 @@ mod tests {
         let mut reader = Reader::open(bytes)?;
         assert_eq!((reader.origin(), reader.snapshot()), (&origin(), &held().snapshot));
         let mut all = Vec::new();
-        while let Some(next) = reader.next()? {
+        while let Some(next) = reader.next_messages()? {
             all.push(next);
         }
         Ok(all)

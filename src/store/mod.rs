@@ -12,6 +12,7 @@
 pub mod archive;
 pub mod check;
 pub mod codec;
+pub mod conversion;
 pub mod course;
 pub mod database;
 pub mod digest;
@@ -207,6 +208,11 @@ pub enum StoreError {
         /// Bytes that are free, with what a takeover would remove.
         free: u64,
     },
+    /// A copy has not all that the original has. The original counts.
+    #[error(
+        "the copy is not what the original is: {0}; the original counts, and nothing of it was changed. Please report it"
+    )]
+    Differs(String),
     /// There is no space left for a commit, of about so many bytes. The store is as it was before, and the same commit
     /// may be tried again.
     #[error("no space left for a commit of {0} bytes")]

@@ -86,6 +86,12 @@ pub fn look(dir: &Path, manifest: &Manifest) -> Result<Box<dyn Image>, StoreErro
     Ok(Box::new(DatabaseImage::look(&dir.join(database_of(manifest, dir)?))?))
 }
 
+/// Whether a file of this name in the shared directory is of the database mode.
+#[must_use]
+pub fn is_file_name(name: &str) -> bool {
+    files::epoch_of(name).is_some()
+}
+
 /// Checks that this version can take over the database that a manifest names. Changes nothing; no connection is open.
 ///
 /// # Errors

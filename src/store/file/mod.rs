@@ -63,6 +63,8 @@ use crate::disk;
 use crate::model::record::Record;
 use crate::model::snapshot::Snapshot;
 
+/// The folder of the file mode in the shared directory.
+pub const FOLDER: &str = "journal";
 /// Bytes of segment indexes that all readers together keep in memory.
 pub const INDEX_CACHE_BYTES: u64 = 16 << 20;
 

@@ -1,0 +1,297 @@
+//! Work on stores that no node serves: looking at one, converting one, making one.
+//!
+//! Whoever works on a store holds its lock, so that no node begins to serve it meanwhile; what writes claims an epoch
+//! as a master does. A store that is made is none until it is complete: its files come first and its control file
+//! last, and a directory that has files and no control file is refused by every node.
+//!
+//! Knows nothing of connections and clients. Nothing here runs in a node that serves.
+
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use crate::ha::block::Address;
+use crate::ha::claim::{Candidate, ClaimError, FIRST_EPOCH, ReleaseError, claim, found};
+use crate::ha::control::ControlError;
+use crate::ha::directory::{Create, Directory, DirectoryError, status};
+use crate::ha::fence::{FenceError, FenceRead};
+use crate::ha::identity::{Identity, IdentityError};
+use crate::ha::lock::{LockAttempt, LockError, StoreLock};
+use crate::ha::view::Ended;
+use crate::model::id::Epoch;
+use crate::model::name::{Name, NameError};
+use crate::store::archive::ArchiveError;
+use crate::store::conversion::{self, Done, Old, Watch};
+use crate::store::digest::Digest;
+use crate::store::image::{self, Fill, Image};
+use crate::store::manifest::Manifest;
+use crate::store::{Fenced, Mode, OpenOptions, Predecessors, StoreError};
+
+/// Bytes of a segment, or of a log between checkpoints, while a store is made.
+const SEGMENT_BYTES: u64 = 64 << 20;
+/// The name of whoever works on a store that no node serves, in the control file.
+const NODE: &str = "baton-store";
+
+/// Why nothing was done, or not all of it.
+#[derive(Debug, thiserror::Error)]
+pub enum OfflineError {
+    /// A node has the lock.
+    #[error("{} is locked: a node serves this store; stop both nodes, or let this command ask the master with --server where it can", .0.display())]
+    Served(PathBuf),
+    /// There is no store in the directory.
+    #[error("{} holds no store", .0.display())]
+    NoStore(PathBuf),
+    /// The last master may still write.
+    #[error(
+        "epoch {0} may still be alive on another host: run this there, or start the nodes and stop them cleanly first"
+    )]
+    MayWrite(Epoch),
+    /// The store has the mode already.
+    #[error("the store is in {0} mode already")]
+    HasMode(Mode),
+    /// There is too little space. Nothing was done.
+    #[error("this takes {needed} bytes of free space, and {free} are free in {}; make space and try again", dir.display())]
+    NoSpace {
+        /// Where.
+        dir: PathBuf,
+        /// Bytes that are needed.
+        needed: u64,
+        /// Bytes that are free.
+        free: u64,
+    },
+    /// The directory is not to be used.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// The lock cannot be had.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The control file cannot be used.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// No epoch could be claimed.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    /// The epoch could not be released.
+    #[error(transparent)]
+    Release(#[from] ReleaseError),
+    /// This process cannot be told apart from others.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The archive.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    /// A name that is none.
+    #[error(transparent)]
+    Name(#[from] NameError),
+}
+
+/// A store that is looked at. Nobody serves it for as long as this lives.
+pub struct Looked {
+    /// What it holds.
+    pub image: Box<dyn Image>,
+    /// What counts.
+    pub manifest: Manifest,
+    /// Its identity; empty where the directory does not say, as one that was put away by a conversion.
+    pub store_id: String,
+    _lock: Option<StoreLock>,
+}
+
+/// Looks at a store, a backup, or what a conversion has put away. Nothing of it is changed.
+///
+/// # Errors
+/// Where it is served, there is none, or it is damaged.
+pub fn look(dir: &Path) -> Result<Looked, OfflineError> {
+    let (lock, manifest) = hold(dir)?;
+    let store_id = status(dir)?.map(|block| block.store_id.to_string()).unwrap_or_default();
+    let image = image::look(dir, &manifest)?;
+    Ok(Looked { image, manifest, store_id, _lock: lock })
+}
+
+/// Locks a store that is to be looked at, where it has a lock, and answers what counts in it.
+///
+/// # Errors
+/// Where it is served, or there is none.
+pub fn hold(dir: &Path) -> Result<(Option<StoreLock>, Manifest), OfflineError> {
+    // What a conversion has put away has no control file, and nobody can serve it.
+    let lock = match status(dir)? {
+        Some(_) => Some(locked(&Directory::open(dir, Create::Refused, None)?)?),
+        None => None,
+    };
+    let newest = Manifest::newest(dir, Epoch(u64::MAX))?;
+    let manifest = newest.ok_or_else(|| OfflineError::NoStore(dir.to_owned()))?;
+    Ok((lock, manifest))
+}
+
+fn locked(directory: &Directory) -> Result<StoreLock, OfflineError> {
+    match directory.try_lock()? {
+        LockAttempt::Acquired(lock) => Ok(lock),
+        LockAttempt::Held => Err(OfflineError::Served(directory.path().to_owned())),
+    }
+}
+
+fn candidate(mode: Mode) -> Result<Candidate, OfflineError> {
+    let identity = Identity::of_this_process(Name::new(NODE)?)?;
+    Ok(Candidate { identity, address: Address::default(), mode })
+}
+
+/// Converts a store to another mode, in an epoch of its own. `watch` is told how far it is.
+///
+/// # Errors
+/// Where it is served, its last master may still write, there is too little space, or the conversion fails. The old
+/// store counts then.
+pub fn convert(dir: &Path, to: Mode, old: Old, watch: &mut dyn FnMut(Done)) -> Result<Digest, OfflineError> {
+    let directory = Directory::open(dir, Create::Refused, None)?;
+    let lock = locked(&directory)?;
+    let dir = directory.path();
+    let newest = Manifest::newest(dir, Epoch(u64::MAX))?;
+    let newest = newest.ok_or_else(|| OfflineError::NoStore(dir.to_owned()))?;
+    if newest.mode == to {
+        return Err(OfflineError::HasMode(to));
+    }
+    check_space(dir, conversion::bytes_needed(dir, &newest)?)?;
+    let view = crate::ha::view::View::of(dir)?;
+    let alive = view.ends_below(Epoch(u64::MAX))?.into_iter().find(|&(epoch, ended)| {
+        // Those before it have ended, or it would not have released what it took over from them.
+        epoch >= newest.epoch && ended == Ended::Unknown
+    });
+    if let Some((epoch, _)) = alive {
+        return Err(OfflineError::MayWrite(epoch));
+    }
+    let mut mastership = claim(lock, candidate(to)?)?;
+    let options = OpenOptions {
+        dir: dir.to_owned(),
+        mode: to,
+        epoch: mastership.epoch(),
+        predecessors: mastership.predecessors(),
+        segment_bytes: SEGMENT_BYTES,
+    };
+    let mut fence = mastership.fence(FenceRead::default());
+    let mut fenced = |done| {
+        watch(done);
+        fence.check().map_err(|error| match error {
+            FenceError::Superseded(epoch) => Fenced::Superseded(epoch),
+            other => Fenced::Unknown(other.to_string()),
+        })
+    };
+    // What an earlier conversion has left behind would be in the way.
+    conversion::clear(dir, options.epoch, &mut || fenced(Done::default()))?;
+    let digest = conversion::convert(&options, &newest, old, &mut fenced)?;
+    mastership.note_mode(to, FenceRead::default())?;
+    mastership.release(FenceRead::default())?;
+    Ok(digest)
+}
+
+fn check_space(dir: &Path, needed: u64) -> Result<(), OfflineError> {
+    let free = crate::disk::free(dir).map_err(|source| StoreError::Io {
+        action: "look for space in",
+        path: dir.to_owned(),
+        source,
+    })?;
+    if free < needed { Err(OfflineError::NoSpace { dir: dir.to_owned(), needed, free }) } else { Ok(()) }
+}
+
+/// A store that is being made in a directory that was empty. Where it comes to nothing, what was made is removed.
+pub struct Making {
+    lock: StoreLock,
+    mode: Mode,
+    fill: Option<Box<dyn Fill>>,
+    finished: Finished,
+}
+
+/// Whether the files are those of a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Finished {
+    Not,
+    Whole,
+}
+
+impl Making {
+    /// Begins a store in `dir`, which is made if it is missing, with this state.
+    ///
+    /// # Errors
+    /// Where there is something in the directory already, or it cannot be written.
+    pub fn begin(
+        dir: &Path,
+        mode: Mode,
+        snapshot: &crate::model::snapshot::Snapshot,
+    ) -> Result<Self, OfflineError> {
+        let directory = Directory::open(dir, Create::Allowed, None)?;
+        if status(dir)?.is_some() {
+            let name = "control".to_owned();
+            return Err(DirectoryError::NotEmpty { path: directory.path().to_owned(), name }.into());
+        }
+        let lock = locked(&directory)?;
+        let mut making = Self { lock, mode, fill: None, finished: Finished::Not };
+        making.fill = Some(image::fill(&making.options(), snapshot)?);
+        Ok(making)
+    }
+
+    fn dir(&self) -> &Path {
+        self.lock.directory().path()
+    }
+
+    fn options(&self) -> OpenOptions {
+        OpenOptions {
+            dir: self.dir().to_owned(),
+            mode: self.mode,
+            epoch: FIRST_EPOCH,
+            predecessors: Predecessors::default(),
+            segment_bytes: SEGMENT_BYTES,
+        }
+    }
+
+    /// Adds messages: see [`Fill::add`].
+    ///
+    /// # Errors
+    /// As for [`Fill::add`].
+    pub fn add(
+        &mut self,
+        topic: crate::model::id::TopicId,
+        chunk: &crate::model::chunk::Chunk,
+    ) -> Result<(), StoreError> {
+        self.fill.as_mut().map_or(Ok(()), |fill| fill.add(topic, chunk))
+    }
+
+    /// Reads what was made, compares it with what it was made of, and makes it a store. Answers its identity.
+    ///
+    /// # Errors
+    /// Where it differs, or cannot be read or written.
+    pub fn finish(
+        mut self,
+        original: &Digest,
+        done: &mut Done,
+        watch: Watch<'_>,
+    ) -> Result<Uuid, OfflineError> {
+        let Some(fill) = self.fill.take() else { return Err(OfflineError::NoStore(self.dir().to_owned())) };
+        let manifest = fill.finish()?;
+        conversion::compare(original, image::look(self.dir(), &manifest)?.as_mut(), done, watch)?;
+        manifest.write(self.dir())?;
+        let id = found(&self.lock, candidate(self.mode)?)?;
+        self.finished = Finished::Whole;
+        Ok(id)
+    }
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        if self.finished == Finished::Whole {
+            return;
+        }
+        self.fill = None;
+        let dir = self.dir().to_owned();
+        // It was empty before, but for what no store looks at.
+        let made = conversion::files_of(&dir, self.mode).unwrap_or_default();
+        for path in made.into_iter().chain([dir.join("manifest")]) {
+            let removed =
+                if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            if let Err(error) = removed
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                tracing::warn!(path = %path.display(), %error, "what was made cannot be removed");
+            }
+        }
+    }
+}
