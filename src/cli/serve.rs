@@ -40,7 +40,7 @@ pub struct ServeArgs {
     /// The shared directory [env: BATON_STORE] [default: ./baton-data]
     #[arg(long, value_name = "DIR")]
     store: Option<String>,
-    /// What a store is when it is created; one that exists keeps its mode [env: BATON_MODE] [default: database]
+    /// What the store is; one that is something else is converted if the last master has ended cleanly [env: BATON_MODE] [default: what it is; for a new one: database]
     #[arg(long)]
     mode: Option<StoreMode>,
     /// Address to serve clients on; may be repeated [env: BATON_LISTEN] [default: 127.0.0.1:7470]

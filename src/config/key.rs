@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use super::value::{self, Host, ValueError};
-use super::{Config, LogFormat, LogSettings};
+use super::{Config, KeepConverted, LogFormat, LogSettings};
 use crate::ha::fence::FenceRead;
 use crate::model::limits::{LIMITS, LimitRow};
 use crate::model::name::Name;
@@ -71,7 +71,10 @@ macro_rules! keys {
 static SINGLE: &[NodeKey] = keys! {
     "node": |draft, text| { draft.config.node = name(text)?; draft.node_named = true };
     "store": |draft, text| draft.config.store = text.into();
-    "mode": |draft, text| draft.config.mode = value::choice(text, MODES)?;
+    "mode": |draft, text| draft.config.mode = Some(value::choice(text, MODES)?);
+    "keep_converted": |draft, text| {
+        draft.config.keep_converted = if value::switch(text)? { KeepConverted::Yes } else { KeepConverted::No };
+    };
     "create_store": |draft, text| draft.config.create_store = value::switch(text)?;
     "store_id": |draft, text| draft.config.store_id = Some(value::id(text)?);
     "advertise": |draft, text| draft.advertise = Some(value::host(text)?);

@@ -36,8 +36,11 @@ pub struct Config {
     pub node: Name,
     /// The shared directory.
     pub store: PathBuf,
-    /// Mode of a store that is created. A store that exists keeps its own.
-    pub mode: Mode,
+    /// Mode that the store is to have: one that exists and has another one is converted, on the conditions that
+    /// `systemd/baton.toml` names. `None` where one that exists keeps its own, and a new one is a database.
+    pub mode: Option<Mode>,
+    /// Whether a store that was converted stays beside the new one.
+    pub keep_converted: KeepConverted,
     /// Whether a store may be created where there is none.
     pub create_store: bool,
     /// Identity of the store that must be there; with it no store is ever created.
@@ -73,7 +76,8 @@ impl Config {
         Self {
             node,
             store: PathBuf::from("./baton-data"),
-            mode: Mode::Database,
+            mode: None,
+            keep_converted: KeepConverted::No,
             create_store: false,
             store_id: None,
             listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, CLIENT_PORT))],
@@ -89,6 +93,16 @@ impl Config {
             limits: Limits::default(),
         }
     }
+}
+
+/// Whether a store that was converted stays beside the new one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KeepConverted {
+    /// It is removed once the new one is complete and was compared with it.
+    #[default]
+    No,
+    /// It stays, in a folder of the shared directory.
+    Yes,
 }
 
 /// How the log is written.

@@ -74,6 +74,7 @@ fn the_shipped_file_has_every_key_with_its_default() {
     let (text, count) = shipped_file();
     let loaded = from_text(&text).unwrap();
     let expected = Config {
+        mode: Some(Mode::Database),
         advertise: Some("broker-a:7470".to_owned()),
         store_id: "019ab5c2-7d1e-7a44-9c0f-3f1b2a6d5e88".parse().ok(),
         group_defaults: GroupSettings {
@@ -120,7 +121,7 @@ fn flags_override_variables_and_variables_override_the_file() {
     .config;
     assert_eq!(loaded.node.as_str(), "flag");
     assert_eq!(loaded.store, Path::new("/variable"));
-    assert_eq!(loaded.mode, Mode::File);
+    assert_eq!(loaded.mode, Some(Mode::File));
     assert_eq!(loaded.listen.len(), 2);
     assert_eq!(loaded.limits.topics_max, 7);
     assert_eq!(loaded.group_defaults.lease_ms, 5_000);

@@ -7,9 +7,10 @@ use sd_notify::NotifyState;
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 
+use super::converting::{Intent, intent};
 use super::ending::end_process;
 use super::guard::MastershipGuard;
-use super::{Node, NodeError, tell_systemd};
+use super::{Arrival, Node, NodeError, tell_systemd};
 use crate::broker::AutoCreate;
 use crate::engine::{Engine, Guard, Parts};
 use crate::ha::claim::{Candidate, Mastership, claim, predecessors};
@@ -17,7 +18,8 @@ use crate::ha::lock::StoreLock;
 use crate::model::snapshot::Snapshot;
 use crate::protocol::response::Role;
 use crate::server::watch::Progress;
-use crate::store::{self, Fenced, OpenOptions, Store};
+use crate::store::manifest::Manifest;
+use crate::store::{self, Fenced, OpenOptions, Store, conversion};
 
 /// How long a takeover that is told to stop may take to tidy up.
 const STOP_GRACE: Duration = Duration::from_secs(5);
@@ -26,14 +28,14 @@ const DRAIN_GRACE: Duration = Duration::from_secs(30);
 
 impl Node {
     /// Serves with the lock until the node is told to stop or to hand over.
-    pub(super) async fn serve(&self, lock: StoreLock) -> Result<(), NodeError> {
+    pub(super) async fn serve(&self, lock: StoreLock, arrival: Arrival) -> Result<(), NodeError> {
         let started = Instant::now();
         self.set_standing(|standing| {
             standing.role = Role::Recovering;
             standing.master = None;
         });
         tell_systemd(&[NotifyState::Status("recovering")]);
-        let taking = self.take_over(lock);
+        let taking = self.take_over(lock, arrival);
         tokio::pin!(taking);
         let taken = tokio::select! {
             taken = &mut taking => Some(taken?),
@@ -91,47 +93,59 @@ impl Node {
         Ok(())
     }
 
-    /// Claims the next epoch and opens the store.
+    /// Claims the next epoch and opens the store; where the configuration asks for another mode, one epoch converts it
+    /// and the next one serves.
     async fn take_over(
         &self,
         lock: StoreLock,
+        arrival: Arrival,
     ) -> Result<(Arc<Mastership>, Box<dyn Store>, Snapshot), NodeError> {
-        let mastership = Arc::new(self.claim(lock).await?);
         let progress = Arc::new(Progress::new());
-        self.set_standing(|standing| {
-            standing.epoch = mastership.epoch();
-            standing.recovery = Some(Arc::clone(&progress));
-        });
+        let (mut mastership, intent) = self.claim(lock, arrival).await?;
+        self.tell_claimed(&mastership, &progress);
+        if let Intent::Convert(from, to) = intent {
+            let lock = self.convert(mastership, (from, to), Arc::clone(&progress)).await?;
+            // Whatever came of it: a second attempt would come to the same.
+            (mastership, _) = self.claim(lock, Arrival::TookOver).await?;
+            self.tell_claimed(&mastership, &progress);
+        }
+        let mastership = Arc::new(mastership);
         let (store, snapshot) = self.open_store(&mastership, progress).await?;
         Ok((mastership, store, snapshot))
     }
 
-    /// Claims the next epoch.
-    async fn claim(&self, lock: StoreLock) -> Result<Mastership, NodeError> {
+    fn tell_claimed(&self, mastership: &Mastership, progress: &Arc<Progress>) {
+        self.set_standing(|standing| {
+            standing.epoch = mastership.epoch();
+            standing.recovery = Some(Arc::clone(progress));
+        });
+    }
+
+    /// Claims the next epoch, and finds out what to do about the mode of the store.
+    async fn claim(&self, lock: StoreLock, arrival: Arrival) -> Result<(Mastership, Intent), NodeError> {
         let candidate = Candidate {
             identity: self.identity.clone(),
             address: self.advertised.clone(),
-            mode: self.config.mode,
+            mode: self.config.mode.unwrap_or_default(),
         };
-        let configured = self.config.mode;
+        let (configured, read) = (self.config.mode, self.config.fence_read);
         let claimed = spawn_blocking(move || {
-            let dir = lock.directory().path();
+            let dir = lock.directory().path().to_owned();
             // What cannot be taken over is left to a node that can: the epoch is not claimed.
-            store::check::check(dir, &predecessors(dir)?)?;
-            let mastership = claim(lock, candidate)?;
+            store::check::check(&dir, &predecessors(&dir)?)?;
+            let mut mastership = claim(lock, candidate)?;
+            // The manifest, and not the block: an epoch that converted the store may have died between the two.
+            let newest = Manifest::newest(&dir, mastership.epoch())?;
+            if let Some(newest) = &newest {
+                mastership.note_mode(newest.mode, read)?;
+            }
             let (epoch, mode) = (mastership.epoch(), mastership.mode());
             tracing::info!(%epoch, %mode, predecessors = ?mastership.predecessors().all(), "epoch claimed");
             for torn in mastership.torn() {
                 tracing::warn!(epoch = %torn, "the block of an older epoch is torn: its master died writing it");
             }
-            if mode != configured {
-                tracing::warn!(
-                    store = %mode,
-                    configured = %configured,
-                    "the store has another mode than the configuration; it is served as it is"
-                );
-            }
-            Ok::<_, NodeError>(mastership)
+            let intent = intent(&mastership, newest, configured, arrival)?;
+            Ok::<_, NodeError>((mastership, intent))
         });
         claimed.await.map_err(|_| NodeError::Panicked)?
     }
@@ -151,7 +165,7 @@ impl Node {
         };
         let (mut guard, stop) = (self.guard(mastership), self.shutdown.clone());
         let opened = spawn_blocking(move || {
-            store::open(&options, &mut || {
+            let mut fence = || {
                 let started = Instant::now();
                 if stop.is_cancelled() {
                     return Err(Fenced::Unknown("the node is told to stop".to_owned()));
@@ -159,12 +173,14 @@ impl Node {
                 guard.check()?;
                 progress.made(started);
                 Ok(())
-            })
+            };
+            conversion::clear(&options.dir, options.epoch, &mut fence)?;
+            store::open(&options, &mut fence)
         });
         Ok(opened.await.map_err(|_| NodeError::Panicked)??)
     }
 
-    fn guard(&self, mastership: &Arc<Mastership>) -> MastershipGuard {
+    pub(super) fn guard(&self, mastership: &Arc<Mastership>) -> MastershipGuard {
         MastershipGuard::new(Arc::clone(mastership), mastership.fence(self.config.fence_read))
     }
 

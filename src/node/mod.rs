@@ -13,6 +13,7 @@
 //! Everything that can refuse (directory, rights, format, addresses) is checked before an epoch is claimed, so that
 //! a node that cannot serve never unseats one that does.
 
+mod converting;
 mod ending;
 mod guard;
 mod master;
@@ -104,6 +105,15 @@ fn what_to_do(error: &std::io::Error) -> &'static str {
     }
 }
 
+/// How a node came by the lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Arrival {
+    /// It was free when the node started.
+    FoundFree,
+    /// Another node had it before.
+    TookOver,
+}
+
 /// A node that is ready to run.
 struct Node {
     config: Config,
@@ -143,7 +153,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Node
         role: Role::Standby,
         epoch: Epoch(0),
         master: None,
-        mode: config.mode.to_string(),
+        mode: config.mode.unwrap_or_default().to_string(),
         store_id: String::new(),
         since: Instant::now(),
         recovery: None,
@@ -182,11 +192,11 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Node
 
 impl Node {
     async fn run(&self) -> Result<(), NodeError> {
-        let Some(lock) = self.stand_by().await? else {
+        let Some((lock, arrival)) = self.stand_by().await? else {
             tracing::info!("stopped while standby");
             return Ok(());
         };
-        self.serve(lock).await
+        self.serve(lock, arrival).await
     }
 
     /// Changes what the node is, for everybody to see.

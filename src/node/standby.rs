@@ -8,7 +8,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::watch::Watch;
-use super::{Node, NodeError, tell_systemd};
+use super::{Arrival, Node, NodeError, tell_systemd};
 use crate::ha::block::{Block, State};
 use crate::ha::lock::{LockAttempt, StoreLock};
 
@@ -21,7 +21,7 @@ const WARN_INTERVAL: Duration = Duration::from_secs(10);
 
 impl Node {
     /// Waits until the lock is this process's; `None` where the node is told to stop before.
-    pub(super) async fn stand_by(&self) -> Result<Option<StoreLock>, NodeError> {
+    pub(super) async fn stand_by(&self) -> Result<Option<(StoreLock, Arrival)>, NodeError> {
         // A lock that is acquired by a poll nobody waits for any more is let go at once.
         tokio::select! {
             locked = self.wait_for_lock() => locked.map(Some),
@@ -29,20 +29,21 @@ impl Node {
         }
     }
 
-    async fn wait_for_lock(&self) -> Result<StoreLock, NodeError> {
+    async fn wait_for_lock(&self) -> Result<(StoreLock, Arrival), NodeError> {
         tracing::info!(node = %self.config.node, store = %self.directory.path().display(), "standby");
         tell_systemd(&[NotifyState::Ready, NotifyState::Status("standby")]);
         let watch = Watch::new(self.config.poll_interval);
         let mut following = Following::default();
         let mut eager_until = Instant::now();
         let mut warned_at: Option<Instant> = None;
+        let mut arrival = Arrival::FoundFree;
         loop {
             let (attempt, master) = self.look().await?;
             if let LockAttempt::Acquired(lock) = attempt {
                 // The master as it is now that the lock is held; a look from before may be outdated.
                 let master = self.look_at_master().await?;
                 match self.healthy_elsewhere(&watch, master.as_ref()).await {
-                    None => return Ok(lock),
+                    None => return Ok((lock, arrival)),
                     Some(address) => {
                         if warned_at.is_none_or(|at| at.elapsed() > WARN_INTERVAL) {
                             tracing::error!(
@@ -56,6 +57,7 @@ impl Node {
                 }
                 drop(lock);
             }
+            arrival = Arrival::TookOver;
             self.note_master(master.as_ref());
             following.follow(&watch, master.as_ref().filter(|block| !self.is_own(block)));
             let pause = if Instant::now() < eager_until { EAGER_INTERVAL } else { self.config.poll_interval };
