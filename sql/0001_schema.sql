@@ -7,14 +7,22 @@
 
 PRAGMA application_id = 0x4241544E; -- "BATN"
 
--- Numbers of the whole store: next_topic, next_group, next_producer (ids are never used twice) and time (the
--- highest store time of what is not in topic.stored_at).
-CREATE TABLE meta (
-    name  TEXT PRIMARY KEY,
-    value INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;
+-- Every row has a checksum of its other columns: a CRC32C as a signed number, whose bytes are described in
+-- src/store/database/checksum.rs. Those of messages are checked on every read, all others when a master starts.
 
-INSERT INTO meta (name, value) VALUES ('next_topic', 0), ('next_group', 0), ('next_producer', 0), ('time', 0);
+-- Numbers of the whole store, in one row. Ids are never used twice. The counts say how many rows the tables of topics,
+-- groups and producers must have.
+CREATE TABLE meta (
+    id            INTEGER PRIMARY KEY, -- 0
+    next_topic    INTEGER NOT NULL,
+    next_group    INTEGER NOT NULL,
+    next_producer INTEGER NOT NULL,
+    topics        INTEGER NOT NULL,
+    groups        INTEGER NOT NULL,
+    producers     INTEGER NOT NULL,
+    time          INTEGER NOT NULL,    -- highest store time of what is not in topic.stored_at
+    checksum      INTEGER NOT NULL
+) STRICT;
 
 CREATE TABLE topic (
     id             INTEGER PRIMARY KEY,
@@ -23,7 +31,8 @@ CREATE TABLE topic (
     start_offset   INTEGER NOT NULL, -- first message that is still there
     cleared_offset INTEGER NOT NULL, -- rows below are deleted; start_offset runs ahead of it
     end_offset     INTEGER NOT NULL, -- what the next message gets; stays when all messages are gone
-    stored_at      INTEGER NOT NULL  -- store time when the topic last got a message
+    stored_at      INTEGER NOT NULL, -- store time when the topic last got a message; 0: never
+    checksum       INTEGER NOT NULL
 ) STRICT;
 
 -- Messages above the start that are gone: every group has settled them, but not all that is before them.
@@ -31,6 +40,7 @@ CREATE TABLE removed_range (
     topic        INTEGER NOT NULL,
     start_offset INTEGER NOT NULL,
     end_offset   INTEGER NOT NULL,
+    checksum     INTEGER NOT NULL,
     PRIMARY KEY (topic, start_offset)
 ) STRICT, WITHOUT ROWID;
 
@@ -39,16 +49,15 @@ CREATE TABLE removed_range (
 -- the number of topics nor the length of one is limited by how 63 bits are shared out. A stretch whose topic is gone
 -- is being cleared.
 CREATE TABLE stretch (
-    id     INTEGER PRIMARY KEY,
-    topic  INTEGER NOT NULL,
-    number INTEGER NOT NULL, -- offset / 2^32
+    id       INTEGER PRIMARY KEY,
+    topic    INTEGER NOT NULL,
+    number   INTEGER NOT NULL, -- offset / 2^32
+    checksum INTEGER NOT NULL,
     UNIQUE (topic, number)
 ) STRICT;
 
 -- One row for each message. The columns that are NULL for most come before the body, which is read last.
---
--- The checksum is the CRC32C, as a signed number, of topic, offset, published_at, producer, sequence and the encoded
--- message; src/store/database/checksum.rs has its bytes. It is checked on every read.
+-- The checksum covers topic and offset too, so that a row that stands in the place of another is noticed.
 CREATE TABLE message (
     id           INTEGER PRIMARY KEY,
     published_at INTEGER NOT NULL,
@@ -69,7 +78,8 @@ CREATE TABLE consumer_group (
     name         TEXT NOT NULL,
     settings     TEXT NOT NULL,    -- JSON
     floor_offset INTEGER NOT NULL, -- everything below is settled
-    handed_out   INTEGER NOT NULL  -- nothing from here on was handed out
+    handed_out   INTEGER NOT NULL, -- nothing from here on was handed out
+    checksum     INTEGER NOT NULL
 ) STRICT;
 
 -- What a group has settled above its floor. Ranges of a group neither overlap nor touch.
@@ -77,6 +87,7 @@ CREATE TABLE settled_range (
     group_id     INTEGER NOT NULL,
     start_offset INTEGER NOT NULL,
     end_offset   INTEGER NOT NULL,
+    checksum     INTEGER NOT NULL,
     PRIMARY KEY (group_id, start_offset)
 ) STRICT, WITHOUT ROWID;
 
@@ -87,6 +98,7 @@ CREATE TABLE retry (
     attempts       INTEGER NOT NULL,
     due_at         INTEGER NOT NULL,
     reason         TEXT NOT NULL, -- nacked, lease-expired, consumer-lost, rejected
+    checksum       INTEGER NOT NULL,
     PRIMARY KEY (group_id, message_offset)
 ) STRICT, WITHOUT ROWID;
 
@@ -94,7 +106,8 @@ CREATE TABLE producer (
     id            INTEGER PRIMARY KEY,
     name          TEXT NOT NULL,
     last_sequence INTEGER NOT NULL, -- 0: none yet
-    seen_at       INTEGER NOT NULL
+    seen_at       INTEGER NOT NULL,
+    checksum      INTEGER NOT NULL
 ) STRICT;
 
 -- Every message that is still there, with names and times.

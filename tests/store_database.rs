@@ -112,7 +112,7 @@ impl Model {
                 assert_eq!(reader.read(id, Offset(topic.start.0 - 1), bytes_max).unwrap(), None, "trimmed");
             }
             assert_eq!(reader.read(id, topic.end, bytes_max).unwrap(), None, "beyond the end");
-            let mut at = topic.start;
+            let mut at = topic.next_run(topic.start).start;
             while at < topic.end {
                 let chunk = reader.read(id, at, bytes_max).unwrap().expect("committed");
                 assert_eq!(chunk.first, at);
@@ -136,7 +136,7 @@ impl Model {
                     .map(|index| self.messages[&(id, at.0 + index)].clone())
                     .collect();
                 assert_eq!(read, expected);
-                at = chunk.range().end;
+                at = topic.next_run(chunk.range().end).start;
             }
         }
         assert_eq!(
@@ -553,8 +553,13 @@ fn a_topic_grows_beyond_its_first_stretch() {
     close(store);
     let near = (1_u64 << 32) - 70;
     let connection = rusqlite::Connection::open(database(dir.path(), 1)).unwrap();
-    let sql = "UPDATE topic SET start_offset = ?1, cleared_offset = ?1, end_offset = ?1";
-    connection.execute(sql, [near as i64]).unwrap();
+    let settings: String = connection.query_row("SELECT settings FROM topic", [], |row| row.get(0)).unwrap();
+    let number = |number: u64| number.to_le_bytes().to_vec();
+    let text = |text: &str| [&(text.len() as u32).to_le_bytes(), text.as_bytes()].concat();
+    let row = [text("topic"), number(0), text("orders"), text(&settings), number(near), number(near)];
+    let row = [&row[..], &[number(near), number(0)]].concat().concat();
+    let sql = "UPDATE topic SET start_offset = ?1, cleared_offset = ?1, end_offset = ?1, checksum = ?2";
+    connection.execute(sql, (near as i64, crc32c::crc32c(&row).cast_signed())).unwrap();
     drop(connection);
     for state in model.snapshot.topics.values_mut() {
         (state.start, state.end) = (Offset(near), Offset(near));

@@ -1,8 +1,8 @@
 //! What the writer knows of the database without asking it: the fold of all committed records, and where each
 //! topic's messages lie.
 //!
-//! The rows of catalog and progress are written from this state, so what is on disk is by construction what
-//! [`Snapshot::apply`] makes of the records. Loading reads every table but the messages: its time depends on what
+//! The [rows](super::rows) of catalog and progress are written from this state, so what is on disk is by construction
+//! what [`Snapshot::apply`] makes of the records. Loading reads every table but the messages: its time depends on what
 //! exists and is in flight, not on the backlog.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 
 use super::super::StoreError;
 use super::connection::failed;
+use super::rows::{self, ReadError};
 use crate::model::id::{GroupId, Offset, OffsetRange, ProducerId, Sequence, TopicId};
 use crate::model::name::Name;
 use crate::model::ranges::RangeSet;
@@ -25,6 +26,8 @@ use crate::model::time::Timestamp;
 pub(super) struct Place {
     /// Rows of offsets below are deleted.
     pub(super) cleared: Offset,
+    /// Store time when the topic last got a message.
+    pub(super) stored_at: Timestamp,
     /// Number and id of each stretch, lowest first; the last one is appended to.
     pub(super) stretches: Vec<(u64, i64)>,
 }
@@ -47,80 +50,101 @@ pub(super) struct Catalog {
 }
 
 impl Catalog {
+    /// Writes the state of a store in which nothing is yet, as [`load`](Self::load) wants to find it.
+    ///
+    /// # Errors
+    /// The database's own.
+    pub(super) fn begin(connection: &Connection) -> Result<(), StoreError> {
+        rows::put_meta(connection, &Self::default()).map_err(failed("write the first row"))
+    }
+
     /// Reads the state from the database.
     ///
     /// # Errors
-    /// The database's own, and [`StoreError::Damaged`] where a row makes no sense.
+    /// The database's own, and [`StoreError::Damaged`] where a row is not what was written, or is missing.
     pub(super) fn load(connection: &Connection, path: &Path) -> Result<Self, StoreError> {
         let mut catalog = Self { next_stretch: 1, ..Self::default() };
-        let read = catalog.read(connection);
-        read.map_err(|error| match error {
-            rusqlite::Error::FromSqlConversionFailure(column, _, cause) => StoreError::Damaged {
-                path: path.to_owned(),
-                position: 0,
-                what: format!("a row of the catalog, column {column}: {cause}"),
-            },
-            error => failed("read the catalog")(error),
+        catalog.read(connection).map_err(|error| match error {
+            ReadError::Damaged(what) => StoreError::Damaged { path: path.to_owned(), position: 0, what },
+            ReadError::Database(error) => failed("read the catalog")(error),
         })?;
         Ok(catalog)
     }
 
-    fn read(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+    fn read(&mut self, connection: &Connection) -> Result<(), ReadError> {
         self.read_topics(connection)?;
         self.read_groups(connection)?;
-        each(connection, "SELECT id, name, last_sequence, seen_at FROM producer", |row| {
+        rows::PRODUCER.each(connection, |row| {
             let (name, last) = (name(row, 1)?, Sequence(number(row, 2)?));
             let state = ProducerState { name, last, seen_at: Timestamp(number(row, 3)?) };
             self.snapshot.producers.insert(ProducerId(number(row, 0)?), state);
             Ok(())
         })?;
-        let snapshot = &mut self.snapshot;
-        each(connection, "SELECT name, value FROM meta", |row| {
-            match row.get_ref(0)?.as_str()? {
-                "next_topic" => snapshot.next.topic = TopicId(row.get(1)?),
-                "next_group" => snapshot.next.group = GroupId(row.get(1)?),
-                "next_producer" => snapshot.next.producer = ProducerId(number(row, 1)?),
-                "time" => snapshot.time = snapshot.time.max(Timestamp(number(row, 1)?)),
-                other => return Err(broken(0, format!("unknown name {other:?}"))),
-            }
-            Ok(())
-        })
+        self.read_meta(connection)
     }
 
-    fn read_topics(&mut self, connection: &Connection) -> rusqlite::Result<()> {
-        let sql = "SELECT id, name, settings, start_offset, end_offset, cleared_offset, stored_at FROM topic";
-        each(connection, sql, |row| {
-            let id = TopicId(row.get(0)?);
-            let (start, end) = (Offset(number(row, 3)?), Offset(number(row, 4)?));
-            let cleared = Offset(number(row, 5)?);
+    /// Reads the numbers of the whole store. A row that is lost has no checksum that could tell: the counts do, of
+    /// what messages would be lost with.
+    fn read_meta(&mut self, connection: &Connection) -> Result<(), ReadError> {
+        let snapshot = &mut self.snapshot;
+        let mut found = 0;
+        rows::META.each(connection, |row| {
+            found += 1;
+            snapshot.next.topic = TopicId(small(row, 1)?);
+            snapshot.next.group = GroupId(small(row, 2)?);
+            snapshot.next.producer = ProducerId(number(row, 3)?);
+            snapshot.time = snapshot.time.max(Timestamp(number(row, 7)?));
+            let counts = [snapshot.topics.len(), snapshot.groups.len(), snapshot.producers.len()];
+            for ((column, what), count) in
+                [(4, "topics"), (5, "groups"), (6, "producers")].into_iter().zip(counts)
+            {
+                let written = number(row, column)?;
+                if written != count as u64 {
+                    return Err(format!("{written} {what} were written, {count} are there"));
+                }
+            }
+            Ok(())
+        })?;
+        if found == 1 {
+            Ok(())
+        } else {
+            Err(ReadError::Damaged(format!("table meta has {found} rows, not 1")))
+        }
+    }
+
+    fn read_topics(&mut self, connection: &Connection) -> Result<(), ReadError> {
+        rows::TOPIC.each(connection, |row| {
+            let id = TopicId(small(row, 0)?);
+            let (start, end) = (Offset(number(row, 3)?), Offset(number(row, 5)?));
+            let (cleared, stored_at) = (Offset(number(row, 4)?), Timestamp(number(row, 6)?));
             if cleared < start {
                 self.trimmed.insert(id);
             }
             let (name, settings) = (name(row, 1)?, json(row, 2)?);
             let state = TopicState { start, end, ..TopicState::new(name, settings) };
             self.snapshot.topics.insert(id, state);
-            self.places.insert(id, Place { cleared, stretches: Vec::new() });
-            self.snapshot.time = self.snapshot.time.max(Timestamp(number(row, 6)?));
+            self.places.insert(id, Place { cleared, stored_at, stretches: Vec::new() });
+            self.snapshot.time = self.snapshot.time.max(stored_at);
             Ok(())
         })?;
         let topics = &mut self.snapshot.topics;
-        each(connection, "SELECT topic, start_offset, end_offset FROM removed_range", |row| {
-            let id = TopicId(row.get(0)?);
-            let topic = topics.get_mut(&id).ok_or_else(|| broken(0, format!("topic {id} does not exist")))?;
+        rows::REMOVED.each(connection, |row| {
+            let id = TopicId(small(row, 0)?);
+            let topic = topics.get_mut(&id).ok_or("there is no such topic")?;
             let range = OffsetRange::new(number(row, 1)?, number(row, 2)?);
             let overlap = topic.removed.range_from(range.start).is_some_and(|next| next.start < range.end);
             if range.start < topic.start || range.end > topic.end || range.is_empty() || overlap {
-                return Err(broken(1, format!("removed range {range} of topic {id} does not fit")));
+                return Err(format!("the removed range {range} does not fit"));
             }
             topic.removed.insert(range);
             // Whether its rows are deleted already is not known.
             self.removed.push((id, range));
             Ok(())
         })?;
-        each(connection, "SELECT id, topic, number FROM stretch ORDER BY topic, number", |row| {
-            let id: i64 = row.get(0)?;
+        rows::STRETCH.each(connection, |row| {
+            let id = signed(row, 0)?;
             self.next_stretch = self.next_stretch.max(id + 1);
-            match self.places.get_mut(&TopicId(row.get(1)?)) {
+            match self.places.get_mut(&TopicId(small(row, 1)?)) {
                 Some(place) => place.stretches.push((number(row, 2)?, id)),
                 None => self.orphans.push(id),
             }
@@ -128,12 +152,11 @@ impl Catalog {
         })
     }
 
-    fn read_groups(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+    fn read_groups(&mut self, connection: &Connection) -> Result<(), ReadError> {
         let groups = &mut self.snapshot.groups;
-        let sql = "SELECT id, topic, name, settings, floor_offset, handed_out FROM consumer_group";
-        each(connection, sql, |row| {
+        rows::GROUP.each(connection, |row| {
             let state = GroupState {
-                topic: TopicId(row.get(1)?),
+                topic: TopicId(small(row, 1)?),
                 name: name(row, 2)?,
                 settings: json(row, 3)?,
                 floor: Offset(number(row, 4)?),
@@ -141,26 +164,23 @@ impl Catalog {
                 retries: BTreeMap::new(),
                 handed_out: Offset(number(row, 5)?),
             };
-            groups.insert(GroupId(row.get(0)?), state);
+            groups.insert(GroupId(small(row, 0)?), state);
             Ok(())
         })?;
-        let stray = |id: GroupId| broken(0, format!("group {id} does not exist"));
-        each(connection, "SELECT group_id, start_offset, end_offset FROM settled_range", |row| {
-            let id = GroupId(row.get(0)?);
-            let group = groups.get_mut(&id).ok_or_else(|| stray(id))?;
+        let stray = || "there is no such group".to_owned();
+        rows::SETTLED.each(connection, |row| {
+            let group = groups.get_mut(&GroupId(small(row, 0)?)).ok_or_else(stray)?;
             let range = OffsetRange::new(number(row, 1)?, number(row, 2)?);
             if range.start <= group.floor || range.is_empty() || group.settled.insert(range) != range {
-                return Err(broken(1, format!("settled range {range} of group {id} does not stand alone")));
+                return Err(format!("the settled range {range} does not stand alone"));
             }
             Ok(())
         })?;
-        let sql = "SELECT group_id, message_offset, attempts, due_at, reason FROM retry";
-        each(connection, sql, |row| {
-            let id = GroupId(row.get(0)?);
-            let group = groups.get_mut(&id).ok_or_else(|| stray(id))?;
-            let reason = reason_of(row.get_ref(4)?.as_str()?).ok_or_else(|| broken(4, "unknown reason"))?;
-            let due_at = Timestamp(number(row, 3)?);
-            group.retries.insert(Offset(number(row, 1)?), Retry { attempts: row.get(2)?, due_at, reason });
+        rows::RETRY.each(connection, |row| {
+            let group = groups.get_mut(&GroupId(small(row, 0)?)).ok_or_else(stray)?;
+            let reason = reason_of(&text(row, 4)?).ok_or("unknown reason")?;
+            let (attempts, due_at) = (small(row, 2)?, Timestamp(number(row, 3)?));
+            group.retries.insert(Offset(number(row, 1)?), Retry { attempts, due_at, reason });
             Ok(())
         })
     }
@@ -182,32 +202,27 @@ fn reason_of(text: &str) -> Option<ReturnReason> {
         .find(|&reason| reason_text(reason) == text)
 }
 
-fn each(
-    connection: &Connection,
-    sql: &str,
-    mut take: impl FnMut(&Row<'_>) -> rusqlite::Result<()>,
-) -> rusqlite::Result<()> {
-    let mut statement = connection.prepare(sql)?;
-    let mut rows = statement.raw_query();
-    while let Some(row) = rows.next()? {
-        take(row)?;
-    }
-    Ok(())
+fn signed(row: &Row<'_>, column: usize) -> Result<i64, String> {
+    row.get(column).map_err(|error| error.to_string())
 }
 
 /// An unsigned number: the database keeps the same 64 bits as a signed one.
-fn number(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
-    row.get::<_, i64>(column).map(|value| value as u64)
+fn number(row: &Row<'_>, column: usize) -> Result<u64, String> {
+    signed(row, column).map(i64::cast_unsigned)
 }
 
-fn name(row: &Row<'_>, column: usize) -> rusqlite::Result<Name> {
-    Name::new(row.get_ref(column)?.as_str()?).map_err(|error| broken(column, error))
+fn small(row: &Row<'_>, column: usize) -> Result<u32, String> {
+    row.get(column).map_err(|error| error.to_string())
 }
 
-fn json<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
-    serde_json::from_str(row.get_ref(column)?.as_str()?).map_err(|error| broken(column, error))
+fn text(row: &Row<'_>, column: usize) -> Result<String, String> {
+    row.get(column).map_err(|error| error.to_string())
 }
 
-fn broken(column: usize, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> rusqlite::Error {
-    rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, cause.into())
+fn name(row: &Row<'_>, column: usize) -> Result<Name, String> {
+    Name::new(&text(row, column)?).map_err(|error| error.to_string())
+}
+
+fn json<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> Result<T, String> {
+    serde_json::from_str(&text(row, column)?).map_err(|error| format!("column {column}: {error}"))
 }

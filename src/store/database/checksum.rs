@@ -1,8 +1,8 @@
 //! Checksums of rows: how damage that the database does not see is noticed.
 //!
 //! The database trusts the bytes of its pages. A bit that flips in a column is another value, and a page that was
-//! written to the wrong place is a page of valid rows. So every row of a message has a checksum of its own, which is
-//! checked whenever it is read.
+//! written to the wrong place is a page of valid rows. So every row has a checksum of its own: that of a message is
+//! checked whenever it is read, those of all other tables when a master loads them.
 //!
 //! # Format
 //!
@@ -18,8 +18,13 @@
 //!      37       the encoded message: see `model::message`
 //! ```
 //!
-//! Numbers are little-endian. The row id is not in it: topic and offset are what a reader asks for, and a row that
-//! stands elsewhere, or a stretch that belongs to another topic, does not have the checksum of what was asked for.
+//! The row id is not in it: topic and offset are what a reader asks for, and a row that stands elsewhere, or a stretch
+//! that belongs to another topic, does not have the checksum of what was asked for.
+//!
+//! That of a row of another table covers the name of the table and then the columns before the checksum, in the order
+//! of the schema: an integer as i64, a text as u32 length and bytes, and so the table's name too.
+//!
+//! Numbers are little-endian.
 
 use crate::model::id::{Offset, TopicId};
 
@@ -53,6 +58,34 @@ pub(super) fn of_message(head: &RowHead, encoded: &[u8]) -> i32 {
     crc32c::crc32c_append(crc32c::crc32c(&bytes), encoded).cast_signed()
 }
 
+/// The checksum of a row of any other table, as far as its columns were added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct OfRow(u32);
+
+impl OfRow {
+    /// That of a row of `table` without columns.
+    pub(super) fn begin(table: &str) -> Self {
+        Self(0).text(table)
+    }
+
+    /// With an integer.
+    pub(super) fn number(self, number: i64) -> Self {
+        Self(crc32c::crc32c_append(self.0, &number.to_le_bytes()))
+    }
+
+    /// With a text.
+    pub(super) fn text(self, text: &str) -> Self {
+        // The texts of a row are names and settings, far below what 32 bits can count.
+        let len = crc32c::crc32c_append(self.0, &(text.len() as u32).to_le_bytes());
+        Self(crc32c::crc32c_append(len, text.as_bytes()))
+    }
+
+    /// As it stands in the row.
+    pub(super) const fn end(self) -> i32 {
+        self.0.cast_signed()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,6 +111,20 @@ mod tests {
         assert_eq!(of_message(&HEAD, &encoded), crc32c::crc32c(&bytes).cast_signed());
         assert_eq!(of_message(&HEAD, &encoded), GOLDEN);
     }
+
+    #[test]
+    fn the_checksum_of_other_rows_is_that_of_the_format() {
+        let mut bytes = vec![5, 0, 0, 0];
+        bytes.extend(b"topic");
+        bytes.extend((-7_i64).to_le_bytes());
+        bytes.extend([2, 0, 0, 0]);
+        bytes.extend(b"{}");
+        let sum = OfRow::begin("topic").number(-7).text("{}").end();
+        assert_eq!(sum, crc32c::crc32c(&bytes).cast_signed());
+        assert_eq!(sum, GOLDEN_ROW);
+    }
+
+    const GOLDEN_ROW: i32 = 1_796_497_691;
 
     #[test]
     fn every_field_counts() {

@@ -7,10 +7,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rusqlite::{Connection, Params};
+use rusqlite::{Connection, OptionalExtension, Params};
 
-use super::catalog::{Catalog, Place, reason_text};
+use super::catalog::{Catalog, Place};
 use super::message::{InsertError, Inserts, Target, first_row, split};
+use super::rows;
 use super::schema::STRETCH_BITS;
 use crate::model::id::{GroupId, Offset, OffsetRange, ProducerId, TopicId};
 use crate::model::message::MessageError;
@@ -27,8 +28,6 @@ pub(super) enum CommitError {
     Record(SnapshotError),
     /// A block is not one of valid messages.
     Message(MessageError),
-    /// Settings that have no text form.
-    Settings(serde_json::Error),
 }
 
 impl From<rusqlite::Error> for CommitError {
@@ -40,12 +39,6 @@ impl From<rusqlite::Error> for CommitError {
 impl From<SnapshotError> for CommitError {
     fn from(error: SnapshotError) -> Self {
         Self::Record(error)
-    }
-}
-
-impl From<serde_json::Error> for CommitError {
-    fn from(error: serde_json::Error) -> Self {
-        Self::Settings(error)
     }
 }
 
@@ -65,9 +58,9 @@ struct Touched {
     producers: BTreeSet<ProducerId>,
     /// For each group: where a settled range may have come, gone or changed.
     groups: BTreeMap<GroupId, BTreeSet<u64>>,
-    /// Whether something other than a topic's row has to carry the store time.
-    time: bool,
-    next: bool,
+    /// Whether a number of the whole store has changed: an id that is next, a count, or the store time without a
+    /// message in a topic that is still there.
+    meta: bool,
 }
 
 /// Writes the records and folds them into the catalog.
@@ -107,34 +100,30 @@ impl Commit<'_> {
                 self.touched.groups.entry(*group).or_default();
             }
             Record::Trimmed { topic, start } => {
-                let sql = "DELETE FROM removed_range WHERE topic = ?1 AND end_offset <= ?2";
+                let cut = self.removed_end(*topic, *start)?;
+                let sql = "DELETE FROM removed_range WHERE topic = ?1 AND start_offset < ?2";
                 self.run(sql, (topic.0, start.0 as i64))?;
-                let sql = "UPDATE removed_range SET start_offset = ?2 WHERE topic = ?1 AND start_offset < ?2";
-                self.run(sql, (topic.0, start.0 as i64))?;
+                if let Some(end) = cut {
+                    rows::put_removed(self.connection, *topic, OffsetRange { start: *start, end })?;
+                }
                 self.touched.topics.insert(*topic);
                 self.catalog.trimmed.insert(*topic);
             }
             Record::Removed { topic, ranges } => {
-                let sql = "INSERT INTO removed_range (topic, start_offset, end_offset) VALUES (?1, ?2, ?3)";
                 for range in ranges {
-                    self.run(sql, (topic.0, range.start.0 as i64, range.end.0 as i64))?;
+                    rows::put_removed(self.connection, *topic, *range)?;
                     self.catalog.removed.push((*topic, *range));
                 }
             }
             Record::Returned { group, range, retry } => {
-                let sql = "INSERT OR REPLACE INTO retry (group_id, message_offset, attempts, due_at, reason) \
-                           VALUES (?1, ?2, ?3, ?4, ?5)";
-                let (due_at, reason) = (retry.due_at.0 as i64, reason_text(retry.reason));
                 for offset in range.start.0..range.end.0 {
-                    self.run(sql, (group.0, offset as i64, retry.attempts, due_at, reason))?;
+                    rows::put_retry(self.connection, *group, Offset(offset), retry)?;
                 }
             }
-            Record::TopicCreated { topic, name, settings } => {
-                let sql = "INSERT INTO topic (id, name, settings, start_offset, cleared_offset, end_offset, \
-                           stored_at) VALUES (?1, ?2, ?3, 0, 0, 0, 0)";
-                self.run(sql, (topic.0, name.as_str(), serde_json::to_string(settings)?))?;
+            Record::TopicCreated { topic, .. } => {
+                self.touched.topics.insert(*topic);
                 self.catalog.places.insert(*topic, Place::default());
-                self.touched.next = true;
+                self.touched.meta = true;
             }
             Record::TopicDeleted { topic } => {
                 self.run("DELETE FROM removed_range WHERE topic = ?1", (topic.0,))?;
@@ -142,46 +131,51 @@ impl Commit<'_> {
                 let place = self.catalog.places.remove(topic).unwrap_or_default();
                 self.catalog.trimmed.remove(topic);
                 self.catalog.orphans.extend(place.stretches.iter().map(|&(_, id)| id));
-                self.touched.time = true;
+                self.touched.meta = true;
             }
-            Record::GroupCreated { group, topic, name, settings, floor } => {
-                let sql = "INSERT INTO consumer_group (id, topic, name, settings, floor_offset, handed_out) \
-                           VALUES (?1, ?2, ?3, ?4, ?5, ?5)";
-                let settings = serde_json::to_string(settings)?;
-                self.run(sql, (group.0, topic.0, name.as_str(), settings, floor.0 as i64))?;
+            Record::GroupCreated { group, .. } => {
                 // What is removed from the topic is settled from the start, and may have raised the floor.
                 let settled = self.catalog.snapshot.groups.get(group).map(|group| &group.settled);
                 let starts =
                     settled.into_iter().flat_map(RangeSet::iter).map(|range| range.start.0).collect();
                 self.touched.groups.insert(*group, starts);
-                self.touched.next = true;
+                self.touched.meta = true;
             }
-            Record::GroupChanged { group, settings } => {
-                let sql = "UPDATE consumer_group SET settings = ?2 WHERE id = ?1";
-                self.run(sql, (group.0, serde_json::to_string(settings)?))?;
+            Record::GroupChanged { group, .. } => {
+                self.touched.groups.entry(*group).or_default();
             }
             Record::GroupDeleted { group } => {
                 self.run("DELETE FROM settled_range WHERE group_id = ?1", (group.0,))?;
                 self.run("DELETE FROM retry WHERE group_id = ?1", (group.0,))?;
                 self.run("DELETE FROM consumer_group WHERE id = ?1", (group.0,))?;
+                self.touched.meta = true;
             }
-            Record::ProducerOpened { producer, name, at } => {
-                let sql = "INSERT INTO producer (id, name, last_sequence, seen_at) VALUES (?1, ?2, 0, ?3)";
-                self.run(sql, (producer.0 as i64, name.as_str(), at.0 as i64))?;
-                self.touched.next = true;
-                self.touched.time = true;
+            Record::ProducerOpened { producer, .. } => {
+                self.touched.producers.insert(*producer);
+                self.touched.meta = true;
             }
             Record::ProducerExpired { producer } => {
                 self.run("DELETE FROM producer WHERE id = ?1", (producer.0 as i64,))?;
+                self.touched.meta = true;
             }
         }
         Ok(())
+    }
+
+    /// Where the removed range ends that begins before `offset` and ends behind it.
+    fn removed_end(&self, topic: TopicId, offset: Offset) -> rusqlite::Result<Option<Offset>> {
+        let sql =
+            "SELECT end_offset FROM removed_range WHERE topic = ?1 AND start_offset < ?2 AND end_offset > ?2";
+        let mut statement = self.connection.prepare_cached(sql)?;
+        let end = statement.query_row((topic.0, offset.0 as i64), |row| row.get::<_, i64>(0)).optional()?;
+        Ok(end.map(|end| Offset(end as u64)))
     }
 
     fn publish(&mut self, published: &Published) -> Result<(), CommitError> {
         let count = published.block.count();
         for &(topic, first) in &published.targets {
             self.touched.topics.insert(topic);
+            self.catalog.places.entry(topic).or_default().stored_at = self.catalog.snapshot.time;
             let mut from = 0;
             while from < count {
                 let offset = first.0 + from as u64;
@@ -211,8 +205,7 @@ impl Commit<'_> {
         let id = self.catalog.next_stretch;
         self.catalog.next_stretch += 1;
         place.stretches.push((number, id));
-        let sql = "INSERT INTO stretch (id, topic, number) VALUES (?1, ?2, ?3)";
-        self.run(sql, (id, topic.0, number as i64))?;
+        rows::put_stretch(self.connection, id, topic, number)?;
         Ok(id)
     }
 
@@ -242,32 +235,25 @@ impl Commit<'_> {
 
     fn finish(mut self) -> Result<(), CommitError> {
         let touched = std::mem::take(&mut self.touched);
+        let Catalog { snapshot, places, .. } = &*self.catalog;
         for id in touched.topics {
-            let Some(topic) = self.catalog.snapshot.topics.get(&id) else { continue };
-            let sql = "UPDATE topic SET start_offset = ?2, end_offset = ?3, stored_at = ?4 WHERE id = ?1";
-            let time = self.catalog.snapshot.time.0 as i64;
-            self.run(sql, (id.0, topic.start.0 as i64, topic.end.0 as i64, time))?;
+            if let (Some(topic), Some(place)) = (snapshot.topics.get(&id), places.get(&id)) {
+                rows::put_topic(self.connection, id, topic, place)?;
+            }
         }
         for id in touched.producers {
-            let Some(producer) = self.catalog.snapshot.producers.get(&id) else { continue };
-            let sql = "UPDATE producer SET last_sequence = ?2, seen_at = ?3 WHERE id = ?1";
-            self.run(sql, (id.0 as i64, producer.last.0 as i64, producer.seen_at.0 as i64))?;
+            if let Some(producer) = snapshot.producers.get(&id) {
+                rows::put_producer(self.connection, id, producer)?;
+            }
         }
         for (id, starts) in touched.groups {
-            let Some(group) = self.catalog.snapshot.groups.get(&id) else { continue };
-            let sql = "UPDATE consumer_group SET floor_offset = ?2, handed_out = ?3 WHERE id = ?1";
-            self.run(sql, (id.0, group.floor.0 as i64, group.handed_out.0 as i64))?;
-            self.write_settled(id, group, &starts)?;
+            if let Some(group) = snapshot.groups.get(&id) {
+                rows::put_group(self.connection, id, group)?;
+                self.write_settled(id, group, &starts)?;
+            }
         }
-        let snapshot = &self.catalog.snapshot;
-        if touched.next {
-            let sql = "UPDATE meta SET value = CASE name WHEN 'next_topic' THEN ?1 WHEN 'next_group' THEN ?2 \
-                       ELSE ?3 END WHERE name IN ('next_topic', 'next_group', 'next_producer')";
-            let next = snapshot.next;
-            self.run(sql, (next.topic.0, next.group.0, next.producer.0 as i64))?;
-        }
-        if touched.time {
-            self.run("UPDATE meta SET value = ?1 WHERE name = 'time'", (snapshot.time.0 as i64,))?;
+        if touched.meta {
+            rows::put_meta(self.connection, self.catalog)?;
         }
         Ok(())
     }
@@ -275,11 +261,7 @@ impl Commit<'_> {
     fn write_settled(&self, id: GroupId, group: &GroupState, starts: &BTreeSet<u64>) -> rusqlite::Result<()> {
         for &start in starts {
             match group.settled.range_at(Offset(start)) {
-                Some(range) if range.start.0 == start => {
-                    let sql = "INSERT OR REPLACE INTO settled_range (group_id, start_offset, end_offset) \
-                               VALUES (?1, ?2, ?3)";
-                    self.run(sql, (id.0, start as i64, range.end.0 as i64))?;
-                }
+                Some(range) if range.start.0 == start => rows::put_settled(self.connection, id, range)?,
                 _ => {
                     let sql = "DELETE FROM settled_range WHERE group_id = ?1 AND start_offset = ?2";
                     self.run(sql, (id.0, start as i64))?;

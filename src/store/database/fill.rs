@@ -6,6 +6,7 @@
 //!
 //! What is written is handed to the disk now and then, so that the sync at the end is short.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -16,16 +17,16 @@ use super::super::course::Course;
 use super::super::image::Fill;
 use super::super::manifest::{Manifest, sync_dir};
 use super::super::{Mode, OpenOptions, StoreError};
-use super::catalog::reason_text;
+use super::catalog::{Catalog, Place};
 use super::connection::{self, Access, failed, is_full};
-use super::files;
 use super::message::{InsertError, Inserts, Target, first_row, split};
 use super::schema::{self, STRETCH_BITS};
 use super::unserved::Unserved;
+use super::{files, rows};
 use crate::model::chunk::Chunk;
 use crate::model::id::{Epoch, Offset, TopicId};
 use crate::model::record::Published;
-use crate::model::snapshot::Snapshot;
+use crate::model::snapshot::{Snapshot, TopicState};
 use crate::model::time::Timestamp;
 
 /// Bytes of messages after which what was written is handed to the disk.
@@ -40,6 +41,7 @@ pub(super) struct DatabaseFill {
     epoch: Epoch,
     inserts: Inserts,
     course: Course,
+    topics: BTreeMap<TopicId, TopicState>,
     /// The stretch that is being filled: topic, number and id.
     stretch: Option<(TopicId, u64, i64)>,
     /// The topic that is being filled, and when it got its last message.
@@ -68,6 +70,7 @@ impl DatabaseFill {
             epoch: options.epoch,
             inserts: Inserts::new(),
             course: Course::new(snapshot),
+            topics: snapshot.topics.clone(),
             stretch: None,
             stored_at: None,
             unsynced: 0,
@@ -107,20 +110,17 @@ impl DatabaseFill {
             Some((_, _, last)) => last + 1,
             None => 1,
         };
-        self.connection
-            .prepare_cached("INSERT INTO stretch (id, topic, number) VALUES (?1, ?2, ?3)")?
-            .execute((id, topic.0, number as i64))?;
+        rows::put_stretch(&self.connection, id, topic, number)?;
         self.stretch = Some((topic, number, id));
         Ok(id)
     }
 
     /// Notes when the topic that was filled last got its last message.
     fn end_topic(&mut self) -> rusqlite::Result<()> {
-        let Some((topic, at)) = self.stored_at.take() else { return Ok(()) };
-        self.connection
-            .prepare_cached("UPDATE topic SET stored_at = ?2 WHERE id = ?1")?
-            .execute((topic.0, at.0 as i64))
-            .map(|_| ())
+        let Some((topic, stored_at)) = self.stored_at.take() else { return Ok(()) };
+        let Some(state) = self.topics.get(&topic) else { return Ok(()) };
+        let place = Place { cleared: state.start, stored_at, ..Place::default() };
+        rows::put_topic(&self.connection, topic, state, &place)
     }
 }
 
@@ -184,60 +184,26 @@ impl Fill for DatabaseFill {
 
 /// Writes every table but those of messages and their places.
 fn write_state(connection: &Connection, snapshot: &Snapshot) -> rusqlite::Result<()> {
-    let next = snapshot.next;
-    let numbers = [
-        ("next_topic", i64::from(next.topic.0)),
-        ("next_group", i64::from(next.group.0)),
-        ("next_producer", next.producer.0 as i64),
-        ("time", snapshot.time.0 as i64),
-    ];
-    for (name, value) in numbers {
-        connection.execute("UPDATE meta SET value = ?2 WHERE name = ?1", (name, value))?;
-    }
-    let mut put = connection.prepare(
-        "INSERT INTO topic (id, name, settings, start_offset, cleared_offset, end_offset, stored_at) \
-         VALUES (?1, ?2, ?3, ?4, ?4, ?5, 0)",
-    )?;
-    let mut put_removed = connection
-        .prepare("INSERT INTO removed_range (topic, start_offset, end_offset) VALUES (?1, ?2, ?3)")?;
+    rows::put_meta(connection, &Catalog { snapshot: snapshot.clone(), ..Catalog::default() })?;
     for (id, topic) in &snapshot.topics {
-        let settings = json(&topic.settings)?;
-        put.execute((id.0, topic.name.as_str(), settings, topic.start.0 as i64, topic.end.0 as i64))?;
+        rows::put_topic(connection, *id, topic, &Place { cleared: topic.start, ..Place::default() })?;
         for range in topic.removed.iter() {
-            put_removed.execute((id.0, range.start.0 as i64, range.end.0 as i64))?;
+            rows::put_removed(connection, *id, range)?;
         }
     }
-    let mut put = connection.prepare(
-        "INSERT INTO consumer_group (id, topic, name, settings, floor_offset, handed_out) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-    )?;
-    let mut put_settled = connection
-        .prepare("INSERT INTO settled_range (group_id, start_offset, end_offset) VALUES (?1, ?2, ?3)")?;
-    let mut put_retry = connection.prepare(
-        "INSERT INTO retry (group_id, message_offset, attempts, due_at, reason) VALUES (?1, ?2, ?3, ?4, ?5)",
-    )?;
     for (id, group) in &snapshot.groups {
-        let (floor, handed_out) = (group.floor.0 as i64, group.handed_out.0 as i64);
-        put.execute((id.0, group.topic.0, group.name.as_str(), json(&group.settings)?, floor, handed_out))?;
+        rows::put_group(connection, *id, group)?;
         for range in group.settled.iter() {
-            put_settled.execute((id.0, range.start.0 as i64, range.end.0 as i64))?;
+            rows::put_settled(connection, *id, range)?;
         }
         for (offset, retry) in &group.retries {
-            let (due_at, reason) = (retry.due_at.0 as i64, reason_text(retry.reason));
-            put_retry.execute((id.0, offset.0 as i64, retry.attempts, due_at, reason))?;
+            rows::put_retry(connection, *id, *offset, retry)?;
         }
     }
-    let mut put = connection
-        .prepare("INSERT INTO producer (id, name, last_sequence, seen_at) VALUES (?1, ?2, ?3, ?4)")?;
     for (id, producer) in &snapshot.producers {
-        let (last, seen_at) = (producer.last.0 as i64, producer.seen_at.0 as i64);
-        put.execute((id.0 as i64, producer.name.as_str(), last, seen_at))?;
+        rows::put_producer(connection, *id, producer)?;
     }
     Ok(())
-}
-
-fn json(settings: &impl serde::Serialize) -> rusqlite::Result<String> {
-    serde_json::to_string(settings).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
 }
 
 fn io<'a>(action: &'static str, path: &'a Path) -> impl Fn(std::io::Error) -> StoreError + 'a {

@@ -19,6 +19,7 @@ mod image;
 mod log;
 mod message;
 mod reader;
+mod rows;
 mod schema;
 mod takeover;
 mod unserved;
@@ -142,6 +143,7 @@ impl DatabaseStore {
             None => {
                 let connection = connection::open(&dir.join(&own), Access::Create)?;
                 schema::migrate(&connection)?;
+                Catalog::begin(&connection)?;
                 drop(connection);
                 files::check_none_lost(&dir.join(&own), *epoch)?;
                 sync_dir(dir)?;
@@ -229,9 +231,6 @@ impl DatabaseStore {
             CommitError::Record(source) => Err(StoreError::Inconsistent { path: self.path.clone(), source }),
             CommitError::Message(error) => {
                 Err(StoreError::Database { action: "insert messages", message: error.to_string() })
-            }
-            CommitError::Settings(error) => {
-                Err(StoreError::Database { action: "write settings", message: error.to_string() })
             }
         })
     }

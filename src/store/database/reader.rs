@@ -26,8 +26,8 @@ use crate::model::time::Timestamp;
 
 /// Messages from an offset on. Both tables before the messages give one row, so the rows come in order.
 pub(super) const MESSAGES: &str = "\
-    SELECT message.id, published_at, producer, sequence, checksum, key, headers, deliver_at, expires_at, priority,
-           body
+    SELECT message.id, published_at, producer, sequence, message.checksum, key, headers, deliver_at, expires_at,
+           priority, body
     FROM topic
     CROSS JOIN stretch ON stretch.topic = topic.id AND stretch.number = ?3
     CROSS JOIN message ON message.id >= (stretch.id << 32) + ?4 AND message.id < min(

@@ -21,6 +21,7 @@ use super::catalog::Catalog;
 use super::connection::{PAGE_BYTES, growth_bytes};
 use super::files;
 use super::message::{first_row, split};
+use super::rows;
 use super::schema::STRETCH_BITS;
 use crate::model::id::{Epoch, Offset, OffsetRange, TopicId};
 
@@ -336,10 +337,8 @@ fn clear_topic(
             delete.execute((place.stretches[at].1,))?;
         }
     }
-    connection
-        .prepare_cached("UPDATE topic SET cleared_offset = ?2 WHERE id = ?1")?
-        .execute((topic.0, to.0 as i64))?;
     place.cleared = to;
+    rows::put_topic(connection, topic, state, place)?;
     if to == stretch_end {
         place.stretches.retain(|&(of, _)| of != number);
     }

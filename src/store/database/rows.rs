@@ -1,0 +1,273 @@
+//! Rows of the catalog and of progress: every table but the one of messages.
+//!
+//! A row is written whole, from what the writer has in memory, and with its [checksum](super::checksum): so a row that
+//! was damaged on disk is never carried on under a right checksum. Loading checks each one.
+
+use rusqlite::types::{Value, ValueRef};
+use rusqlite::{Connection, Row};
+use serde::Serialize;
+
+use super::catalog::{Catalog, Place, reason_text};
+use super::checksum::OfRow;
+use crate::model::id::{GroupId, Offset, OffsetRange, ProducerId, TopicId};
+use crate::model::record::Retry;
+use crate::model::snapshot::{GroupState, ProducerState, TopicState};
+
+/// A table: how a row of it is written, and how all are read. The columns are in the order of the schema, the last
+/// one is the checksum.
+pub(super) struct Table {
+    name: &'static str,
+    put: &'static str,
+    all: &'static str,
+}
+
+pub(super) const META: Table = Table {
+    name: "meta",
+    put: "INSERT OR REPLACE INTO meta VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+    all: "SELECT id, next_topic, next_group, next_producer, topics, groups, producers, time, checksum FROM meta",
+};
+pub(super) const TOPIC: Table = Table {
+    name: "topic",
+    put: "INSERT OR REPLACE INTO topic VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+    all: "SELECT id, name, settings, start_offset, cleared_offset, end_offset, stored_at, checksum FROM topic",
+};
+pub(super) const REMOVED: Table = Table {
+    name: "removed_range",
+    put: "INSERT INTO removed_range VALUES (?1, ?2, ?3, ?4)",
+    all: "SELECT topic, start_offset, end_offset, checksum FROM removed_range",
+};
+pub(super) const STRETCH: Table = Table {
+    name: "stretch",
+    put: "INSERT INTO stretch VALUES (?1, ?2, ?3, ?4)",
+    all: "SELECT id, topic, number, checksum FROM stretch ORDER BY topic, number",
+};
+pub(super) const GROUP: Table = Table {
+    name: "consumer_group",
+    put: "INSERT OR REPLACE INTO consumer_group VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+    all: "SELECT id, topic, name, settings, floor_offset, handed_out, checksum FROM consumer_group",
+};
+pub(super) const SETTLED: Table = Table {
+    name: "settled_range",
+    put: "INSERT OR REPLACE INTO settled_range VALUES (?1, ?2, ?3, ?4)",
+    all: "SELECT group_id, start_offset, end_offset, checksum FROM settled_range",
+};
+pub(super) const RETRY: Table = Table {
+    name: "retry",
+    put: "INSERT OR REPLACE INTO retry VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+    all: "SELECT group_id, message_offset, attempts, due_at, reason, checksum FROM retry",
+};
+pub(super) const PRODUCER: Table = Table {
+    name: "producer",
+    put: "INSERT OR REPLACE INTO producer VALUES (?1, ?2, ?3, ?4, ?5)",
+    all: "SELECT id, name, last_sequence, seen_at, checksum FROM producer",
+};
+
+/// Why rows could not be read.
+#[derive(Debug)]
+pub(super) enum ReadError {
+    /// The database's answer.
+    Database(rusqlite::Error),
+    /// A row is not what was written.
+    Damaged(String),
+}
+
+impl From<rusqlite::Error> for ReadError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Database(error)
+    }
+}
+
+impl Table {
+    /// Hands every row to `take`, once its checksum is known to be right. What `take` finds wrong is damage.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub(super) fn each(
+        &self,
+        connection: &Connection,
+        mut take: impl FnMut(&Row<'_>) -> Result<(), String>,
+    ) -> Result<(), ReadError> {
+        let mut statement = connection.prepare(self.all)?;
+        let mut rows = statement.raw_query();
+        while let Some(row) = rows.next()? {
+            self.check(row).and_then(|()| take(row)).map_err(|what| {
+                let first = row.get::<_, Value>(0);
+                let id = first.map_or_else(|_| "?".to_owned(), |value| text(&value));
+                ReadError::Damaged(format!("table {}, a row of {id}: {what}", self.name))
+            })?;
+        }
+        Ok(())
+    }
+
+    fn check(&self, row: &Row<'_>) -> Result<(), String> {
+        let count = row.as_ref().column_count();
+        let mut sum = OfRow::begin(self.name);
+        for column in 0..count - 1 {
+            sum = match row.get_ref(column).map_err(|error| error.to_string())? {
+                ValueRef::Integer(number) => sum.number(number),
+                ValueRef::Text(text) => {
+                    sum.text(std::str::from_utf8(text).map_err(|error| error.to_string())?)
+                }
+                other => return Err(format!("column {column} is of type {}", other.data_type())),
+            };
+        }
+        let (stored, found) = (row.get::<_, i32>(count - 1).map_err(|error| error.to_string())?, sum.end());
+        if stored == found {
+            return Ok(());
+        }
+        Err(format!("it was changed: its checksum is {stored:#010x} and would be {found:#010x}"))
+    }
+
+    fn put(&self, connection: &Connection, cells: &[Cell<'_>]) -> rusqlite::Result<()> {
+        let mut statement = connection.prepare_cached(self.put)?;
+        let mut sum = OfRow::begin(self.name);
+        for (cell, parameter) in cells.iter().zip(1..) {
+            match *cell {
+                Cell::Number(number) => {
+                    sum = sum.number(number);
+                    statement.raw_bind_parameter(parameter, number)?;
+                }
+                Cell::Text(text) => {
+                    sum = sum.text(text);
+                    statement.raw_bind_parameter(parameter, text)?;
+                }
+            }
+        }
+        statement.raw_bind_parameter(cells.len() + 1, sum.end())?;
+        statement.raw_execute().map(|_| ())
+    }
+}
+
+/// A value of a row. The database keeps the 64 bits of an unsigned number as a signed one.
+enum Cell<'a> {
+    Number(i64),
+    Text(&'a str),
+}
+
+impl From<u64> for Cell<'_> {
+    fn from(number: u64) -> Self {
+        Self::Number(number.cast_signed())
+    }
+}
+
+impl From<u32> for Cell<'_> {
+    fn from(number: u32) -> Self {
+        Self::Number(i64::from(number))
+    }
+}
+
+impl<'a> From<&'a str> for Cell<'a> {
+    fn from(text: &'a str) -> Self {
+        Self::Text(text)
+    }
+}
+
+/// Writes the numbers of the whole store.
+pub(super) fn put_meta(connection: &Connection, catalog: &Catalog) -> rusqlite::Result<()> {
+    let snapshot = &catalog.snapshot;
+    let (next, count) = (snapshot.next, |len: usize| len as u64);
+    let cells = [
+        0_u32.into(),
+        next.topic.0.into(),
+        next.group.0.into(),
+        next.producer.0.into(),
+        count(snapshot.topics.len()).into(),
+        count(snapshot.groups.len()).into(),
+        count(snapshot.producers.len()).into(),
+        snapshot.time.0.into(),
+    ];
+    META.put(connection, &cells)
+}
+
+/// Writes a topic.
+pub(super) fn put_topic(
+    connection: &Connection,
+    id: TopicId,
+    topic: &TopicState,
+    place: &Place,
+) -> rusqlite::Result<()> {
+    let settings = json(&topic.settings)?;
+    let cells = [
+        id.0.into(),
+        topic.name.as_str().into(),
+        settings.as_str().into(),
+        topic.start.0.into(),
+        place.cleared.0.into(),
+        topic.end.0.into(),
+        place.stored_at.0.into(),
+    ];
+    TOPIC.put(connection, &cells)
+}
+
+/// Writes a range that was removed from the middle of a topic.
+pub(super) fn put_removed(
+    connection: &Connection,
+    topic: TopicId,
+    range: OffsetRange,
+) -> rusqlite::Result<()> {
+    REMOVED.put(connection, &[topic.0.into(), range.start.0.into(), range.end.0.into()])
+}
+
+/// Writes a stretch, which is never changed.
+pub(super) fn put_stretch(
+    connection: &Connection,
+    id: i64,
+    topic: TopicId,
+    number: u64,
+) -> rusqlite::Result<()> {
+    STRETCH.put(connection, &[Cell::Number(id), topic.0.into(), number.into()])
+}
+
+/// Writes a group, without what it has settled above its floor and its retries.
+pub(super) fn put_group(connection: &Connection, id: GroupId, group: &GroupState) -> rusqlite::Result<()> {
+    let settings = json(&group.settings)?;
+    let cells = [
+        id.0.into(),
+        group.topic.0.into(),
+        group.name.as_str().into(),
+        settings.as_str().into(),
+        group.floor.0.into(),
+        group.handed_out.0.into(),
+    ];
+    GROUP.put(connection, &cells)
+}
+
+/// Writes a range that a group has settled above its floor.
+pub(super) fn put_settled(connection: &Connection, id: GroupId, range: OffsetRange) -> rusqlite::Result<()> {
+    SETTLED.put(connection, &[id.0.into(), range.start.0.into(), range.end.0.into()])
+}
+
+/// Writes a message that waits for another attempt.
+pub(super) fn put_retry(
+    connection: &Connection,
+    id: GroupId,
+    offset: Offset,
+    retry: &Retry,
+) -> rusqlite::Result<()> {
+    let reason = reason_text(retry.reason);
+    let cells = [id.0.into(), offset.0.into(), retry.attempts.into(), retry.due_at.0.into(), reason.into()];
+    RETRY.put(connection, &cells)
+}
+
+/// Writes a producer.
+pub(super) fn put_producer(
+    connection: &Connection,
+    id: ProducerId,
+    producer: &ProducerState,
+) -> rusqlite::Result<()> {
+    let cells =
+        [id.0.into(), producer.name.as_str().into(), producer.last.0.into(), producer.seen_at.0.into()];
+    PRODUCER.put(connection, &cells)
+}
+
+fn json(settings: &impl Serialize) -> rusqlite::Result<String> {
+    serde_json::to_string(settings).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::Integer(number) => number.to_string(),
+        Value::Text(text) => text.clone(),
+        other => format!("{other:?}"),
+    }
+}
