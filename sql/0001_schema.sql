@@ -110,20 +110,24 @@ CREATE TABLE producer (
     checksum      INTEGER NOT NULL
 ) STRICT;
 
--- Every message that is still there, with names and times.
+-- What follows is made to be asked by a person; docs/queries.md has examples. Names of columns stay.
+
+-- Every message that is still there, with names and times. Key and body are bytes.
 CREATE VIEW messages AS
 SELECT topic.name AS topic,
        (stretch.number << 32) + (message.id & 0xFFFFFFFF) AS message_offset,
        strftime('%Y-%m-%dT%H:%M:%fZ', message.published_at / 1000.0, 'unixepoch') AS published_at,
-       producer.name AS producer,
+       producer.name AS producer, -- NULL: the broker itself, or one that is forgotten
        message.sequence,
        message.key,
        coalesce(message.priority, 0) AS priority,
+       strftime('%Y-%m-%dT%H:%M:%fZ', message.deliver_at / 1000.0, 'unixepoch') AS deliver_at,
+       strftime('%Y-%m-%dT%H:%M:%fZ', message.expires_at / 1000.0, 'unixepoch') AS expires_at,
        length(message.body) AS body_bytes,
        message.body
 FROM topic
-JOIN stretch ON stretch.topic = topic.id
-JOIN message ON message.id >= stretch.id << 32 AND message.id < (stretch.id + 1) << 32
+CROSS JOIN stretch ON stretch.topic = topic.id
+CROSS JOIN message ON message.id >= stretch.id << 32 AND message.id < (stretch.id + 1) << 32
 LEFT JOIN producer ON producer.id = message.producer
 WHERE (stretch.number << 32) + (message.id & 0xFFFFFFFF) >= topic.start_offset
   AND NOT EXISTS (
@@ -134,7 +138,34 @@ WHERE (stretch.number << 32) + (message.id & 0xFFFFFFFF) >= topic.start_offset
         AND removed_range.end_offset > (stretch.number << 32) + (message.id & 0xFFFFFFFF)
   );
 
--- How many messages wait, for which group, and since when the oldest of them.
+-- How many messages each topic holds, since when the oldest of them, and which group has come least far: what it has
+-- not settled stays.
+CREATE VIEW topics AS
+SELECT topic.name AS topic,
+       topic.end_offset - topic.start_offset AS messages,
+       coalesce(behind.consumer_groups, 0) AS consumer_groups,
+       CASE WHEN topic.end_offset > topic.start_offset THEN (
+           SELECT strftime('%Y-%m-%dT%H:%M:%fZ', message.published_at / 1000.0, 'unixepoch')
+           FROM stretch
+           JOIN message ON message.id = (stretch.id << 32) + (topic.start_offset & 0xFFFFFFFF)
+           WHERE stretch.topic = topic.id AND stretch.number = topic.start_offset >> 32
+       ) END AS oldest_since,
+       CASE WHEN topic.stored_at > 0 THEN
+           strftime('%Y-%m-%dT%H:%M:%fZ', topic.stored_at / 1000.0, 'unixepoch')
+       END AS last_published_at,
+       behind.name AS held_back_by,
+       topic.start_offset,
+       topic.end_offset
+FROM topic
+LEFT JOIN (
+    -- The name is that of the group with the least floor.
+    SELECT consumer_group.topic, consumer_group.name, min(consumer_group.floor_offset), count(*) AS consumer_groups
+    FROM consumer_group
+    GROUP BY consumer_group.topic
+) AS behind ON behind.topic = topic.id;
+
+-- How many messages wait, for which group, and since when the oldest of them. What is in flight, delayed or between
+-- two attempts waits too: nothing durable says what is in flight.
 CREATE VIEW backlog AS
 SELECT topic,
        consumer_group,
@@ -146,7 +177,7 @@ SELECT topic,
            JOIN message ON message.id = (stretch.id << 32) + (oldest & 0xFFFFFFFF)
            WHERE stretch.topic = topic_id AND stretch.number = oldest >> 32
        ) END AS oldest_since,
-       oldest AS oldest_offset
+       CASE WHEN waiting > 0 THEN oldest END AS oldest_offset
 FROM (
     SELECT topic.id AS topic_id,
            topic.name AS topic,
@@ -161,3 +192,22 @@ FROM (
     FROM consumer_group
     JOIN topic ON topic.id = consumer_group.topic
 );
+
+-- Messages that were handed out in vain and wait for another attempt.
+CREATE VIEW retries AS
+SELECT topic.name AS topic,
+       consumer_group.name AS consumer_group,
+       retry.message_offset,
+       retry.attempts,
+       retry.reason,
+       strftime('%Y-%m-%dT%H:%M:%fZ', retry.due_at / 1000.0, 'unixepoch') AS due_at
+FROM retry
+JOIN consumer_group ON consumer_group.id = retry.group_id
+JOIN topic ON topic.id = consumer_group.topic;
+
+-- Producers that are remembered, and when each was opened or last published.
+CREATE VIEW producers AS
+SELECT name AS producer,
+       last_sequence,
+       strftime('%Y-%m-%dT%H:%M:%fZ', seen_at / 1000.0, 'unixepoch') AS last_seen_at
+FROM producer;

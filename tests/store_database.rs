@@ -6,16 +6,21 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use batonmq::model::chunk::Origin;
 use batonmq::model::id::{Epoch, GroupId, Offset, OffsetRange, ProducerId, Sequence, TopicId};
+use batonmq::model::limits::QUERY_VALUE_BYTES_MAX;
 use batonmq::model::message::{Message, MessageBlock};
 use batonmq::model::name::Name;
 use batonmq::model::record::{Published, Record, Retry, ReturnReason};
 use batonmq::model::settings::{GroupSettings, Policy, TopicSettings};
 use batonmq::model::snapshot::{Snapshot, TopicState};
+use batonmq::model::table::Value;
 use batonmq::model::time::Timestamp;
 use batonmq::store::manifest::Manifest;
+use batonmq::store::query::{self, Inspector, QueryBounds, QueryError};
 use batonmq::store::{Fenced, Mode, OpenOptions, Predecessor, Predecessors, Store, StoreError, database};
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -645,6 +650,71 @@ fn a_person_can_ask_what_waits() {
         .query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
         .unwrap();
     assert_eq!(row, (0, "shop".into(), 1, 100));
+}
+
+fn bounds() -> QueryBounds {
+    QueryBounds { rows_max: 100, bytes_max: 1 << 20, time_max: None, stop: Arc::default() }
+}
+
+fn count(inspector: &mut dyn Inspector) -> Value {
+    inspector.query("SELECT count(*) FROM messages", &bounds()).unwrap().rows[0][0].clone()
+}
+
+/// A copy that a takeover has begun, or the database of an older epoch, is not the store.
+#[test]
+fn a_dead_store_is_asked_by_its_newest_manifest() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(query::inspect(dir.path()).unwrap().is_none());
+    let (mut old, model) = filled(dir.path(), 10);
+    let mut new_model = model.clone();
+    let (mut new, _) = open(dir.path(), 2, Predecessor::MayWrite);
+    let record = new_model.publish(&[TOPIC], None, &messages(3, 10), 9_000);
+    new_model.commit(&mut *new, &[record]);
+    let late = model.publish(&[TOPIC], None, &messages(50, 10), 9_000);
+    old.commit(&[late]).unwrap();
+    drop((old, new));
+    fs::copy(database(dir.path(), 1), database(dir.path(), 3)).unwrap();
+    let mut inspector = query::inspect(dir.path()).unwrap().unwrap();
+    assert_eq!(count(&mut *inspector), Value::Integer(13));
+}
+
+#[test]
+fn a_query_sees_what_is_committed_beside_it_and_bodies_of_any_size_can_be_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, mut model) = filled(dir.path(), 10);
+    let mut inspector = store.inspector().unwrap().unwrap();
+    assert_eq!(count(&mut *inspector), Value::Integer(10));
+    let large = QUERY_VALUE_BYTES_MAX + 1;
+    let record = model.publish(&[TOPIC], None, &messages(1, large), 9_000);
+    model.commit(&mut *store, &[record]);
+    assert_eq!(count(&mut *inspector), Value::Integer(11));
+    let sql = "SELECT max(body_bytes), count(key) FROM messages";
+    let table = inspector.query(sql, &bounds()).unwrap();
+    assert_eq!(table.rows, [[Value::Integer(large as i64), Value::Integer(0)]]);
+    let body = inspector.query("SELECT body FROM messages WHERE body_bytes > 1000", &bounds());
+    assert!(matches!(body, Err(QueryError::Value(QUERY_VALUE_BYTES_MAX))), "{body:?}");
+    let stopped = QueryBounds { stop: Arc::new(AtomicBool::new(true)), ..bounds() };
+    let endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n";
+    assert!(matches!(inspector.query(endless, &stopped), Err(QueryError::Stopped)));
+    drop(inspector);
+    close(store);
+}
+
+/// What is asked walks the messages of a topic by their keys, and looks at no others.
+#[test]
+fn the_views_use_the_keys() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = filled(dir.path(), 10);
+    let mut inspector = store.inspector().unwrap().unwrap();
+    for view in ["messages", "topics", "backlog", "retries"] {
+        let sql = format!("EXPLAIN QUERY PLAN SELECT * FROM {view} WHERE topic = 'orders' LIMIT 10");
+        let plan = format!("{:?}", inspector.query(&sql, &bounds()).unwrap().rows);
+        for table in ["message", "stretch", "settled_range"] {
+            assert!(!plan.contains(&format!("SCAN {table}")), "{view}: {plan}");
+        }
+        // Groups are counted by topic; messages are never sorted.
+        assert!(view == "topics" || !plan.contains("TEMP B-TREE"), "{view}: {plan}");
+    }
 }
 
 /// Turns random numbers into records that fit the model.

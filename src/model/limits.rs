@@ -29,6 +29,21 @@ pub const BROWSE_READS_MAX: usize = 2;
 pub const BROWSED_BYTES_MAX: usize = 128 << 20;
 /// Bytes of messages that were read from the store and wait for the engine. Each reader may go over it with one read.
 pub const LOADED_BYTES_MAX: u64 = 16 << 20;
+/// Rows that a query is answered with.
+pub const QUERY_ROWS_MAX: usize = 10_000;
+/// Bytes that the answer to a query takes in memory.
+pub const QUERY_BYTES_MAX: usize = 4 << 20;
+/// Bytes of one value in a query, on the way to its answer too. With the columns it bounds the memory of a row.
+pub const QUERY_VALUE_BYTES_MAX: usize = 1 << 20;
+/// Columns of one row in a query, on the way to its answer too.
+pub const QUERY_COLUMNS_MAX: usize = 100;
+/// Bytes of the text of a query.
+pub const QUERY_TEXT_BYTES_MAX: usize = 64 << 10;
+/// Seconds that a master works at one query. While it does, nothing that is committed can leave the store's log: the
+/// log grows, and a commit may wait a fifth of a second for the query to end, a few times.
+pub const QUERY_SECONDS_MAX: u64 = 5;
+/// Queries of all clients together that wait for their answer. One at a time is worked at.
+pub const QUERIES_MAX: usize = 8;
 /// Connections beyond `connections_max` that the other node may have, to watch this one.
 pub const WATCHES_MAX: u64 = 2;
 /// Connections beyond those that are accepted, to be told that there are too many. A further one waits.

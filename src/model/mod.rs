@@ -11,4 +11,5 @@ pub mod ranges;
 pub mod record;
 pub mod settings;
 pub mod snapshot;
+pub mod table;
 pub mod time;

@@ -19,6 +19,7 @@ pub mod digest;
 pub mod file;
 pub mod image;
 pub mod manifest;
+pub mod query;
 pub mod space;
 
 use std::path::PathBuf;
@@ -27,6 +28,7 @@ use crate::model::chunk::Chunk;
 use crate::model::id::{Epoch, Offset, TopicId};
 use crate::model::record::Record;
 use crate::model::snapshot::{Snapshot, SnapshotError};
+use query::Inspector;
 
 /// Where the records are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -270,6 +272,14 @@ pub trait Store: Send {
     /// # Errors
     /// Where it cannot be had. The store goes on.
     fn image(&mut self, snapshot: &mut dyn FnMut() -> Snapshot) -> Result<Box<dyn image::Image>, StoreError>;
+
+    /// Answers queries about what is committed, on any other thread; `None` in a mode that cannot be asked.
+    ///
+    /// # Errors
+    /// Where it cannot be opened.
+    fn inspector(&self) -> Result<Option<Box<dyn Inspector>>, StoreError> {
+        Ok(None)
+    }
 
     /// Whether [`maintain`](Self::maintain) has something to do.
     fn maintenance_due(&self) -> bool;

@@ -44,6 +44,8 @@ pub(super) enum Access {
     Write,
     /// A reader beside the writer.
     Read,
+    /// The only one, of a file that nobody may write and that has no log.
+    Frozen,
 }
 
 /// Opens a connection. Changes nothing in a file that exists.
@@ -61,17 +63,22 @@ pub(super) fn open(path: &Path, access: Access) -> Result<Connection, StoreError
             Access::Create => OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE,
             Access::Write => OpenFlags::SQLITE_OPEN_READ_WRITE,
             Access::Read => OpenFlags::SQLITE_OPEN_READ_ONLY,
+            Access::Frozen => OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI,
         };
     match (access, exists) {
         (Access::Create, true) => {
             let source = std::io::ErrorKind::AlreadyExists.into();
             return Err(StoreError::Io { action: "create", path: path.to_owned(), source });
         }
-        (Access::Write | Access::Read, false) => return Err(StoreError::Missing { path: path.to_owned() }),
-        (Access::Create, false) | (Access::Write | Access::Read, true) => {}
+        (Access::Write | Access::Read | Access::Frozen, false) => {
+            return Err(StoreError::Missing { path: path.to_owned() });
+        }
+        (Access::Create, false) | (Access::Write | Access::Read | Access::Frozen, true) => {}
     }
+    let frozen = (access == Access::Frozen).then(|| frozen_name(path));
+    let name = frozen.as_deref().map_or(path, Path::new);
     let connection =
-        Connection::open_with_flags_and_vfs(path, flags, c"unix-excl").map_err(failed("open"))?;
+        Connection::open_with_flags_and_vfs(name, flags, c"unix-excl").map_err(failed("open"))?;
     connection
         .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
         .map_err(failed("switch off the checkpoint at close"))?;
@@ -86,47 +93,26 @@ pub(super) fn open(path: &Path, access: Access) -> Result<Connection, StoreError
     Ok(connection)
 }
 
-/// Opens a database without a log as a file that never changes: nothing is locked, made or written. The caller sees to
-/// it that nobody writes.
-///
-/// # Errors
-/// As for [`open`].
-pub(super) fn open_unchanging(path: &Path) -> Result<Connection, StoreError> {
-    if !path.try_exists().map_err(|source| StoreError::Io {
-        action: "look for",
-        path: path.to_owned(),
-        source,
-    })? {
-        return Err(StoreError::Missing { path: path.to_owned() });
-    }
-    let flags =
-        OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
-    let connection =
-        Connection::open_with_flags_and_vfs(unchanging_uri(path), flags, c"unix").map_err(failed("open"))?;
-    let batch = format!("PRAGMA temp_store = memory; PRAGMA cache_size = -{READER_CACHE_KIB};");
-    connection.execute_batch(&batch).map_err(failed("set the pragmas"))?;
-    Ok(connection)
-}
-
-/// The address of a file that never changes. Whatever could mean something in an address is written as its number.
-fn unchanging_uri(path: &Path) -> PathBuf {
-    let mut uri = b"file:".to_vec();
-    for &byte in path.as_os_str().as_bytes() {
-        if matches!(byte, b'%' | b'?' | b'#') {
-            uri.extend(format!("%{byte:02x}").bytes());
+/// How the database is told that nobody writes a file: it then neither locks it nor makes a log beside it.
+fn frozen_name(path: &Path) -> String {
+    let mut name = String::from("file:");
+    for &byte in path.as_os_str().as_encoded_bytes() {
+        if byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte) {
+            name.push(char::from(byte));
         } else {
-            uri.push(byte);
+            name += &format!("%{byte:02X}");
         }
     }
-    uri.extend(b"?immutable=1");
-    OsString::from_vec(uri).into()
+    name + "?immutable=1"
 }
 
 fn configure(connection: &Connection, access: Access) -> Result<(), StoreError> {
     let question = if access == Access::Create { "PRAGMA journal_mode = wal" } else { "PRAGMA journal_mode" };
     let mode = journal_mode(connection, question).map_err(failed("lock, or read the mode"))?;
-    if mode != "wal" {
-        let message = format!("the journal mode is {mode}, it must be wal");
+    // What is frozen has no log, and counts as one that needs none.
+    let wanted = if access == Access::Frozen { "delete" } else { "wal" };
+    if mode != wanted {
+        let message = format!("the journal mode is {mode}, it must be {wanted}");
         return Err(StoreError::Database { action: "open", message });
     }
     let cache = if access == Access::Read { READER_CACHE_KIB } else { WRITER_CACHE_KIB };

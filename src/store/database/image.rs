@@ -93,14 +93,11 @@ impl DatabaseImage {
     /// Where it is missing, damaged or of a newer format, or belongs to another process.
     pub(super) fn look(path: &Path) -> Result<Self, StoreError> {
         let log = files::log(path);
-        let connection = if files::length(&log)?.unwrap_or(0) == 0 {
-            connection::open_unchanging(path)?
-        } else {
-            log::check(&log)?;
-            let connection = connection::open(path, Access::Write)?;
-            connection.pragma_update(None, "query_only", true).map_err(failed("refuse writes"))?;
-            connection
-        };
+        log::check(&log)?;
+        // Opening the log where there is none would make one.
+        let access = if files::length(&log)?.is_some() { Access::Write } else { Access::Frozen };
+        let connection = connection::open(path, access)?;
+        connection.pragma_update(None, "query_only", true).map_err(failed("refuse writes"))?;
         schema::check(&connection, path)?;
         let catalog = Catalog::load(&connection, path)?;
         Ok(Self::new(connection, path, &catalog))

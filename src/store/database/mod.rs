@@ -18,6 +18,7 @@ mod frame;
 mod image;
 mod log;
 mod message;
+mod query;
 mod reader;
 mod rows;
 mod schema;
@@ -34,6 +35,7 @@ use rustix::fs::Access as Rights;
 use super::check::check_rights;
 use super::image::{Fill, Image};
 use super::manifest::{Manifest, sync_dir};
+use super::query::Inspector;
 use super::space::FreeSpace;
 use super::{FenceCheck, Fenced, Mode, OpenOptions, Predecessor, Predecessors, Reader, Store, StoreError};
 use crate::model::id::Epoch;
@@ -45,6 +47,7 @@ use connection::{Access, failed, is_full};
 use fill::DatabaseFill;
 use image::{DatabaseImage, Pins};
 use message::Inserts;
+use query::DatabaseInspector;
 use reader::DatabaseReader;
 pub use schema::FORMAT;
 use unserved::Unserved;
@@ -107,6 +110,14 @@ pub(super) fn check(dir: &Path, manifest: &Manifest, predecessors: &Predecessors
         Predecessor::MayWrite => takeover::check_space(dir, &name, predecessors),
         Predecessor::None | Predecessor::Gone => Ok(()),
     }
+}
+
+/// Opens the database that a manifest names to be asked, and changes nothing of it. Nobody has it open.
+///
+/// # Errors
+/// Where it is missing, damaged, of a newer format, or cannot be opened.
+pub(super) fn inspect(dir: &Path, manifest: &Manifest) -> Result<Box<dyn Inspector>, StoreError> {
+    Ok(Box::new(DatabaseInspector::alone(dir, manifest)?))
 }
 
 /// A message is written twice: into the log and into the database.
@@ -296,6 +307,10 @@ impl Store for DatabaseStore {
 
     fn image(&mut self, _snapshot: &mut dyn FnMut() -> Snapshot) -> Result<Box<dyn Image>, StoreError> {
         Ok(Box::new(DatabaseImage::of(&self.path, &self.catalog, &mut self.pins)?))
+    }
+
+    fn inspector(&self) -> Result<Option<Box<dyn Inspector>>, StoreError> {
+        Ok(Some(Box::new(DatabaseInspector::beside_writer(&self.path)?)))
     }
 
     fn maintenance_due(&self) -> bool {
