@@ -4,7 +4,9 @@ use batonmq::config::value::size_text;
 use batonmq::model::limits::{
     BROWSE_READS_MAX, BROWSED_BYTES_MAX, BROWSES_MAX, BROWSES_PER_CONNECTION_MAX, FILES_RESERVED,
     GREETINGS_MAX, HEADER_COUNT_MAX, HEADER_NAME_BYTES_MAX, KEY_BYTES_MAX, LIMITS, LISTED_MAX,
-    LOADED_BYTES_MAX, LimitRow, Limits, NAME_BYTES_MAX, PRIORITY_MAX, PUBLISH_PARTS_MAX, WATCHES_MAX,
+    LOADED_BYTES_MAX, LimitRow, Limits, NAME_BYTES_MAX, PRIORITY_MAX, PUBLISH_PARTS_MAX, QUERIES_MAX,
+    QUERY_BYTES_MAX, QUERY_COLUMNS_MAX, QUERY_ROWS_MAX, QUERY_SECONDS_MAX, QUERY_TEXT_BYTES_MAX,
+    QUERY_VALUE_BYTES_MAX, WATCHES_MAX,
 };
 use batonmq::protocol::frame::HEAD_BYTES_MAX;
 use batonmq::server::{FENCE_AGE_MAX, HANDSHAKE_MAX, STALLED_MIN};
@@ -48,6 +50,7 @@ fn document() -> String {
     text.push_str(FIXED);
     let refused = "the message is refused with `message-too-large`";
     let invalid = "the message is refused with `invalid`";
+    let query = "the query is refused with `limit`";
     for (limit, value, hit) in [
         (
             "bytes of a name (topic, group, producer, node)",
@@ -94,6 +97,25 @@ fn document() -> String {
             LOADED_BYTES_MAX as usize,
             "readers wait; each may go over it with one read",
         ),
+        (
+            "queries of all clients that wait for an answer; one at a time is worked at",
+            QUERIES_MAX,
+            "a further one is refused with `limit`",
+        ),
+        (
+            "seconds that a master works at a query; the store's log cannot be written back meanwhile",
+            QUERY_SECONDS_MAX as usize,
+            "the query is given up and refused with `limit`",
+        ),
+        ("rows that a query is answered with", QUERY_ROWS_MAX, query),
+        ("bytes of the answer to a query", QUERY_BYTES_MAX, query),
+        ("bytes of a value in a query, on the way to the answer too", QUERY_VALUE_BYTES_MAX, query),
+        (
+            "columns of a row in a query, on the way to the answer too",
+            QUERY_COLUMNS_MAX,
+            "the query is refused",
+        ),
+        ("bytes of the text of a query to a master", QUERY_TEXT_BYTES_MAX, query),
         (
             "connections of the other node beyond `connections_max`",
             WATCHES_MAX as usize,

@@ -159,7 +159,8 @@ pub struct Output {
 }
 
 impl Output {
-    fn effect(&mut self, session: SessionId, content: Content) {
+    /// Adds an effect.
+    pub fn effect(&mut self, session: SessionId, content: Content) {
         self.effects.push(Effect { session, content });
     }
 }

@@ -1,4 +1,4 @@
-//! Administration: status, topics, groups, reading without effect, switchover.
+//! Administration: status, topics, groups, reading without effect, queries, switchover.
 //!
 //! Requests that have the same effect made once or twice are made again when the connection is lost before the
 //! answer came.
@@ -16,6 +16,7 @@ use super::shared::{Repeat, unexpected};
 use super::wait::{RETRY_WAIT, by_chance};
 use crate::model::id::{Epoch, Offset};
 use crate::model::settings::{GroupSettings, Start, TopicSettings};
+use crate::model::table::Table;
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::frame::RawFrame;
 use crate::protocol::request::{Admin, AdminCommand, Request};
@@ -235,6 +236,18 @@ impl Client {
         })
         .map_err(|error| Refusal::new(ErrorCode::Protocol, format!("bad answer of the node: {error}")))?;
         Ok(browsed)
+    }
+
+    /// Asks the store of the master, in a language of its own: SQL in database mode. Nothing is changed.
+    ///
+    /// # Errors
+    /// Where the store cannot be asked, the text cannot be understood or would change something, or a limit is
+    /// reached.
+    pub async fn query(&self, text: &str) -> Result<Table, ClientError> {
+        match self.administer(AdminCommand::Query { text: text.to_owned() }).await? {
+            Reply::Table(table) => Ok(table),
+            other => Err(unexpected(&other)),
+        }
     }
 
     async fn carry_out(&self, command: AdminCommand) -> Result<(), ClientError> {

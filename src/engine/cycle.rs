@@ -5,14 +5,17 @@ use std::time::{Duration, Instant};
 
 use super::clock::Clock;
 use super::inbox::Input;
+use super::querying::{Querying, refusal};
 use super::reading::Reading;
 use super::sending::Sending;
 use super::space_wait::SpaceWait;
 use super::{EngineError, Guard, Parts, Shared};
-use crate::broker::{Broker, Command, Output};
+use crate::broker::{Broker, Command, Content, Output};
 use crate::model::id::SessionId;
 use crate::model::time::Timestamp;
 use crate::protocol::error::{ErrorCode, Refusal};
+use crate::protocol::request::{Admin, AdminCommand};
+use crate::protocol::response::Reply;
 use crate::store::{Store, StoreError};
 
 /// The state of the engine's thread.
@@ -23,6 +26,7 @@ pub(super) struct Cycle {
     guard: Box<dyn Guard>,
     clock: Clock,
     reading: Reading,
+    querying: Querying,
     sending: Sending,
     output: Output,
     poll_interval: Duration,
@@ -43,6 +47,7 @@ impl Cycle {
         let Parts { store, snapshot, guard, poll_interval, limits, auto_create } = parts;
         Ok(Self {
             reading: Reading::start(store.as_ref(), &shared.inbox)?,
+            querying: Querying::start(store.as_ref(), &shared.inbox)?,
             clock: Clock::starting_after(snapshot.time),
             commit_bytes_max: limits.commit_bytes_max,
             broker: Broker::new(snapshot, limits, auto_create),
@@ -149,6 +154,11 @@ impl Cycle {
                     self.broker.loaded(now, read, answer?, &mut self.output);
                     drop(loaded);
                 }
+                Input::Answered(session, request, answer) => {
+                    self.querying.answered();
+                    let answer = answer.map(Reply::Table).map_err(|error| refusal(&error));
+                    self.output.effect(session, Content::Reply(request, answer));
+                }
                 Input::Drain(deadline) => self.drain(now, deadline),
             }
         }
@@ -163,6 +173,16 @@ impl Cycle {
         {
             return;
         }
+        let command = match command {
+            // The broker knows nothing of the store.
+            Command::Admin(Admin { request, command: AdminCommand::Query { text } }) => {
+                if let Err(refusal) = self.querying.ask(session, request, text) {
+                    self.output.effect(session, Content::Reply(request, Err(refusal)));
+                }
+                return;
+            }
+            command => command,
+        };
         self.broker.handle(now, session, command, &mut self.output);
         if ends {
             self.ended.push(session);
@@ -271,8 +291,9 @@ impl Cycle {
     /// The end of a drain: every session is told to go elsewhere.
     fn stop(mut self) -> Result<(), EngineError> {
         self.say_goodbye();
-        let Self { broker, store, mut guard, reading, .. } = self;
+        let Self { broker, store, mut guard, reading, querying, .. } = self;
         reading.stop();
+        querying.stop();
         store.close(&mut || broker.snapshot(), &mut || guard.check())?;
         Ok(())
     }
@@ -285,8 +306,9 @@ impl Cycle {
              not count, and they send it again"
         );
         self.say_goodbye();
-        let Self { store, mut guard, reading, .. } = self;
+        let Self { store, mut guard, reading, querying, .. } = self;
         reading.stop();
+        querying.stop();
         store.leave(&mut || guard.check())?;
         Ok(())
     }

@@ -1,7 +1,8 @@
-//! What waits for the engine: batches from connections, messages that were read, orders from the node.
+//! What waits for the engine: batches from connections, messages that were read, answers to queries, orders from the
+//! node.
 //!
 //! Many threads put in, the engine takes out. What one connection may have in it is bounded by its [`Budget`]; the
-//! rest of what can be in it is bounded by the number of connections and of reads under way.
+//! rest of what can be in it is bounded by the number of connections, and of reads and queries under way.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -14,7 +15,10 @@ use super::reading::Loaded;
 use crate::broker::{Command, Read};
 use crate::model::chunk::Chunk;
 use crate::model::id::SessionId;
+use crate::model::table::Table;
+use crate::protocol::request::RequestId;
 use crate::store::StoreError;
+use crate::store::query::QueryError;
 
 /// Something for the engine to do.
 #[derive(Debug)]
@@ -25,6 +29,8 @@ pub(super) enum Input {
     Commands(SessionId, Vec<Command>, Held),
     /// A read is answered; what it brought is held against the readers until it is taken.
     Loaded(Read, Result<Option<Chunk>, StoreError>, Loaded),
+    /// A query of a session is answered.
+    Answered(SessionId, RequestId, Result<Table, QueryError>),
     /// Hand out nothing more; stop when nothing is in flight, at the latest at this point.
     Drain(Instant),
 }

@@ -22,6 +22,7 @@ mod clock;
 mod cycle;
 mod inbox;
 mod outbox;
+mod querying;
 mod reading;
 mod sending;
 mod space_wait;

@@ -15,13 +15,16 @@ use super::*;
 use crate::broker::Ending;
 use crate::model::chunk::Chunk;
 use crate::model::id::{Epoch, Offset, Sequence, TopicId};
+use crate::model::limits::QUERIES_MAX;
 use crate::model::message::{Message, MessageBlock};
 use crate::model::record::Record;
+use crate::model::table::Table;
 use crate::protocol::error::ErrorCode;
 use crate::protocol::frame::RawFrame;
 use crate::protocol::request::{Admin, AdminCommand, FindTopic, OpenProducer, Publish, Subscribe, Window};
 use crate::protocol::response::{Reply, Response};
 use crate::store::image::Image;
+use crate::store::query::{Inspector, QueryBounds, QueryError};
 use crate::store::{FenceCheck, Reader};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -54,6 +57,8 @@ struct Script {
     check: Option<Fate>,
     /// A commit waits for a word from here.
     gate: Option<Receiver<()>>,
+    /// A query waits for a word from here.
+    query_gate: Option<Receiver<()>>,
     upkeep_is_due: bool,
 }
 
@@ -113,6 +118,10 @@ impl Store for FakeStore {
         Err(StoreError::Io { action: "make an image of", path: "store".into(), source })
     }
 
+    fn inspector(&self) -> Result<Option<Box<dyn Inspector>>, StoreError> {
+        Ok(Some(Box::new(FakeInspector(Arc::clone(&self.0)))))
+    }
+
     fn maintenance_due(&self) -> bool {
         self.0.lock().unwrap().upkeep_is_due
     }
@@ -151,6 +160,19 @@ struct FakeReader;
 impl Reader for FakeReader {
     fn read(&mut self, _: TopicId, _: Offset, _: usize) -> Result<Option<Chunk>, StoreError> {
         Ok(None)
+    }
+}
+
+struct FakeInspector(Shared);
+
+impl Inspector for FakeInspector {
+    fn query(&mut self, text: &str, _: &QueryBounds) -> Result<Table, QueryError> {
+        let gate = self.0.lock().unwrap().query_gate.take();
+        if let Some(gate) = gate {
+            gate.recv_timeout(PATIENCE).unwrap();
+        }
+        assert_ne!(text, "panic", "on purpose");
+        Ok(Table { columns: vec![text.to_owned()], rows: Vec::new() })
     }
 }
 
@@ -266,6 +288,10 @@ fn publish(sequence: u64, count: u32, len: usize) -> Command {
     Command::Publish(head, MessageBlock::encode(&messages))
 }
 
+fn query(request: u32, text: &str) -> Command {
+    Command::Admin(Admin { request, command: AdminCommand::Query { text: text.into() } })
+}
+
 fn find() -> Command {
     Command::FindTopic(FindTopic { request: 3, name: "t".into() })
 }
@@ -334,6 +360,50 @@ async fn a_guard_that_says_no_ends_the_engine_with_nothing_sent() {
     assert!(matches!(scene.end(), Err(EngineError::Fenced(Fenced::Superseded(Epoch(9))))));
     assert_eq!(scene.calls(), [Call::Commit(0), Call::Check(0)], "no close");
     assert_eq!(lying(&client.socket), 0);
+}
+
+/// A query sees what is committed, whether or not somebody else has taken over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_to_a_query_leaves_after_a_check_only() {
+    let (scene, mut client) = publishing().await;
+    scene.watch(&client);
+    scene.submit(&client, vec![query(8, "a")]);
+    assert!(matches!(client.next(), Response::Reply(8, Ok(Reply::Table(table))) if table.columns == ["a"]));
+    assert_eq!(scene.calls(), [Call::Check(0)]);
+    scene.script.lock().unwrap().check = Some(Fate::Fails);
+    scene.submit(&client, vec![query(9, "b")]);
+    assert!(matches!(scene.end(), Err(EngineError::Fenced(_))));
+    assert_eq!(lying(&client.socket), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn queries_wait_in_a_line_of_bounded_length_and_outlive_a_panic() {
+    let (scene, mut client) = publishing().await;
+    let (open_gate, gate) = channel();
+    scene.script.lock().unwrap().query_gate = Some(gate);
+    let max = QUERIES_MAX as u32;
+    for request in 10..=10 + max {
+        scene.submit(&client, vec![query(request, "panic")]);
+    }
+    match client.next() {
+        Response::Reply(request, Err(refusal)) if request == 10 + max => {
+            assert_eq!(refusal.code, ErrorCode::Limit);
+        }
+        other => panic!("{other:?}"),
+    }
+    scene.submit(&client, vec![publish(1, 1, 10)]);
+    assert_eq!(confirmed(&mut client), 1, "a query is in nobody's way");
+    open_gate.send(()).unwrap();
+    for request in 10..10 + max {
+        match client.next() {
+            Response::Reply(answered, Err(refusal)) if answered == request => {
+                assert!(refusal.text.contains("please report it"), "{refusal}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    scene.submit(&client, vec![query(99, "a")]);
+    assert!(matches!(client.next(), Response::Reply(99, Ok(Reply::Table(_)))));
 }
 
 /// A checkpoint writes and removes files by itself, so it must ask by itself. Here nothing else asks.

@@ -247,6 +247,11 @@ pub enum AdminCommand {
         /// At most so many messages.
         messages_max: u32,
     },
+    /// Asks the store, in a language of its own, without any effect on it.
+    Query {
+        /// The question.
+        text: String,
+    },
 }
 
 /// A frame from the client.

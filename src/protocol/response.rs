@@ -9,6 +9,7 @@ use super::request::{Handle, RequestId};
 use crate::model::chunk::Origin;
 use crate::model::id::{Epoch, GroupId, Offset, ProducerId, Sequence, TopicId};
 use crate::model::settings::{GroupSettings, TopicSettings};
+use crate::model::table::Table;
 use crate::model::time::Timestamp;
 
 /// Answer of a master to [`Hello`](super::request::Hello).
@@ -264,6 +265,8 @@ pub enum Reply {
         #[serde(skip)]
         messages: Bytes,
     },
+    /// What a query is answered with.
+    Table(Table),
 }
 
 /// A frame to the client.

@@ -16,6 +16,7 @@ use super::{SERVER, Server, standby, watch};
 use crate::broker::{Command, Ending};
 use crate::engine::{Budget, Engine, Outbox, Sent};
 use crate::model::id::{Epoch, SessionId};
+use crate::model::limits::QUERY_BYTES_MAX;
 use crate::model::message::{MessageBlock, MessageError};
 use crate::protocol::error::{DecodeError, ErrorCode, Refusal};
 use crate::protocol::frame::RawFrame;
@@ -38,6 +39,8 @@ const BATCH_BYTES: u64 = 1 << 20;
 const STATUS_COST: u64 = 512;
 /// What a list or a look at messages costs, in bytes: about the longest answer.
 const ANSWER_COST: u64 = 1 << 20;
+/// What a query costs, in bytes: the longest answer.
+const QUERY_COST: u64 = QUERY_BYTES_MAX as u64;
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
@@ -159,6 +162,7 @@ fn cost(frame: &RawFrame, request: &Request) -> u64 {
                 AdminCommand::ListTopics { .. } | AdminCommand::ListGroups { .. } | AdminCommand::Browse { .. },
             ..
         }) => ANSWER_COST,
+        Request::Admin(Admin { command: AdminCommand::Query { .. }, .. }) => QUERY_COST,
         _ => 0,
     };
     // A list takes several times the memory that its frame has.

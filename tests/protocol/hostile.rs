@@ -134,13 +134,17 @@ fn hostile_lengths_in_heads_are_refused() {
     for length in lengths {
         let length = long(length);
         // Where the length of a list, of bytes or of a text stands first behind a few fixed bytes.
-        let heads: [(u8, &[u8]); 6] = [
-            (0x11, &[1, 1]),    // publish: parts
-            (0x22, &[9, 2, 0]), // settle: ranges
-            (0x01, &[0]),       // hello: client
-            (0x30, &[12]),      // find topic: name
-            (0xa0, &[2, 0]),    // deliver: runs
-            (0x90, &[7, 0, 9]), // reply: browsed: runs
+        let heads: [(u8, &[u8]); 10] = [
+            (0x11, &[1, 1]),                 // publish: parts
+            (0x22, &[9, 2, 0]),              // settle: ranges
+            (0x01, &[0]),                    // hello: client
+            (0x30, &[12]),                   // find topic: name
+            (0xa0, &[2, 0]),                 // deliver: runs
+            (0x90, &[7, 0, 9]),              // reply: browsed: runs
+            (0x90, &[7, 0, 10]),             // reply: table: columns
+            (0x90, &[7, 0, 10, 0]),          // rows
+            (0x90, &[7, 0, 10, 0, 1]),       // values of a row
+            (0x90, &[7, 0, 10, 0, 1, 1, 4]), // bytes
         ];
         for (kind, before) in heads {
             let payload = [before, &length, &[0; 64]].concat();

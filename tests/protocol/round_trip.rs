@@ -5,6 +5,7 @@ use batonmq::model::id::{Epoch, GroupId, Offset, OffsetRange, ProducerId, Sequen
 use batonmq::model::limits::LISTED_MAX;
 use batonmq::model::name::Name;
 use batonmq::model::settings::{Backoff, GroupSettings, Policy, Start, TopicSettings};
+use batonmq::model::table::{Real, Table, Value};
 use batonmq::model::time::Timestamp;
 use batonmq::protocol::error::{ErrorCode, Refusal};
 use batonmq::protocol::frame::RawFrame;
@@ -120,6 +121,7 @@ fn command() -> impl Strategy<Value = AdminCommand> {
             from,
             messages_max
         }),
+        text().prop_map(|text| AdminCommand::Query { text }),
     ]
 }
 
@@ -232,6 +234,18 @@ fn reply() -> impl Strategy<Value = Reply> {
         any::<u32>().prop_map(|id| Reply::Topic { id: TopicId(id) }),
         infos(),
         (runs(), octets()).prop_map(|(runs, messages)| Reply::Browsed { runs, messages: messages.into() }),
+        (vec(text(), 0..4), vec(vec(value(), 0..4), 0..4))
+            .prop_map(|(columns, rows)| Reply::Table(Table { columns, rows })),
+    ]
+}
+
+fn value() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        Just(Value::Null),
+        any::<i64>().prop_map(Value::Integer),
+        any::<u64>().prop_map(|bits| Value::Real(Real(f64::from_bits(bits)))),
+        text().prop_map(Value::Text),
+        octets().prop_map(Value::Bytes),
     ]
 }
 

@@ -5,6 +5,7 @@ use batonmq::model::chunk::Origin;
 use batonmq::model::id::{Epoch, GroupId, Offset, OffsetRange, ProducerId, Sequence, TopicId};
 use batonmq::model::message::{Message, MessageBlock};
 use batonmq::model::settings::{Backoff, GroupSettings, Policy, Retention, Start, TopicSettings};
+use batonmq::model::table::{Real, Table, Value};
 use batonmq::model::time::Timestamp;
 use batonmq::protocol::error::{ErrorCode, Refusal};
 use batonmq::protocol::request::{
@@ -143,6 +144,7 @@ pub fn requests() -> Vec<Request> {
         admin(AdminCommand::DeleteGroup { topic: topic.clone(), name: name.clone() }),
         admin(AdminCommand::ChangeGroup { topic: topic.clone(), name, settings: settings() }),
         admin(AdminCommand::Browse { topic, from: Offset(2), messages_max: 10 }),
+        admin(AdminCommand::Query { text: "SELECT 1".into() }),
     ]
 }
 
@@ -215,6 +217,13 @@ pub fn responses() -> Vec<Response> {
             }],
         }),
         reply(Reply::Browsed { runs: vec![Run { origin: None, ..run() }], messages: messages() }),
+        reply(Reply::Table(Table {
+            columns: vec!["a".into(), "b".into(), "c".into()],
+            rows: vec![
+                vec![Value::Null, Value::Integer(-2), Value::Integer(300)],
+                vec![Value::Real(Real(1.5)), Value::Text("t".into()), Value::Bytes(vec![0, 255])],
+            ],
+        })),
         Response::Confirm(Confirm { producer: 1, sequence: Sequence(252) }),
         Response::PublishRefused(PublishRefused {
             producer: 1,

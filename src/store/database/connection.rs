@@ -7,11 +7,9 @@
 //! Nothing else in the process may open the database file while a connection lives. Closing any descriptor of it
 //! would drop the locks, because POSIX locks belong to the process and not to the descriptor.
 
-use std::ffi::OsString;
 use std::fs::File;
 use std::io::{ErrorKind, Write};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
