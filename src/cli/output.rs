@@ -68,14 +68,14 @@ pub fn print_line(text: impl std::fmt::Display) -> anyhow::Result<()> {
 
 /// Rows in columns, with a head; numbers to the right.
 pub struct Table {
-    head: Vec<&'static str>,
+    head: Vec<String>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
     /// A table with these columns.
-    pub fn new(head: &[&'static str]) -> Self {
-        Self { head: head.to_vec(), rows: Vec::new() }
+    pub fn new(head: &[impl AsRef<str>]) -> Self {
+        Self { head: head.iter().map(|title| title.as_ref().to_owned()).collect(), rows: Vec::new() }
     }
 
     /// Adds a row; it has as many cells as there are columns.
@@ -87,7 +87,7 @@ impl Table {
     pub fn print(&self, output: &mut Output) -> anyhow::Result<()> {
         let width = |column: usize| {
             let cells = self.rows.iter().map(|row| row[column].chars().count());
-            cells.chain([self.head[column].len()]).max().unwrap_or(0)
+            cells.chain([self.head[column].chars().count()]).max().unwrap_or(0)
         };
         let widths: Vec<usize> = (0..self.head.len()).map(width).collect();
         let is_number = |cell: &str| cell.chars().all(|c| c.is_ascii_digit() || c == ' ');

@@ -87,15 +87,20 @@ pub struct Pair {
 impl Pair {
     /// One node, which is master.
     pub fn single() -> Self {
-        Self::start(&["a"])
+        Self::start("file", &["a"])
+    }
+
+    /// One node, which is master of a store in database mode.
+    pub fn database() -> Self {
+        Self::start("database", &["a"])
     }
 
     /// Two nodes: the first is master, the second standby.
     pub fn both() -> Self {
-        Self::start(&["a", "b"])
+        Self::start("file", &["a", "b"])
     }
 
-    fn start(names: &[&str]) -> Self {
+    fn start(mode: &str, names: &[&str]) -> Self {
         let mut pair = Self { dir: tempfile::tempdir().unwrap(), servers: Vec::new(), nodes: Vec::new() };
         for (name, role) in names.iter().zip(["master", "standby"]) {
             let address = free_address();
@@ -103,7 +108,7 @@ impl Pair {
             let log = std::fs::File::create(pair.path(&format!("{name}.log"))).unwrap();
             let store = store.to_str().unwrap();
             let node = command(&["serve", "--node", name, "--store", store, "--listen", &address])
-                .env("BATON_MODE", "file")
+                .env("BATON_MODE", mode)
                 .stdout(Stdio::null())
                 .stderr(log)
                 .spawn()
