@@ -176,8 +176,6 @@ pub fn convert(dir: &Path, to: Mode, old: Old, watch: &mut dyn FnMut(Done)) -> R
             other => Fenced::Unknown(other.to_string()),
         })
     };
-    // What an earlier conversion has left behind would be in the way.
-    conversion::clear(dir, options.epoch, &mut || fenced(Done::default()))?;
     let digest = conversion::convert(&options, &newest, old, &mut fenced)?;
     mastership.note_mode(to, FenceRead::default())?;
     mastership.release(FenceRead::default())?;

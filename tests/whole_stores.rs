@@ -23,7 +23,7 @@ use proptest::prelude::*;
 use scene::random::random_records;
 use scene::{Model, Open, Scene, bodies, copy_dir, group_created, producer_opened, published};
 
-const MODES: [Mode; 1] = [Mode::Database];
+const MODES: [Mode; 2] = [Mode::Database, Mode::File];
 
 fn opener(mode: Mode) -> Open {
     match mode {
@@ -233,7 +233,7 @@ fn goes_round(scene: &mut Scene) {
     let mut image = look(scene.dir.path());
     let original = digest(image.as_mut());
     let mut dirs = Vec::new();
-    for to in [Mode::Database, Mode::Database] {
+    for to in [Mode::Database, Mode::File, Mode::File, Mode::Database] {
         let dir = tempfile::tempdir().unwrap();
         let filled = fill(image.as_mut(), &options(dir.path(), to, 3));
         assert_eq!(original.difference(&filled), None, "{to}");
@@ -295,7 +295,8 @@ fn messages_that_do_not_come_in_order_are_not_taken() {
         let dir = tempfile::tempdir().unwrap();
         let mut fill = image::fill(&options(dir.path(), mode, 3), image.snapshot()).unwrap();
         let second = image.read(TopicId(0), Offset(101), 100).unwrap().unwrap();
-        assert!(fill.add(TopicId(0), &second).is_err(), "{mode}: the first is missing");
+        let added = fill.add(TopicId(0), &second);
+        assert!(added.is_err() || fill.finish().is_err(), "{mode}: the first is missing");
         let dir = tempfile::tempdir().unwrap();
         let mut fill = image::fill(&options(dir.path(), mode, 3), image.snapshot()).unwrap();
         let first = image.read(TopicId(0), Offset(100), 100).unwrap().unwrap();

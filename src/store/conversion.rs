@@ -91,6 +91,8 @@ pub fn convert(
 ) -> Result<Digest, StoreError> {
     let dir = &options.dir;
     let started = Instant::now();
+    // What an earlier attempt has left would be in the way.
+    clear(dir, options.epoch, &mut || watch(Done::default()))?;
     if old == Old::Kept {
         prepare_to_keep(dir, options.epoch, from)?;
     }

@@ -55,7 +55,7 @@ pub const READ_BYTES: usize = 1 << 20;
 pub fn look(dir: &Path, manifest: &Manifest) -> Result<Box<dyn Image>, StoreError> {
     match manifest.mode {
         Mode::Database => database::look(dir, manifest),
-        Mode::File => file::look(dir),
+        Mode::File => file::look(dir, manifest),
     }
 }
 

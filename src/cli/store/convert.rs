@@ -65,7 +65,10 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<()> {
     let old = if args.keep { Old::Kept } else { Old::Removed };
     let mut progress = None;
     let digest = offline::convert(&args.store, to, old, &mut |done| {
-        progress.get_or_insert_with(|| Progress::new(Some(done.of), "messages read")).at(done.messages);
+        // Before it is known how much there is, there is nothing to show.
+        if done.of > 0 {
+            progress.get_or_insert_with(|| Progress::new(Some(done.of), "messages read")).at(done.messages);
+        }
     })?;
     drop(progress);
     let converted = Converted { mode: to, messages: digest.messages(), bytes: digest.bytes() };

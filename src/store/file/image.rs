@@ -16,6 +16,7 @@ use crate::model::chunk::Chunk;
 use crate::model::id::{Offset, TopicId};
 use crate::model::snapshot::Snapshot;
 use crate::store::image::Image;
+use crate::store::manifest::Manifest;
 use crate::store::{Reader, StoreError};
 
 /// The files that images need.
@@ -89,14 +90,14 @@ impl FileImage {
     }
 }
 
-/// What the journal in a shared directory holds that nobody serves. Changes nothing, not by a byte.
+/// What the journal in a shared directory holds that `manifest` names and nobody serves. Changes nothing, not by a byte.
 ///
 /// A message that is damaged or whose file is missing is an error where it is read.
 ///
 /// # Errors
-/// Where there is no journal, one is damaged where it must be replayed, or of a newer format.
-pub fn look(dir: &Path) -> Result<Box<dyn Image>, StoreError> {
-    let recovered = recovery::look(dir)?;
+/// Where it is damaged where it must be replayed, or of a newer format.
+pub fn look(dir: &Path, manifest: &Manifest) -> Result<Box<dyn Image>, StoreError> {
+    let recovered = recovery::look(dir, manifest)?;
     Ok(Box::new(FileImage::new(&dir.join("journal"), recovered.places, recovered.snapshot, None)))
 }
 

@@ -82,27 +82,33 @@ struct Recovery {
 /// # Errors
 /// Where it is damaged or incomplete, or a higher epoch has been there.
 pub fn recover(options: &OpenOptions) -> Result<Recovered, StoreError> {
-    read(&options.dir, options.epoch, Purpose::TakeOver)
+    read(&options.dir, options.epoch, None, Purpose::TakeOver)
 }
 
-/// Reads a journal that nobody serves. Changes nothing at all. Messages may be missing or damaged: where what is in
-/// front of them is whole, that is found when they are read.
+/// Reads the journal that `manifest` names and nobody serves. Changes nothing at all. Messages may be missing or
+/// damaged: where what is in front of them is whole, that is found when they are read.
 ///
 /// # Errors
-/// Where there is none, or it is damaged where it must be replayed.
-pub fn look(dir: &Path) -> Result<Recovered, StoreError> {
-    if Manifest::newest(dir, Epoch(u64::MAX))?.is_none() {
-        return Err(StoreError::Missing { path: dir.join("manifest") });
-    }
-    let mut recovered = read(dir, Epoch(u64::MAX), Purpose::Look)?;
+/// Where it is damaged where it must be replayed.
+pub fn look(dir: &Path, manifest: &Manifest) -> Result<Recovered, StoreError> {
+    let mut recovered = read(dir, Epoch(u64::MAX), Some(manifest), Purpose::Look)?;
     recovered.places.end_writing();
     Ok(recovered)
 }
 
-fn read(dir: &Path, epoch: Epoch, purpose: Purpose) -> Result<Recovered, StoreError> {
+/// Reads the journal that `manifest` names, or the newest one.
+fn read(
+    dir: &Path,
+    epoch: Epoch,
+    manifest: Option<&Manifest>,
+    purpose: Purpose,
+) -> Result<Recovered, StoreError> {
     let journal = dir.join("journal");
     let folder = Folder::list(&journal)?;
-    let newest = Manifest::newest(dir, epoch)?;
+    let newest = match manifest {
+        Some(manifest) => Some(manifest.clone()),
+        None => Manifest::newest(dir, epoch)?,
+    };
     check_epochs(dir, epoch, &folder, newest.as_ref())?;
     let mut recovery = Recovery {
         purpose,
