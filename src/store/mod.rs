@@ -284,6 +284,12 @@ pub trait Store: Send {
     /// Whether [`maintain`](Self::maintain) has something to do.
     fn maintenance_due(&self) -> bool;
 
+    /// Whether what [`maintain`](Self::maintain) has begun goes on in the background. Once it is done, maintenance is
+    /// due again; until then there is nothing to be done about it.
+    fn maintenance_under_way(&self) -> bool {
+        false
+    }
+
     /// One bounded step of upkeep: a checkpoint, the removal of what was trimmed. `snapshot` is the state after the
     /// last commit; `fence` must have said yes before anything is written, and once more after whatever makes a
     /// removal right.

@@ -6,6 +6,7 @@ pub mod random;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use batonmq::model::chunk::Origin;
 use batonmq::model::id::{Epoch, GroupId, Offset, OffsetRange, ProducerId, Sequence, TopicId};
@@ -17,6 +18,9 @@ use batonmq::model::snapshot::Snapshot;
 use batonmq::model::time::Timestamp;
 use batonmq::store::{Mode, OpenOptions, Predecessor, Predecessors, Reader, Store, StoreError};
 use bytes::Bytes;
+
+/// How long upkeep may take altogether.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How a mode of the store is opened.
 pub type Open = fn(&OpenOptions) -> Result<(Box<dyn Store>, Snapshot), StoreError>;
@@ -178,16 +182,20 @@ impl Scene {
         self.model.apply(records);
     }
 
-    /// Maintains until nothing is due.
+    /// Maintains until nothing is due and nothing under way.
     pub fn maintain(&mut self) {
         let snapshot = self.model.snapshot.clone();
-        for _ in 0..1000 {
+        let started = Instant::now();
+        for step in 0.. {
+            assert!(step < 1000 && started.elapsed() < PATIENCE, "maintenance never ends");
+            while self.store().maintenance_under_way() && started.elapsed() < PATIENCE {
+                std::thread::yield_now();
+            }
             if !self.store().maintenance_due() {
                 return;
             }
             self.store().maintain(&mut || snapshot.clone(), &mut || Ok(())).unwrap();
         }
-        panic!("maintenance never ends");
     }
 
     pub fn check_everything(&mut self, bytes_max: usize) {

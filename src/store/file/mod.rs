@@ -32,10 +32,12 @@ pub mod places;
 pub mod preallocation;
 pub mod reader;
 pub mod recovery;
+pub mod removal;
 pub mod segment;
 pub mod upkeep;
 pub mod walk;
 pub mod window;
+pub mod worker;
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -56,6 +58,7 @@ use self::places::Places;
 use self::reader::FileReader;
 use self::segment::{SegmentHead, SegmentId};
 use self::upkeep::{Pressure, Upkeep};
+use self::worker::{Progress, Worker};
 use super::image::Image;
 use super::manifest::{Manifest, sync_dir};
 use super::{FenceCheck, Fenced, OpenOptions, Reader, Store, StoreError};
@@ -118,7 +121,8 @@ fn open_file(options: &OpenOptions) -> Result<(FileStore, Snapshot), StoreError>
         recovered.checkpoint,
         recovered.tail_bytes,
     );
-    Ok((FileStore { shared, journal, upkeep }, recovered.snapshot))
+    let worker = Worker::start(&shared)?;
+    Ok((FileStore { shared, journal, upkeep, worker }, recovered.snapshot))
 }
 
 /// A store in file mode.
@@ -127,27 +131,26 @@ pub struct FileStore {
     shared: Arc<Shared>,
     journal: Journal,
     upkeep: Upkeep,
+    worker: Worker,
 }
 
 impl FileStore {
-    /// Runs one step of upkeep; an error is final.
-    fn step(
-        &mut self,
-        step: impl FnOnce(&mut Upkeep, &Shared, &Journal) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
+    /// Refuses to go on where something failed before, in the background too; that error is told once.
+    fn check(&mut self) -> Result<(), StoreError> {
         self.journal.check()?;
-        let done = step(&mut self.upkeep, &self.shared, &self.journal);
-        if done.is_err() {
+        if self.worker.progress() == Progress::Failed {
             self.journal.fail();
+            self.worker.take()?;
         }
-        done
+        Ok(())
     }
 }
 
 impl Store for FileStore {
     fn commit(&mut self, records: &[Record]) -> Result<(), StoreError> {
+        self.check()?;
         if records.is_empty() {
-            return self.journal.check();
+            return Ok(());
         }
         self.upkeep.committed(self.journal.commit(records)?);
         Ok(())
@@ -168,7 +171,11 @@ impl Store for FileStore {
     }
 
     fn maintenance_due(&self) -> bool {
-        self.upkeep.is_due(&self.shared)
+        self.upkeep.is_due(&self.worker, &self.shared)
+    }
+
+    fn maintenance_under_way(&self) -> bool {
+        self.worker.progress() == Progress::UnderWay
     }
 
     fn maintain(
@@ -176,23 +183,34 @@ impl Store for FileStore {
         snapshot: &mut dyn FnMut() -> Snapshot,
         fence: FenceCheck<'_>,
     ) -> Result<(), StoreError> {
-        self.step(|upkeep, shared, journal| {
-            fence()?;
-            if upkeep.is_checkpoint_due(shared) {
-                upkeep.checkpoint(shared, journal, snapshot)?;
-            }
-            upkeep.remove(shared, fence)
-        })
+        self.check()?;
+        let Self { shared, journal, upkeep, worker } = self;
+        let done = fence()
+            .map_err(StoreError::from)
+            .and_then(|()| upkeep.step(worker, shared, journal, snapshot, fence));
+        if done.is_err() {
+            journal.fail();
+        }
+        done
     }
 
     fn make_space(&mut self, fence: FenceCheck<'_>) -> Result<(), StoreError> {
-        self.step(|upkeep, shared, _| upkeep.remove(shared, fence))
+        self.check()?;
+        let Self { shared, journal, upkeep, worker } = self;
+        let done = upkeep.make_space(worker, shared, fence);
+        if done.is_err() {
+            journal.fail();
+        }
+        done
     }
 
-    fn leave(self: Box<Self>, fence: FenceCheck<'_>) -> Result<(), StoreError> {
-        self.journal.check()?;
+    fn leave(mut self: Box<Self>, fence: FenceCheck<'_>) -> Result<(), StoreError> {
+        self.check()?;
         fence()?;
-        self.journal.end_preparing();
+        let Self { journal, worker, .. } = *self;
+        // What the thread has done counts for nothing that the next epoch does not find by itself.
+        worker.end()?;
+        journal.end_preparing();
         Ok(())
     }
 
@@ -201,12 +219,11 @@ impl Store for FileStore {
         snapshot: &mut dyn FnMut() -> Snapshot,
         fence: FenceCheck<'_>,
     ) -> Result<(), StoreError> {
-        self.step(|upkeep, shared, journal| {
-            fence()?;
-            upkeep.checkpoint(shared, journal, snapshot)?;
-            upkeep.remove(shared, fence)
-        })?;
-        self.journal.end_preparing();
+        self.check()?;
+        fence()?;
+        let Self { shared, journal, upkeep, worker } = *self;
+        upkeep.close(worker, &shared, &journal, snapshot, fence)?;
+        journal.end_preparing();
         Ok(())
     }
 }

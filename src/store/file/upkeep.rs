@@ -1,23 +1,28 @@
-//! Checkpoints when they are due, and the removal of files that nobody needs any more.
+//! Checkpoints when they are due, and the removal of files that nobody needs any more: what is to be done next.
 //!
 //! A segment goes when none of its messages is needed there any more and it lies before the older of the two
-//! checkpoints that are kept, so that recovery from either does not read it. A pack goes at once: it is never replayed,
-//! and whichever checkpoint a recovery begins with, by its end it knows that the pack holds nothing. Files of lower epochs go when the own manifest, which is
-//! durable, does not accept them. Every removal comes after a fence check that began after what made it right.
+//! checkpoints that are kept, so that recovery from either does not read it. A pack goes at once: it is never
+//! replayed, and whichever checkpoint a recovery begins with, by its end it knows that the pack holds nothing. Files
+//! that an image reads wait for it. Files of lower epochs go when the own manifest, which is durable, does not accept
+//! them. Every removal comes after a fence check that began after what made it right.
+//!
+//! The work itself is done by the [`Worker`], one job at a time. Here is only what must be decided between two commits:
+//! a checkpoint is of the state at that moment, and counts once it is known to be durable.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::Shared;
 use super::checkpoint::{CheckpointBody, CheckpointId};
 use super::file_id::FileId;
-use super::folder::Folder;
 use super::journal::Journal;
+use super::removal::{REMOVALS_MAX, Removal, Rest, Strays};
 use super::segment::Position;
-use super::{Shared, remove};
+use super::worker::{Done, Job, Progress, Worker};
 use crate::model::id::Epoch;
 use crate::model::snapshot::Snapshot;
-use crate::store::manifest::{Manifest, sync_dir};
 use crate::store::{FenceCheck, StoreError};
 
 /// Bytes of commits after which a checkpoint is due, where segments are not smaller.
@@ -26,8 +31,6 @@ pub const CHECKPOINT_BYTES: u64 = 16 << 20;
 pub const CHECKPOINT_RATIO: u64 = 4;
 /// How long a segment that nobody needs may wait for the checkpoints that let it go, where little is committed.
 pub const REMOVAL_WAIT: Duration = Duration::from_secs(10);
-/// Files removed by one call.
-pub const REMOVALS_MAX: usize = 16;
 
 /// How many checkpoints are kept: one to use and one in case it is damaged.
 const CHECKPOINTS_KEPT: usize = 2;
@@ -40,6 +43,8 @@ pub struct Upkeep {
     interval: u64,
     /// Bytes committed since the last checkpoint.
     pending: u64,
+    /// How many of these the checkpoint that is being written has.
+    writing: u64,
     /// Bytes at which the next checkpoint is due.
     due_at: u64,
     /// Bytes at which it is due already where it helps to remove a segment.
@@ -53,7 +58,7 @@ pub struct Upkeep {
     /// The newest checkpoints with their positions, oldest first.
     kept: Vec<(CheckpointId, Position)>,
     /// Whether the folder may have files to be removed that are not known here.
-    strays: Strays,
+    strays: Rest,
     /// Whether the last checkpoint found space.
     space: Space,
 }
@@ -73,12 +78,6 @@ pub enum Pressure {
     High,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Strays {
-    Possible,
-    Gone,
-}
-
 impl Upkeep {
     /// Begins with the checkpoint that recovery used, and the bytes that it read behind that.
     #[must_use]
@@ -95,13 +94,14 @@ impl Upkeep {
             epoch,
             interval,
             pending: tail_bytes,
+            writing: 0,
             due_at: interval,
             due_for_removal_at: 0,
             written_at: Instant::now(),
             pressure: Pressure::Low,
             next: 1,
             kept: checkpoint.into_iter().collect(),
-            strays: Strays::Possible,
+            strays: Rest::Possible,
             space: Space::Enough,
         }
     }
@@ -111,12 +111,14 @@ impl Upkeep {
         self.pending += bytes;
     }
 
-    /// Whether something can be done now.
+    /// Whether something can be done now, or what was done is to be taken note of.
     #[must_use]
-    pub fn is_due(&self, shared: &Shared) -> bool {
-        self.strays == Strays::Possible
-            || self.is_checkpoint_due(shared)
-            || shared.places().files().dead().any(|dead| self.is_removable(shared, dead))
+    pub fn is_due(&self, worker: &Worker, shared: &Shared) -> bool {
+        match worker.progress() {
+            Progress::Done | Progress::Failed => true,
+            Progress::UnderWay => false,
+            Progress::Idle => self.is_checkpoint_due(shared) || self.is_removal_due(shared),
+        }
     }
 
     /// From now on removes segments as soon as it can, or only where it costs little.
@@ -126,8 +128,7 @@ impl Upkeep {
 
     /// Whether a checkpoint is to be written: enough was committed, or a segment could go once two checkpoints lie
     /// behind it, and that one costs little for what was committed, or has waited, or the space is needed.
-    #[must_use]
-    pub fn is_checkpoint_due(&self, shared: &Shared) -> bool {
+    fn is_checkpoint_due(&self, shared: &Shared) -> bool {
         self.pending >= self.due_at || (self.space == Space::Enough && self.is_removal_waiting(shared))
     }
 
@@ -137,6 +138,11 @@ impl Upkeep {
             && (self.pending >= self.due_for_removal_at
                 || self.pressure == Pressure::High
                 || self.written_at.elapsed() >= REMOVAL_WAIT)
+    }
+
+    fn is_removal_due(&self, shared: &Shared) -> bool {
+        self.strays == Rest::Possible
+            || shared.places().files().dead().any(|dead| self.is_removable(shared, dead))
     }
 
     fn is_removable(&self, shared: &Shared, file: FileId) -> bool {
@@ -152,103 +158,126 @@ impl Upkeep {
         }
     }
 
-    fn due_after(&self, checkpoint_bytes: u64) -> u64 {
-        self.interval.max(CHECKPOINT_RATIO * checkpoint_bytes)
-    }
-
-    /// Writes a checkpoint where one is due. A full disk only puts it off.
+    /// Takes note of what the thread has done, and gives it what is due. The fence was checked just now.
     ///
     /// # Errors
-    /// Where it cannot be written for another reason.
-    pub fn checkpoint(
+    /// Where the fence is broken, or something has failed.
+    pub fn step(
         &mut self,
+        worker: &Worker,
         shared: &Shared,
         journal: &Journal,
         snapshot: &mut dyn FnMut() -> Snapshot,
+        fence: FenceCheck<'_>,
     ) -> Result<(), StoreError> {
-        tracing::debug!(number = self.next, "checkpoint begins");
-        let written = self.write_checkpoint(shared, journal, snapshot);
-        tracing::debug!(number = self.next, "checkpoint ends");
-        written
+        if let Some(done) = worker.take()? {
+            self.note(done);
+        }
+        if worker.progress() != Progress::Idle {
+            return Ok(());
+        }
+        if self.is_checkpoint_due(shared) {
+            worker.begin(self.checkpoint(shared, journal, snapshot))
+        } else if self.is_removal_due(shared) {
+            // What makes it right may have been noted only after the last check.
+            fence()?;
+            worker.begin(self.removal(shared))
+        } else {
+            Ok(())
+        }
     }
 
-    fn write_checkpoint(
+    /// Takes note of what the thread has done, and removes what may go, while a commit is held for which there is no
+    /// space. The state is ahead of the journal then, so nothing of it is written.
+    ///
+    /// # Errors
+    /// As for [`step`](Self::step).
+    pub fn make_space(
         &mut self,
+        worker: &Worker,
         shared: &Shared,
+        fence: FenceCheck<'_>,
+    ) -> Result<(), StoreError> {
+        if let Some(done) = worker.take()? {
+            self.note(done);
+        }
+        if worker.progress() == Progress::Idle && self.is_removal_due(shared) {
+            fence()?;
+            worker.begin(self.removal(shared))?;
+        }
+        Ok(())
+    }
+
+    /// Ends the thread, writes a last checkpoint, and removes what can go then.
+    ///
+    /// # Errors
+    /// As for [`step`](Self::step).
+    pub fn close(
+        mut self,
+        worker: Worker,
+        shared: &Arc<Shared>,
         journal: &Journal,
         snapshot: &mut dyn FnMut() -> Snapshot,
+        fence: FenceCheck<'_>,
     ) -> Result<(), StoreError> {
-        let (position, chain) = journal.end();
-        let id = CheckpointId { epoch: self.epoch, number: self.next };
-        let body = CheckpointBody { position, chain, places: shared.places().keep(), snapshot: snapshot() };
-        match body.write(&shared.journal, id) {
-            Ok(bytes) => {
+        if let Some(done) = worker.end()? {
+            self.note(done);
+        }
+        fence()?;
+        let done = self.checkpoint(shared, journal, snapshot).run(shared)?;
+        self.note(done);
+        fence()?;
+        let done = self.removal(shared).run(shared)?;
+        self.note(done);
+        Ok(())
+    }
+
+    fn note(&mut self, done: Done) {
+        match done {
+            Done::Checkpoint(id, position, bytes) => {
                 self.next += 1;
-                self.pending = 0;
-                self.due_at = self.due_after(bytes);
+                self.pending -= self.writing;
+                self.due_at = self.interval.max(CHECKPOINT_RATIO * bytes);
                 self.due_for_removal_at = CHECKPOINT_RATIO * bytes;
                 self.written_at = Instant::now();
                 self.kept.push((id, position));
                 let surplus = self.kept.len().saturating_sub(CHECKPOINTS_KEPT);
                 self.kept.drain(..surplus);
-                (self.strays, self.space) = (Strays::Possible, Space::Enough);
-                Ok(())
+                (self.strays, self.space) = (Rest::Possible, Space::Enough);
             }
-            Err(StoreError::Full(bytes)) => {
+            Done::NoSpaceForCheckpoint(bytes) => {
                 tracing::warn!("no space for a checkpoint of {bytes} bytes, tried again later");
                 (self.due_at, self.space) = (self.pending + self.interval, Space::Short);
-                Ok(())
             }
-            Err(error) => Err(error),
+            Done::Removed(removed) => self.strays = removed.rest,
         }
     }
 
-    /// Removes what nobody needs, a few files at a time.
-    ///
-    /// # Errors
-    /// Where the fence is broken, or a file cannot be removed.
-    pub fn remove(&mut self, shared: &Shared, fence: FenceCheck<'_>) -> Result<(), StoreError> {
+    /// The state now, to be written.
+    fn checkpoint(
+        &mut self,
+        shared: &Shared,
+        journal: &Journal,
+        snapshot: &mut dyn FnMut() -> Snapshot,
+    ) -> Job {
+        let (position, chain) = journal.end();
+        let id = CheckpointId { epoch: self.epoch, number: self.next };
+        self.writing = self.pending;
+        let body = CheckpointBody { position, chain, places: shared.places().keep(), snapshot: snapshot() };
+        Job::Checkpoint(id, Box::new(body))
+    }
+
+    /// The files that may go now. They are forgotten before they are gone: nobody looks for them.
+    fn removal(&self, shared: &Shared) -> Job {
         let dead: Vec<FileId> = {
             let places = shared.places();
             places.files().dead().filter(|&file| self.is_removable(shared, file)).take(REMOVALS_MAX).collect()
         };
-        let strays = if self.strays == Strays::Possible { self.strays(shared)? } else { Vec::new() };
-        if dead.is_empty() && strays.is_empty() {
-            self.strays = Strays::Gone;
-            return Ok(());
-        }
-        fence()?;
-        for path in strays.iter().take(REMOVALS_MAX) {
-            remove(path)?;
-        }
-        if strays.len() <= REMOVALS_MAX {
-            self.strays = Strays::Gone;
-        }
-        for &file in &dead {
-            remove(&file.path(&shared.journal))?;
-            shared.forget(file);
-        }
-        sync_dir(&shared.journal)
-    }
-
-    /// Files of the folder, and manifests, that do not count: checkpoints before those that are kept, and what
-    /// lower epochs left that is not accepted.
-    fn strays(&self, shared: &Shared) -> Result<Vec<PathBuf>, StoreError> {
-        let folder = Folder::list(&shared.journal)?;
-        let mut strays = Vec::new();
-        if self.kept.len() == CHECKPOINTS_KEPT {
-            let kept: BTreeSet<CheckpointId> = self.kept.iter().map(|(id, _)| *id).collect();
-            let others = folder.checkpoints.iter().filter(|id| !kept.contains(id) && id.epoch <= self.epoch);
-            strays.extend(others.map(|id| id.path(&shared.journal)));
-        }
-        let places = shared.places();
-        let files = folder.segments.iter().map(|&segment| segment.into()).chain(folder.packs.iter().copied());
-        let lower = files.filter(|id: &FileId| id.epoch < self.epoch && places.files().get(*id).is_none());
-        strays.extend(lower.map(|id| id.path(&shared.journal)));
-        let unfinished = folder.unfinished.into_iter().filter(|(epoch, _)| *epoch < self.epoch);
-        strays.extend(unfinished.map(|(_, path)| path));
-        strays.extend(Manifest::older(&self.dir, self.epoch)?);
-        Ok(strays)
+        dead.iter().for_each(|&file| shared.forget(file));
+        let is_kept = self.kept.len() == CHECKPOINTS_KEPT;
+        let kept: BTreeSet<CheckpointId> = self.kept.iter().filter(|_| is_kept).map(|(id, _)| *id).collect();
+        let strays = Strays { dir: self.dir.clone(), epoch: self.epoch, kept };
+        Job::Remove(Removal { dead, strays: (self.strays == Rest::Possible).then_some(strays) })
     }
 }
 
@@ -315,8 +344,14 @@ mod tests {
         }
 
         fn maintain(&mut self) {
-            while self.store.maintenance_due() {
-                self.store.maintain(&mut || self.snapshot.clone(), &mut || Ok(())).unwrap();
+            loop {
+                if self.store.maintenance_under_way() {
+                    std::thread::yield_now();
+                } else if self.store.maintenance_due() {
+                    self.store.maintain(&mut || self.snapshot.clone(), &mut || Ok(())).unwrap();
+                } else {
+                    break;
+                }
             }
         }
 
@@ -360,7 +395,11 @@ mod tests {
         let mut scene = Scene::new();
         for _ in 0..200 {
             scene.publish();
-            while scene.store.maintenance_due() {
+            while scene.store.maintenance_under_way() || scene.store.maintenance_due() {
+                if scene.store.maintenance_under_way() {
+                    std::thread::yield_now();
+                    continue;
+                }
                 let before = scene.finished_files();
                 let mut answers = [Ok(())].into_iter();
                 let mut fence = || answers.next().unwrap_or(Err(Fenced::Superseded(Epoch(2))));

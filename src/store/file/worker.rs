@@ -1,0 +1,181 @@
+//! The thread that does the slow work of upkeep: what is encoded, written, synced and unlinked beside the commits.
+//!
+//! One job at a time. The store's own thread decides what is to be done, after a check of the fence, and takes note of
+//! what was done at a later step of upkeep; nothing counts before that. Nobody waits for the thread but whoever
+//! [ends](Worker::end) it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use super::checkpoint::{CheckpointBody, CheckpointId};
+use super::removal::{Removal, Removed};
+use super::segment::Position;
+use super::{Shared, io_error};
+use crate::store::StoreError;
+
+/// Something to be done.
+#[derive(Debug)]
+pub enum Job {
+    /// Write a checkpoint.
+    Checkpoint(CheckpointId, Box<CheckpointBody>),
+    /// Remove files.
+    Remove(Removal),
+}
+
+/// What was done.
+#[derive(Debug)]
+pub enum Done {
+    /// A checkpoint of so many bytes is durable.
+    Checkpoint(CheckpointId, Position, u64),
+    /// There was no space for a checkpoint of so many bytes.
+    NoSpaceForCheckpoint(u64),
+    /// Files are gone.
+    Removed(Removed),
+}
+
+impl Job {
+    /// Does it.
+    ///
+    /// # Errors
+    /// Any error is final.
+    pub fn run(self, shared: &Arc<Shared>) -> Result<Done, StoreError> {
+        match self {
+            Self::Checkpoint(id, body) => {
+                tracing::debug!(number = id.number, "checkpoint begins");
+                let written = body.write(&shared.journal, id);
+                tracing::debug!(number = id.number, "checkpoint ends");
+                match written {
+                    Ok(bytes) => Ok(Done::Checkpoint(id, body.position, bytes)),
+                    Err(StoreError::Full(bytes)) => Ok(Done::NoSpaceForCheckpoint(bytes)),
+                    Err(error) => Err(error),
+                }
+            }
+            Self::Remove(removal) => removal.run(shared).map(Done::Removed),
+        }
+    }
+}
+
+/// How far the thread is with the job that it was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// It has none.
+    Idle,
+    /// It works on it.
+    UnderWay,
+    /// It has done it, and the result waits.
+    Done,
+    /// It has failed, and the error waits.
+    Failed,
+}
+
+/// What the two threads tell each other beside the channels.
+#[derive(Debug, Default)]
+struct Signals {
+    progress: AtomicU8,
+}
+
+impl Signals {
+    fn set(&self, progress: Progress) {
+        self.progress.store(progress as u8, Ordering::Release);
+    }
+
+    fn progress(&self) -> Progress {
+        match self.progress.load(Ordering::Acquire) {
+            0 => Progress::Idle,
+            1 => Progress::UnderWay,
+            2 => Progress::Done,
+            _ => Progress::Failed,
+        }
+    }
+}
+
+/// The thread, and what goes to it and comes back.
+#[derive(Debug)]
+pub struct Worker {
+    shared: Arc<Shared>,
+    signals: Arc<Signals>,
+    jobs: SyncSender<Job>,
+    answers: Receiver<Result<Done, StoreError>>,
+    thread: JoinHandle<()>,
+}
+
+impl Worker {
+    /// Starts the thread. Once this is dropped it ends after the job that it is at.
+    ///
+    /// # Errors
+    /// Where there can be no further thread.
+    pub fn start(shared: &Arc<Shared>) -> Result<Self, StoreError> {
+        let (jobs, given) = sync_channel::<Job>(1);
+        let (answer, answers) = sync_channel(1);
+        let signals = Arc::new(Signals::default());
+        let thread = std::thread::Builder::new().name("upkeep".into());
+        let (its_shared, its_signals) = (Arc::clone(shared), Arc::clone(&signals));
+        let work = move || {
+            while let Ok(job) = given.recv() {
+                let done = job.run(&its_shared);
+                let progress = if done.is_ok() { Progress::Done } else { Progress::Failed };
+                if answer.send(done).is_err() {
+                    break;
+                }
+                its_signals.set(progress);
+            }
+        };
+        let thread = thread.spawn(work).map_err(io_error("start a thread for", &shared.journal))?;
+        Ok(Self { shared: Arc::clone(shared), signals, jobs, answers, thread })
+    }
+
+    /// How far it is.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        match self.signals.progress() {
+            // It has panicked.
+            Progress::UnderWay if self.thread.is_finished() => Progress::Failed,
+            progress => progress,
+        }
+    }
+
+    /// Gives it something to do. It is idle.
+    ///
+    /// # Errors
+    /// Where the thread is gone.
+    pub fn begin(&self, job: Job) -> Result<(), StoreError> {
+        self.signals.set(Progress::UnderWay);
+        self.jobs.send(job).map_err(|_| self.is_gone())
+    }
+
+    /// What came of the job that it was given, if it is done with it.
+    ///
+    /// # Errors
+    /// That of the job.
+    pub fn take(&self) -> Result<Option<Done>, StoreError> {
+        match self.progress() {
+            Progress::Idle | Progress::UnderWay => Ok(None),
+            Progress::Done | Progress::Failed => {
+                let done = self.answers.recv().unwrap_or_else(|_| Err(self.is_gone()))?;
+                self.signals.set(Progress::Idle);
+                Ok(Some(done))
+            }
+        }
+    }
+
+    /// Waits until the job that it is at is done and the thread has ended. Answers what came of it.
+    ///
+    /// # Errors
+    /// That of the job.
+    pub fn end(self) -> Result<Option<Done>, StoreError> {
+        let Self { jobs, answers, thread, .. } = self;
+        drop(jobs);
+        let done = answers.recv().ok();
+        // Where it has panicked there is no answer; nothing of it is under way any more.
+        let _ = thread.join();
+        done.transpose()
+    }
+
+    fn is_gone(&self) -> StoreError {
+        io_error("go on with", &self.shared.journal)(std::io::Error::other(
+            "the thread of the upkeep is gone",
+        ))
+    }
+}
