@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::file_id::FileId;
 
 /// Bytes of a pack that has next to nothing in it.
-const PACK_BYTES_MIN: u64 = 8 << 10;
+pub const PACK_BYTES_MIN: u64 = 8 << 10;
 
 /// What is known of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,11 +28,32 @@ pub struct FilePlace {
     /// Bytes of the messages that it holds; 0 only where it holds none.
     #[serde(skip)]
     pub held: u64,
+    /// Whether what it holds cannot be copied.
+    #[serde(skip)]
+    pub copies: Copies,
+}
+
+/// Whether messages can be copied out of a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Copies {
+    /// Nothing is known that is in the way.
+    #[default]
+    Possible,
+    /// Some of them are damaged.
+    Impossible,
 }
 
 impl FilePlace {
+    /// A file that ends there and takes so many bytes of the disk, with nothing in it.
+    #[must_use]
+    pub const fn new(end: u64, index: Option<u64>, bytes: u64) -> Self {
+        Self { end, index, bytes, held: 0, copies: Copies::Possible }
+    }
+
     const fn is_sparse(&self) -> bool {
-        self.held > 0 && self.bytes > 2 * (self.held + PACK_BYTES_MIN)
+        matches!(self.copies, Copies::Possible)
+            && self.held > 0
+            && self.bytes > 2 * (self.held + PACK_BYTES_MIN)
     }
 
     /// Bytes that a pack of what it holds would save.
@@ -160,7 +181,7 @@ mod tests {
     fn garbage_is_counted_once_whatever_happens_to_a_file() {
         let mut files = Files::default();
         let (first, second) = (FileId::pack(Epoch(1), 1), FileId::pack(Epoch(1), 2));
-        let place = FilePlace { end: 20_000, index: Some(19_000), bytes: 40_000, held: 0 };
+        let place = FilePlace::new(20_000, Some(19_000), 40_000);
         files.add(first, place);
         files.activate(first);
         files.hold(first, 2500);

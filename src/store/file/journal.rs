@@ -13,6 +13,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::entry::{self, ENTRY_HEAD_BYTES, EntryHead, Kind};
+use super::pack::Packed;
 use super::preallocation::{FREE_BYTES, Preallocation, Prepared};
 use super::segment::{ENTRIES_START, Position, Reach, SegmentHead, SegmentId};
 use super::{Shared, io_error, is_full};
@@ -176,6 +177,33 @@ impl Journal {
         let at = self.at;
         self.append(Kind::Commit, &blocks, blocks_bytes)?;
         self.publish(records, at);
+        Ok(self.at - at)
+    }
+
+    /// Makes a pack count: what was copied into it is there from now on. Answers the bytes that the journal grew by.
+    ///
+    /// # Errors
+    /// As for [`commit`](Self::commit).
+    pub fn pack(&mut self, packed: &Packed) -> Result<u64, StoreError> {
+        self.check()?;
+        let committed = self.try_pack(packed);
+        if !matches!(committed, Ok(_) | Err(StoreError::Full(_))) {
+            self.failed = true;
+        }
+        committed
+    }
+
+    fn try_pack(&mut self, packed: &Packed) -> Result<u64, StoreError> {
+        self.front.clear();
+        self.front.resize(ENTRY_HEAD_BYTES, 0);
+        codec::encode(packed, &mut self.front)
+            .map_err(|error| io_error("encode a pack for", &self.path)(std::io::Error::other(error)))?;
+        self.make_room(self.front.len() as u64, 0, 0)?;
+        let at = self.at;
+        self.append(Kind::Packed, &[], 0)?;
+        let mut places = self.shared.places_mut();
+        places.extend(self.at);
+        places.pack(packed);
         Ok(self.at - at)
     }
 

@@ -15,9 +15,10 @@
 //! [`Predecessor`](super::Predecessor) says. Memory and recovery depend on the number of topics and segments, and
 //! on what was committed since the last checkpoint, not on the backlog.
 //!
-//! Messages that stay in an old segment keep that segment: they are not copied forward.
+//! A few messages that stay in old files are copied forward into packs, so that the files can go.
 
 pub mod checkpoint;
+pub mod compaction;
 pub mod entry;
 pub mod file_id;
 pub mod files;
@@ -28,6 +29,7 @@ pub mod index;
 pub mod journal;
 pub mod open_files;
 pub mod pack;
+pub mod packing;
 pub mod places;
 pub mod preallocation;
 pub mod reader;
@@ -197,7 +199,7 @@ impl Store for FileStore {
     fn make_space(&mut self, fence: FenceCheck<'_>) -> Result<(), StoreError> {
         self.check()?;
         let Self { shared, journal, upkeep, worker } = self;
-        let done = upkeep.make_space(worker, shared, fence);
+        let done = upkeep.make_space(worker, shared, journal, fence);
         if done.is_err() {
             journal.fail();
         }
@@ -221,8 +223,8 @@ impl Store for FileStore {
     ) -> Result<(), StoreError> {
         self.check()?;
         fence()?;
-        let Self { shared, journal, upkeep, worker } = *self;
-        upkeep.close(worker, &shared, &journal, snapshot, fence)?;
+        let Self { shared, mut journal, upkeep, worker } = *self;
+        upkeep.close(worker, &shared, &mut journal, snapshot, fence)?;
         journal.end_preparing();
         Ok(())
     }

@@ -147,6 +147,12 @@ pub struct Packed {
     pub replaced: Vec<FileId>,
 }
 
+/// The name of a pack that is being made.
+#[must_use]
+pub fn temporary(journal: &Path, id: FileId) -> PathBuf {
+    id.path(journal).with_extension("pack.new")
+}
+
 /// A pack that is being made. One that is dropped leaves its file under the name `.new`.
 #[derive(Debug)]
 pub struct PackWriter {
@@ -175,7 +181,7 @@ impl PackWriter {
     pub fn create(journal: &Path, id: FileId) -> Result<Self, StoreError> {
         let head = PackHead { id, seed: random_seed() };
         let path = id.path(journal);
-        let temporary = path.with_extension("pack.new");
+        let temporary = temporary(journal, id);
         let made = File::create(&temporary).and_then(|file| {
             file.write_all_at(&head.encode(), 0)?;
             Ok(file)
@@ -287,14 +293,6 @@ impl PackWriter {
         finished.map_err(|error| refuse(error, &self.temporary, self.at))?;
         sync_dir(&self.journal)?;
         Ok(Pack { id: self.head.id, index, bytes: self.at, runs: self.runs.into_iter().collect() })
-    }
-
-    /// Removes what there is of the pack.
-    ///
-    /// # Errors
-    /// Where it cannot be removed.
-    pub fn abandon(self) -> Result<(), StoreError> {
-        super::remove(&self.temporary)
     }
 
     /// Writes the entry whose heads and blocks have gathered.
@@ -460,14 +458,5 @@ mod tests {
             })
         });
         each.collect()
-    }
-
-    #[test]
-    fn what_is_left_of_a_pack_that_was_not_finished_is_removed() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut writer = PackWriter::create(dir.path(), PACK).unwrap();
-        writer.add(TopicId(1), &chunk(0, 10, 100_000)).unwrap();
-        writer.abandon().unwrap();
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

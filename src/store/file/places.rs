@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde::{Deserialize, Serialize};
 
 use super::file_id::FileId;
-use super::files::{FilePlace, Files};
+use super::files::{Copies, FilePlace, Files};
 use super::index::SegmentIndex;
 use super::pack::{Pack, Packed};
 use super::segment::SegmentId;
@@ -135,7 +135,7 @@ impl Places {
     /// Adds a segment without messages, `bytes` long; the next ones go into it.
     pub fn open_segment(&mut self, segment: SegmentId, end: u64, bytes: u64) {
         self.files.activate(segment.into());
-        self.files.add(segment.into(), FilePlace { end, index: None, bytes, held: 0 });
+        self.files.add(segment.into(), FilePlace::new(end, None, bytes));
         self.active_index = SegmentIndex::default();
     }
 
@@ -195,8 +195,7 @@ impl Places {
     }
 
     fn add_packed_file(&mut self, pack: &Pack) {
-        let (end, index) = (pack.bytes, Some(pack.index));
-        self.files.add(pack.id, FilePlace { end, index, bytes: pack.bytes, held: 0 });
+        self.files.add(pack.id, FilePlace::new(pack.bytes, Some(pack.index), pack.bytes));
     }
 
     /// Messages were copied into a pack: those that are still in the files they were copied from are there now.
@@ -273,6 +272,11 @@ impl Places {
     #[must_use]
     pub const fn files(&self) -> &Files {
         &self.files
+    }
+
+    /// Messages of the file are damaged: it stays as it is.
+    pub fn exempt(&mut self, file: FileId) {
+        self.files.change(file, |place| place.copies = Copies::Impossible);
     }
 
     /// A file was removed.

@@ -101,12 +101,10 @@ impl Reader for FileReader {
             let Some(found) = self.shared.places().find(topic, from) else { return Ok(None) };
             let Some(file) = self.file(found.file)? else {
                 // Its messages were trimmed or copied since they were found; or it is missing.
-                if self.shared.places().files().get(found.file).is_some_and(|place| place.held > 0) {
-                    return Err(StoreError::Missing { path: found.file.path(&self.shared.journal) });
-                }
+                self.refuse_missing(found.file)?;
                 continue;
             };
-            return self.read_from(topic, from, bytes_max, found, &file).map(Some);
+            return self.read_from(topic, from, bytes_max, found, &file, None).map(Some);
         }
     }
 }
@@ -122,6 +120,48 @@ impl FileReader {
             cursors: HashMap::new(),
             kept_bytes: 0,
         }
+    }
+
+    /// As [`read`](Reader::read), but only where the message is in `file`. The walk begins at the entry `start`, or where
+    /// the index says.
+    ///
+    /// # Errors
+    /// As for [`read`](Reader::read).
+    pub fn read_in(
+        &mut self,
+        file: FileId,
+        topic: TopicId,
+        from: Offset,
+        bytes_max: usize,
+        start: Option<u64>,
+    ) -> Result<Option<Chunk>, StoreError> {
+        let found = self.shared.places().find(topic, from).filter(|found| found.file == file);
+        let Some(found) = found else { return Ok(None) };
+        match self.file(file)? {
+            Some(open) => self.read_from(topic, from, bytes_max, found, &open, start).map(Some),
+            None => self.refuse_missing(file).map(|()| None),
+        }
+    }
+
+    /// The index of a file that is not being written. `None` where the file is gone.
+    ///
+    /// # Errors
+    /// Where it cannot be read, or made anew.
+    pub fn index_of(&mut self, file: FileId) -> Result<Option<Arc<SegmentIndex>>, StoreError> {
+        let Some(place) = self.shared.places().files().get(file) else { return Ok(None) };
+        match self.file(file)? {
+            Some(open) => self.index(&open, place.index, place.index.unwrap_or(place.end)).map(Some),
+            None => self.refuse_missing(file).map(|()| None),
+        }
+    }
+
+    /// A file that is not there is missing where it still holds something.
+    fn refuse_missing(&self, file: FileId) -> Result<(), StoreError> {
+        let place = self.shared.places().files().get(file);
+        if place.is_some_and(|place| place.held > 0) {
+            return Err(StoreError::Missing { path: file.path(&self.shared.journal) });
+        }
+        Ok(())
     }
 
     /// Opens a file. `None` where it is gone.
@@ -146,9 +186,13 @@ impl FileReader {
         bytes_max: usize,
         found: Found,
         file: &OpenFile,
+        start: Option<u64>,
     ) -> Result<Chunk, StoreError> {
         let cursor = self.take_cursor(topic);
-        let cursor = cursor.filter(|cursor| cursor.next == from && cursor.entry.0 == found.file);
+        let cursor = cursor.filter(|cursor| cursor.next <= from && cursor.entry.0 == found.file);
+        // Offsets ascend in a file: what lies before the message is before it in the file, too.
+        let passed = cursor.as_ref().map_or(0, |cursor| cursor.entry.1);
+        let cursor = cursor.filter(|cursor| cursor.next == from);
         let mut parts = Parts::default();
         let mut next = from;
         let mut at = match cursor {
@@ -164,7 +208,10 @@ impl FileReader {
                 }
                 entry.1
             }
-            None => self.start_of_walk(topic, from, found, file)?,
+            None => match start {
+                Some(start) => start.max(passed),
+                None => self.start_of_walk(topic, from, found, file)?.max(passed),
+            },
         };
         let mut block = None;
         while next < found.end && (parts.count == 0 || parts.len() < bytes_max) && block.is_none() {
@@ -172,7 +219,7 @@ impl FileReader {
             let mut block_at = entry.blocks_at();
             for head in published(&heads) {
                 let range = target_range(head, topic).filter(|range| range.contains(next));
-                if let Some(range) = range {
+                if let Some(range) = range.filter(|_| next < found.end) {
                     let room = bytes_max.saturating_sub(parts.len());
                     let is_wanted = range.start == next && range.end <= found.end;
                     if is_wanted && head.bytes as usize <= room {
@@ -195,7 +242,10 @@ impl FileReader {
                 }
                 block_at += u64::from(head.bytes);
             }
-            if block.is_none() {
+            // Behind a gap, the entry may have more of the topic.
+            let is_passed =
+                published(&heads).filter_map(|head| target_range(head, topic)).all(|range| range.end <= next);
+            if block.is_none() && is_passed {
                 at = entry.end();
             }
         }
@@ -232,31 +282,37 @@ impl FileReader {
             IndexPlace::Entry(at) => Some(at),
             IndexPlace::None => None,
         };
-        let cached = self.shared.indexes().find(found.file);
-        let index = match cached {
-            Some(index) => index,
-            None => {
-                let index = Arc::new(match index_at {
-                    Some(at) => self.load_index(file, at).or_else(|error| {
-                        if !matches!(error, StoreError::Damaged { .. }) {
-                            return Err(error);
-                        }
-                        tracing::warn!(%error, "the messages may still be whole: the index is made anew");
-                        build_index(file, found.limit)
-                    })?,
-                    None => build_index(file, found.limit)?,
-                });
-                self.shared.keep_index(found.file, Arc::clone(&index));
-                index
-            }
-        };
-        index.find(topic, from).ok_or_else(|| {
+        self.index(file, index_at, found.limit)?.find(topic, from).ok_or_else(|| {
             damaged(
                 &file.path,
                 index_at.unwrap_or(0),
                 format!("message {from} of topic {topic} is not in the index"),
             )
         })
+    }
+
+    /// The index of a file, which is at `index_at` in it, or made anew of what lies before `limit`.
+    fn index(
+        &mut self,
+        file: &OpenFile,
+        index_at: Option<u64>,
+        limit: u64,
+    ) -> Result<Arc<SegmentIndex>, StoreError> {
+        if let Some(index) = self.shared.indexes().find(file.id) {
+            return Ok(index);
+        }
+        let index = Arc::new(match index_at {
+            Some(at) => self.load_index(file, at).or_else(|error| {
+                if !matches!(error, StoreError::Damaged { .. }) {
+                    return Err(error);
+                }
+                tracing::warn!(%error, "the messages may still be whole: the index is made anew");
+                build_index(file, limit)
+            })?,
+            None => build_index(file, limit)?,
+        });
+        self.shared.keep_index(file.id, Arc::clone(&index));
+        Ok(index)
     }
 
     fn load_index(&mut self, file: &OpenFile, at: u64) -> Result<SegmentIndex, StoreError> {

@@ -1,4 +1,4 @@
-//! Checkpoints when they are due, and the removal of files that nobody needs any more: what is to be done next.
+//! Checkpoints when they are due, packs, and the removal of files that nobody needs any more: what is to be done next.
 //!
 //! A segment goes when none of its messages is needed there any more and it lies before the older of the two
 //! checkpoints that are kept, so that recovery from either does not read it. A pack goes at once: it is never
@@ -12,10 +12,12 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use super::Shared;
 use super::checkpoint::{CheckpointBody, CheckpointId};
+use super::compaction::Compaction;
 use super::file_id::FileId;
 use super::journal::Journal;
 use super::removal::{REMOVALS_MAX, Removal, Rest, Strays};
@@ -61,6 +63,7 @@ pub struct Upkeep {
     strays: Rest,
     /// Whether the last checkpoint found space.
     space: Space,
+    compaction: Compaction,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +106,7 @@ impl Upkeep {
             kept: checkpoint.into_iter().collect(),
             strays: Rest::Possible,
             space: Space::Enough,
+            compaction: Compaction::new(epoch, segment_bytes),
         }
     }
 
@@ -117,7 +121,11 @@ impl Upkeep {
         match worker.progress() {
             Progress::Done | Progress::Failed => true,
             Progress::UnderWay => false,
-            Progress::Idle => self.is_checkpoint_due(shared) || self.is_removal_due(shared),
+            Progress::Idle => {
+                self.is_checkpoint_due(shared)
+                    || self.is_removal_due(shared)
+                    || self.compaction.is_due(shared, self.pressure)
+            }
         }
     }
 
@@ -166,12 +174,12 @@ impl Upkeep {
         &mut self,
         worker: &Worker,
         shared: &Shared,
-        journal: &Journal,
+        journal: &mut Journal,
         snapshot: &mut dyn FnMut() -> Snapshot,
         fence: FenceCheck<'_>,
     ) -> Result<(), StoreError> {
         if let Some(done) = worker.take()? {
-            self.note(done);
+            self.note(done, shared, journal)?;
         }
         if worker.progress() != Progress::Idle {
             return Ok(());
@@ -182,6 +190,9 @@ impl Upkeep {
             // What makes it right may have been noted only after the last check.
             fence()?;
             worker.begin(self.removal(shared))
+        } else if self.compaction.is_due(shared, self.pressure) {
+            let packing = self.compaction.choose(shared)?;
+            packing.map_or(Ok(()), |packing| worker.begin(Job::Pack(packing)))
         } else {
             Ok(())
         }
@@ -196,10 +207,11 @@ impl Upkeep {
         &mut self,
         worker: &Worker,
         shared: &Shared,
+        journal: &mut Journal,
         fence: FenceCheck<'_>,
     ) -> Result<(), StoreError> {
         if let Some(done) = worker.take()? {
-            self.note(done);
+            self.note(done, shared, journal)?;
         }
         if worker.progress() == Progress::Idle && self.is_removal_due(shared) {
             fence()?;
@@ -216,23 +228,22 @@ impl Upkeep {
         mut self,
         worker: Worker,
         shared: &Arc<Shared>,
-        journal: &Journal,
+        journal: &mut Journal,
         snapshot: &mut dyn FnMut() -> Snapshot,
         fence: FenceCheck<'_>,
     ) -> Result<(), StoreError> {
         if let Some(done) = worker.end()? {
-            self.note(done);
+            self.note(done, shared, journal)?;
         }
+        let go_on = AtomicBool::new(false);
         fence()?;
-        let done = self.checkpoint(shared, journal, snapshot).run(shared)?;
-        self.note(done);
+        let done = self.checkpoint(shared, journal, snapshot).run(shared, &go_on)?;
+        self.note(done, shared, journal)?;
         fence()?;
-        let done = self.removal(shared).run(shared)?;
-        self.note(done);
-        Ok(())
+        self.removal(shared).run(shared, &go_on).map(|_| ())
     }
 
-    fn note(&mut self, done: Done) {
+    fn note(&mut self, done: Done, shared: &Shared, journal: &mut Journal) -> Result<(), StoreError> {
         match done {
             Done::Checkpoint(id, position, bytes) => {
                 self.next += 1;
@@ -249,8 +260,12 @@ impl Upkeep {
                 tracing::warn!("no space for a checkpoint of {bytes} bytes, tried again later");
                 (self.due_at, self.space) = (self.pending + self.interval, Space::Short);
             }
+            Done::Packing(pack, outcome) => {
+                self.pending += self.compaction.note(pack, outcome, shared, journal)?;
+            }
             Done::Removed(removed) => self.strays = removed.rest,
         }
+        Ok(())
     }
 
     /// The state now, to be written.

@@ -5,11 +5,13 @@
 //! [ends](Worker::end) it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use super::checkpoint::{CheckpointBody, CheckpointId};
+use super::file_id::FileId;
+use super::packing::{Outcome, Packing};
 use super::removal::{Removal, Removed};
 use super::segment::Position;
 use super::{Shared, io_error};
@@ -20,6 +22,8 @@ use crate::store::StoreError;
 pub enum Job {
     /// Write a checkpoint.
     Checkpoint(CheckpointId, Box<CheckpointBody>),
+    /// Copy messages into a pack.
+    Pack(Packing),
     /// Remove files.
     Remove(Removal),
 }
@@ -31,16 +35,18 @@ pub enum Done {
     Checkpoint(CheckpointId, Position, u64),
     /// There was no space for a checkpoint of so many bytes.
     NoSpaceForCheckpoint(u64),
+    /// What came of the pack.
+    Packing(FileId, Outcome),
     /// Files are gone.
     Removed(Removed),
 }
 
 impl Job {
-    /// Does it.
+    /// Does it. Copying ends early where `stop` says so.
     ///
     /// # Errors
     /// Any error is final.
-    pub fn run(self, shared: &Arc<Shared>) -> Result<Done, StoreError> {
+    pub fn run(self, shared: &Arc<Shared>, stop: &AtomicBool) -> Result<Done, StoreError> {
         match self {
             Self::Checkpoint(id, body) => {
                 tracing::debug!(number = id.number, "checkpoint begins");
@@ -52,6 +58,7 @@ impl Job {
                     Err(error) => Err(error),
                 }
             }
+            Self::Pack(packing) => Ok(Done::Packing(packing.pack, packing.run(shared, stop)?)),
             Self::Remove(removal) => removal.run(shared).map(Done::Removed),
         }
     }
@@ -74,6 +81,7 @@ pub enum Progress {
 #[derive(Debug, Default)]
 struct Signals {
     progress: AtomicU8,
+    stop: AtomicBool,
 }
 
 impl Signals {
@@ -99,10 +107,21 @@ pub struct Worker {
     jobs: SyncSender<Job>,
     answers: Receiver<Result<Done, StoreError>>,
     thread: JoinHandle<()>,
+    stop: StopWhenDropped,
+}
+
+/// Lets copying end early once nobody waits for what comes of it.
+#[derive(Debug)]
+struct StopWhenDropped(Arc<Signals>);
+
+impl Drop for StopWhenDropped {
+    fn drop(&mut self) {
+        self.0.stop.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Worker {
-    /// Starts the thread. Once this is dropped it ends after the job that it is at.
+    /// Starts the thread. Once this is dropped it ends after the job that it is at; copying ends early.
     ///
     /// # Errors
     /// Where there can be no further thread.
@@ -114,7 +133,7 @@ impl Worker {
         let (its_shared, its_signals) = (Arc::clone(shared), Arc::clone(&signals));
         let work = move || {
             while let Ok(job) = given.recv() {
-                let done = job.run(&its_shared);
+                let done = job.run(&its_shared, &its_signals.stop);
                 let progress = if done.is_ok() { Progress::Done } else { Progress::Failed };
                 if answer.send(done).is_err() {
                     break;
@@ -123,7 +142,8 @@ impl Worker {
             }
         };
         let thread = thread.spawn(work).map_err(io_error("start a thread for", &shared.journal))?;
-        Ok(Self { shared: Arc::clone(shared), signals, jobs, answers, thread })
+        let stop = StopWhenDropped(Arc::clone(&signals));
+        Ok(Self { shared: Arc::clone(shared), signals, jobs, answers, thread, stop })
     }
 
     /// How far it is.
@@ -160,13 +180,13 @@ impl Worker {
         }
     }
 
-    /// Waits until the job that it is at is done and the thread has ended. Answers what came of it.
+    /// Waits until the job that it is at is done and the thread has ended; copying ends early. Answers what came of it.
     ///
     /// # Errors
     /// That of the job.
     pub fn end(self) -> Result<Option<Done>, StoreError> {
-        let Self { jobs, answers, thread, .. } = self;
-        drop(jobs);
+        let Self { jobs, answers, thread, stop, .. } = self;
+        drop((stop, jobs));
         let done = answers.recv().ok();
         // Where it has panicked there is no answer; nothing of it is under way any more.
         let _ = thread.join();
