@@ -116,6 +116,77 @@ fn bodies_of_megabytes_are_stored(open: Open, mode: Mode) {
     scene.check_everything(4 << 20);
 }
 
+fn blocks_that_were_staged_are_committed_like_others(open: Open, mode: Mode) {
+    let mut scene = Scene::new(open, mode, SEGMENT);
+    let topics = [scene.create_topic(), scene.create_topic()];
+    for round in 0..4 {
+        // Both, and between two others; one of them goes to two topics.
+        let snapshot = &mut scene.model.snapshot.clone();
+        let mut records = Vec::new();
+        for (targets, count, len) in [
+            (&topics[..1], 3, 100),
+            (&topics[..], 1, 5 << 20),
+            (&topics[1..], 2, 3 << 20),
+            (&topics[..], 2, 10),
+        ] {
+            let record = published(snapshot, targets, None, &bodies(count, len, round));
+            snapshot.apply(&record).unwrap();
+            records.push(record);
+        }
+        records[1..3].iter().for_each(|record| scene.stage(record));
+        scene.commit(&records);
+        records[1..3].iter().for_each(|record| scene.unstage(record));
+        for bytes_max in [1, 4 << 20, 64 << 20] {
+            scene.check_everything(bytes_max);
+        }
+    }
+    scene.crash();
+    scene.check_everything(1 << 20);
+    scene.maintain();
+    scene.restart();
+    let start = scene.model.snapshot.topics[&topics[0]].end;
+    scene.commit(&[Record::Trimmed { topic: topics[0], start }]);
+    scene.check_everything(64 << 20);
+    scene.crash();
+    scene.check_everything(64 << 20);
+    scene.maintain();
+    scene.check_everything(64 << 20);
+}
+
+/// The session of a large message may end, or the message turn out to be stored already.
+fn a_block_that_was_staged_in_vain_leaves_nothing(open: Open, mode: Mode) {
+    let mut scene = Scene::new(open, mode, SEGMENT);
+    let topic = scene.create_topic();
+    scene.publish(&[topic], &bodies(3, 100, 1));
+    scene.maintain();
+    let record = published(&scene.model.snapshot, &[topic], None, &bodies(1, 5 << 20, 1));
+    let before = bytes_of(&files(scene.dir.path()));
+    scene.stage(&record);
+    scene.unstage(&record);
+    scene.maintain();
+    let after = bytes_of(&files(scene.dir.path()));
+    assert!(after < before + (1 << 20), "{before} and {after} bytes");
+    scene.stage(&record);
+    scene.crash();
+    scene.publish(&[topic], &bodies(3, 100, 2));
+    scene.maintain();
+    scene.check_everything(1000);
+    let names: Vec<_> = all_files(scene.dir.path());
+    assert!(bytes_of(&files(scene.dir.path())) < before + (2 << 20), "{names:?}");
+    assert!(!names.iter().any(|name| name.contains("pack")), "{names:?}");
+}
+
+fn bytes_of(files: &BTreeMap<PathBuf, Vec<u8>>) -> usize {
+    files.values().map(Vec::len).sum()
+}
+
+fn all_files(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    entries
+        .flat_map(|path| if path.is_dir() { all_files(&path) } else { vec![path.display().to_string()] })
+        .collect()
+}
+
 fn a_commit_of_thousands_of_records_is_whole(open: Open, mode: Mode) {
     let mut scene = Scene::new(open, mode, SEGMENT);
     let topic = scene.create_topic();
@@ -405,6 +476,8 @@ macro_rules! contract {
             a_publish_reaches_every_target
             interleaved_topics_are_kept_apart
             bodies_of_megabytes_are_stored
+            blocks_that_were_staged_are_committed_like_others
+            a_block_that_was_staged_in_vain_leaves_nothing
             a_commit_of_thousands_of_records_is_whole
             epochs_that_wrote_nothing_change_nothing
             an_epoch_is_opened_once_and_never_below_another

@@ -1,7 +1,10 @@
 //! The engine's thread: one cycle after the other.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use bytes::Bytes;
 
 use super::clock::Clock;
 use super::inbox::Input;
@@ -9,6 +12,7 @@ use super::querying::{Querying, refusal};
 use super::reading::Reading;
 use super::sending::Sending;
 use super::space_wait::SpaceWait;
+use super::staging::{Batch, Large, Staging, Waiting};
 use super::{EngineError, Guard, Parts, Shared};
 use crate::broker::{Broker, Command, Content, Output};
 use crate::model::id::SessionId;
@@ -28,6 +32,11 @@ pub(super) struct Cycle {
     reading: Reading,
     querying: Querying,
     sending: Sending,
+    staging: Staging,
+    /// Blocks that this cycle's commit finds on the disk.
+    staged: Vec<Bytes>,
+    /// Bytes of messages for which this cycle's commit finds space.
+    space: u64,
     output: Output,
     poll_interval: Duration,
     commit_bytes_max: u64,
@@ -55,6 +64,9 @@ impl Cycle {
             store,
             guard,
             sending: Sending::default(),
+            staging: Staging::new(),
+            staged: Vec::new(),
+            space: 0,
             output: Output::default(),
             poll_interval,
             backlog: Vec::new(),
@@ -97,6 +109,7 @@ impl Cycle {
         self.shared.inbox.take(&mut taken, Instant::now());
         taken.reverse();
         taken.append(&mut self.backlog);
+        taken.append(&mut self.staging.close());
         self.backlog = taken;
         while !self.backlog.is_empty() {
             self.round()?;
@@ -124,7 +137,8 @@ impl Cycle {
     /// One cycle of the broker: a commit's worth of what was taken, durable, and its effects out.
     fn round(&mut self) -> Result<(), EngineError> {
         let now = self.clock.now();
-        self.broker.begin_cycle(self.store.space()?);
+        self.space = self.store.space()?;
+        self.broker.begin_cycle(self.space);
         self.work(now)?;
         self.broker.finish(now, &mut self.output);
         self.release()
@@ -146,10 +160,14 @@ impl Cycle {
                 }
                 Input::Commands(session, commands, held) => {
                     bytes += held.bytes;
-                    for command in commands {
-                        self.command(now, session, command);
+                    let batch = Batch { commands: commands.into_iter(), held };
+                    if let Some(batch) = self.staging.put_behind(session, batch)
+                        && let Some((publish, rest)) = self.batch(now, session, batch)
+                    {
+                        self.stage(session, publish, VecDeque::from([rest]));
                     }
                 }
+                Input::Staged(session) => self.go_on(now, session),
                 Input::Loaded(read, answer, loaded) => {
                     self.broker.loaded(now, read, answer?, &mut self.output);
                     drop(loaded);
@@ -163,6 +181,43 @@ impl Cycle {
             }
         }
         Ok(())
+    }
+
+    /// Has the commands of a batch worked on, up to a publish whose block is to be staged first. Answers that one and
+    /// what is left.
+    fn batch(&mut self, now: Timestamp, session: SessionId, mut batch: Batch) -> Option<(Large, Batch)> {
+        while let Some(command) = batch.commands.next() {
+            match command {
+                Command::Publish(head, block) if self.staging.is_wanted(&block, self.space) => {
+                    return Some((Large { head, block }, batch));
+                }
+                command => self.command(now, session, command),
+            }
+        }
+        None
+    }
+
+    /// Has the block of a publish staged; its session waits with what stands behind.
+    fn stage(&mut self, session: SessionId, publish: Large, batches: VecDeque<Batch>) {
+        let inbox = Arc::clone(&self.shared.inbox);
+        let staged = Box::new(move || inbox.put(Input::Staged(session)));
+        self.store.stage(publish.block.bytes().clone(), staged);
+        self.staging.wait(session, Waiting { publish, batches });
+    }
+
+    /// Goes on with a session whose block is staged.
+    fn go_on(&mut self, now: Timestamp, session: SessionId) {
+        let Some(Waiting { publish: Large { head, block }, mut batches }) = self.staging.take(session) else {
+            return;
+        };
+        self.staged.push(block.bytes().clone());
+        self.command(now, session, Command::Publish(head, block));
+        while let Some(batch) = batches.pop_front() {
+            if let Some((publish, rest)) = self.batch(now, session, batch) {
+                batches.push_front(rest);
+                return self.stage(session, publish, batches);
+            }
+        }
     }
 
     fn command(&mut self, now: Timestamp, session: SessionId, command: Command) {
@@ -194,6 +249,9 @@ impl Cycle {
         if !self.output.records.is_empty() {
             self.commit()?;
             self.output.records.clear();
+        }
+        for block in self.staged.drain(..) {
+            self.store.unstage(&block)?;
         }
         let idle = self.output.effects.is_empty() && self.output.reads.is_empty();
         let started = Instant::now();

@@ -27,6 +27,8 @@ pub(super) enum Input {
     Begin(SessionId, Arc<Outbox>),
     /// What a session wants, in order, and what it holds of the session's budget.
     Commands(SessionId, Vec<Command>, Held),
+    /// The store has written the block that a session waits for.
+    Staged(SessionId),
     /// A read is answered; what it brought is held against the readers until it is taken.
     Loaded(Read, Result<Option<Chunk>, StoreError>, Loaded),
     /// A query of a session is answered.

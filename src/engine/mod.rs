@@ -12,6 +12,9 @@
 //! leaves before step 4. The thread that syncs also checks and sends, because each change of thread would cost a
 //! tenth of what a sync takes.
 //!
+//! A publish so large that its commit would take long is written to disk by the store ahead of it, beside other commits.
+//! Its session waits for that, and nobody else does.
+//!
 //! A commit that finds no space on the disk is held: it is tried again and again, and everything behind it waits, until
 //! there is space, the fence does not hold, or a drain has had its time. Only upkeep that makes space goes on.
 //!
@@ -26,6 +29,7 @@ mod querying;
 mod reading;
 mod sending;
 mod space_wait;
+mod staging;
 #[cfg(test)]
 mod tests;
 

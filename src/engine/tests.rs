@@ -38,6 +38,8 @@ enum Call {
     MakeSpace(usize),
     Leave(usize),
     Close(usize),
+    Stage(usize),
+    Unstage(usize),
 }
 
 /// What goes wrong at a call.
@@ -59,6 +61,8 @@ struct Script {
     gate: Option<Receiver<()>>,
     /// A query waits for a word from here.
     query_gate: Option<Receiver<()>>,
+    /// Words that the store owes: a block is staged.
+    staging: Vec<Box<dyn FnOnce() + Send>>,
     upkeep_is_due: bool,
 }
 
@@ -103,6 +107,16 @@ impl Store for FakeStore {
             Some(Fate::Panics) => panic!("on purpose"),
             None => Ok(()),
         }
+    }
+
+    fn stage(&mut self, _: bytes::Bytes, staged: Box<dyn FnOnce() + Send>) {
+        note(&self.0, Call::Stage);
+        self.0.lock().unwrap().staging.push(staged);
+    }
+
+    fn unstage(&mut self, _: &bytes::Bytes) -> Result<(), StoreError> {
+        note(&self.0, Call::Unstage);
+        Ok(())
     }
 
     fn space(&mut self) -> Result<u64, StoreError> {
@@ -567,4 +581,56 @@ async fn a_full_session_gets_nothing_more_though_it_was_said_to_be_ready() {
         assert_eq!(confirmed(&mut publisher), sequence - 1);
     }
     assert_eq!(consumer.outbox.queued_bytes(), queued);
+}
+
+impl Scene {
+    /// Waits until the engine has asked the store to stage something.
+    fn staging(&self) -> Box<dyn FnOnce() + Send> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(staged) = self.script.lock().unwrap().staging.pop() {
+                return staged;
+            }
+            assert!(Instant::now() < deadline, "nothing is staged");
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// The sync of one large message held everybody up for as long as that took.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_publish_is_staged_and_only_its_own_session_waits() {
+    let (mut scene, mut large) = publishing().await;
+    let mut small = scene.client(1 << 20).await;
+    let (megabytes, other) =
+        (5 << 20, OpenProducer { request: 1, producer: 1, name: "q".into(), resume: None });
+    scene.submit(&small, vec![Command::OpenProducer(other)]);
+    assert!(matches!(small.next(), Response::Reply(1, Ok(_))));
+    scene.submit(&large, vec![publish(1, 1, 10), publish(2, 1, megabytes), publish(3, 1, megabytes), find()]);
+    let first = scene.staging();
+    scene.submit(&large, vec![publish(4, 1, 10)]);
+    assert_eq!(confirmed(&mut large), 1);
+    scene.submit(&small, vec![publish(1, 1, 10)]);
+    assert_eq!(confirmed(&mut small), 1, "nobody else waits");
+    assert_eq!(lying(&large.socket), 0);
+    scene.calls();
+    first();
+    assert_eq!(confirmed(&mut large), 2);
+    let second = scene.staging();
+    assert_eq!(scene.calls(), [Call::Stage(0), Call::Commit(0), Call::Unstage(0), Call::Check(0)]);
+    second();
+    assert!(matches!(large.next(), Response::Reply(3, Ok(_))), "in the order in which it was asked");
+    while confirmed(&mut large) < 4 {}
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_its_block_at_the_end_of_a_drain_is_committed_as_it_is() {
+    let (scene, mut client) = publishing().await;
+    scene.submit(&client, vec![publish(1, 1, 5 << 20), publish(2, 1, 10)]);
+    let _never_called = scene.staging();
+    scene.submit(&client, vec![publish(3, 1, 5 << 20)]);
+    scene.engine.drain(Instant::now());
+    scene.end().unwrap();
+    assert_eq!(scene.calls().iter().filter(|call| matches!(call, Call::Stage(_))).count(), 1);
+    while confirmed(&mut client) < 3 {}
 }

@@ -32,6 +32,14 @@ impl Store for NoStore {
         Ok(())
     }
 
+    fn stage(&mut self, _: bytes::Bytes, staged: Box<dyn FnOnce() + Send>) {
+        staged();
+    }
+
+    fn unstage(&mut self, _: &bytes::Bytes) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     fn space(&mut self) -> Result<u64, StoreError> {
         Ok(u64::MAX)
     }

@@ -8,14 +8,16 @@
 //! The heads of a commit stand one behind the other. Each is a tag byte (see [`tag`]) and the fields of the record
 //! in the order of its definition, in `bincode` 2 `standard()`: little-endian variable-length numbers. The fields of
 //! a publish are: targets, origin, at, count of messages, bytes of the block, CRC32C of the block. Tags are never
-//! reordered and never reused. Heads are valid if and only if every byte is used.
+//! reordered and never reused. A publish whose messages are in a pack of their own has the pack's number, index and
+//! bytes behind these. Heads are valid if and only if every byte is used; zeros behind the last one mean nothing.
 
 use bytes::Bytes;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use crate::model::chunk::Origin;
 use crate::model::id::{Offset, TopicId};
+use crate::model::message::MessageBlock;
 use crate::model::record::{Published, Record};
 use crate::model::time::Timestamp;
 
@@ -34,6 +36,7 @@ const CONFIG: bincode::config::Configuration<
 /// The tags of records.
 pub mod tag {
     #![allow(missing_docs, reason = "each is named after its record")]
+    pub const NOTHING: u8 = 0;
     pub const TOPIC_CREATED: u8 = 1;
     pub const TOPIC_DELETED: u8 = 2;
     pub const GROUP_CREATED: u8 = 3;
@@ -47,6 +50,7 @@ pub mod tag {
     pub const HANDED_OUT: u8 = 11;
     pub const TRIMMED: u8 = 12;
     pub const REMOVED: u8 = 13;
+    pub const PUBLISHED_ELSEWHERE: u8 = 14;
 }
 
 /// Why something cannot be encoded or decoded.
@@ -76,6 +80,19 @@ pub enum Head {
     Change(Record),
     /// A publish.
     Published(PublishedHead),
+    /// A publish whose messages are in a pack of their own.
+    Elsewhere(PublishedHead, Elsewhere),
+}
+
+/// The pack that holds the messages of a publish, and no others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Elsewhere {
+    /// Its number in the epoch of the commit.
+    pub pack: u32,
+    /// Where its index is, in bytes of the file.
+    pub index: u64,
+    /// Bytes of the file.
+    pub bytes: u64,
 }
 
 /// A [`Published`] whose messages are elsewhere.
@@ -95,17 +112,31 @@ pub struct PublishedHead {
     pub checksum: u32,
 }
 
-/// Appends the heads of `records` to `out`. Answers the blocks that belong behind them, in their order.
+/// Appends the heads of `records` to `out`. Answers the blocks that belong behind them, in their order: all but those
+/// that are `elsewhere`, which is said with the index of the record and the checksum, lowest first.
 ///
 /// # Errors
 /// Where the heads are larger than [`ENCODED_BYTES_MAX`].
-pub fn encode_records<'a>(records: &'a [Record], out: &mut Vec<u8>) -> Result<Vec<&'a Bytes>, CodecError> {
+pub fn encode_records<'a>(
+    records: &'a [Record],
+    elsewhere: &[(usize, Elsewhere, u32)],
+    out: &mut Vec<u8>,
+) -> Result<Vec<&'a Bytes>, CodecError> {
     let start = out.len();
     let mut blocks = Vec::new();
-    for record in records {
-        encode_record(record, out)?;
-        if let Record::Published(published) = record {
-            blocks.push(published.block.bytes());
+    let mut elsewhere = elsewhere.iter().peekable();
+    for (index, record) in records.iter().enumerate() {
+        match (record, elsewhere.next_if(|(of, ..)| *of == index)) {
+            (Record::Published(Published { targets, origin, at, block }), Some((_, place, checksum))) => {
+                let (count, len) = (block.count() as u32, block_len(block)?);
+                put(out, tag::PUBLISHED_ELSEWHERE, (targets, origin, at, count, len, checksum, place))?;
+            }
+            _ => {
+                encode_record(record, out)?;
+                if let Record::Published(published) = record {
+                    blocks.push(published.block.bytes());
+                }
+            }
         }
     }
     let len = out.len() - start;
@@ -126,9 +157,8 @@ fn encode_record(record: &Record, out: &mut Vec<u8>) -> Result<(), CodecError> {
         Record::ProducerOpened { producer, name, at } => put(out, tag::PRODUCER_OPENED, (producer, name, at)),
         Record::ProducerExpired { producer } => put(out, tag::PRODUCER_EXPIRED, producer),
         Record::Published(Published { targets, origin, at, block }) => {
-            let bytes = block.bytes();
-            let len = u32::try_from(bytes.len()).map_err(|_| CodecError::TooLarge(bytes.len()))?;
-            let (count, checksum) = (block.count() as u32, crc32c::crc32c(bytes));
+            let (count, len, checksum) =
+                (block.count() as u32, block_len(block)?, crc32c::crc32c(block.bytes()));
             put(out, tag::PUBLISHED, (targets, origin, at, count, len, checksum))
         }
         Record::Settled { group, ranges } => put(out, tag::SETTLED, (group, ranges)),
@@ -137,6 +167,11 @@ fn encode_record(record: &Record, out: &mut Vec<u8>) -> Result<(), CodecError> {
         Record::Trimmed { topic, start } => put(out, tag::TRIMMED, (topic, start)),
         Record::Removed { topic, ranges } => put(out, tag::REMOVED, (topic, ranges)),
     }
+}
+
+fn block_len(block: &MessageBlock) -> Result<u32, CodecError> {
+    let len = block.bytes().len();
+    u32::try_from(len).map_err(|_| CodecError::TooLarge(len))
 }
 
 /// Appends the head of messages that are written elsewhere.
@@ -155,6 +190,12 @@ pub fn encode_published(head: &PublishedHead, out: &mut Vec<u8>) -> Result<(), C
 pub fn decode_heads(mut bytes: &[u8]) -> Result<Vec<Head>, CodecError> {
     let mut heads = Vec::new();
     while let Some((&tag, rest)) = bytes.split_first() {
+        if tag == tag::NOTHING {
+            return match bytes.iter().position(|&byte| byte != tag::NOTHING) {
+                Some(at) => Err(CodecError::Trailing(bytes.len() - at)),
+                None => Ok(heads),
+            };
+        }
         let mut input = Input { rest };
         heads.push(decode_head(tag, &mut input)?);
         bytes = input.rest;
@@ -206,6 +247,11 @@ fn decode_head(tag: u8, input: &mut Input<'_>) -> Result<Head, CodecError> {
         tag::REMOVED => {
             let (topic, ranges) = input.take()?;
             Record::Removed { topic, ranges }
+        }
+        tag::PUBLISHED_ELSEWHERE => {
+            let (targets, origin, at, count, bytes, checksum, place) = input.take()?;
+            let head = PublishedHead { targets, origin, at, count, bytes, checksum };
+            return Ok(Head::Elsewhere(head, place));
         }
         unknown => return Err(CodecError::Tag(unknown)),
     };
@@ -309,7 +355,7 @@ mod tests {
     fn records_have_these_bytes() {
         for (record, expected) in golden() {
             let mut bytes = Vec::new();
-            encode_records(std::slice::from_ref(&record), &mut bytes).unwrap();
+            encode_records(std::slice::from_ref(&record), &[], &mut bytes).unwrap();
             assert_eq!(bytes.escape_ascii().to_string(), expected.escape_ascii().to_string(), "{record:?}");
         }
     }
@@ -318,7 +364,7 @@ mod tests {
     fn what_was_encoded_is_decoded_and_the_blocks_are_those_of_the_records() {
         let records: Vec<Record> = golden().into_iter().map(|(record, _)| record).collect();
         let mut bytes = Vec::new();
-        let blocks = encode_records(&records, &mut bytes).unwrap();
+        let blocks = encode_records(&records, &[], &mut bytes).unwrap();
         let heads = decode_heads(&bytes).unwrap();
         assert_eq!((heads.len(), blocks.len()), (records.len(), 1));
         for (head, record) in heads.iter().zip(&records) {
@@ -352,16 +398,38 @@ mod tests {
     }
 
     #[test]
+    fn a_publish_whose_messages_are_elsewhere_has_these_bytes() {
+        let block = MessageBlock::encode([&Message::new("x")]);
+        let targets = vec![(TopicId(1), Offset(300))];
+        let published = Published { targets: targets.clone(), origin: None, at: Timestamp(6), block };
+        let records = [
+            Record::TopicDeleted { topic: TopicId(9) },
+            Record::Published(published.clone()),
+            Record::Published(published),
+        ];
+        let (place, checksum) = (Elsewhere { pack: 3, index: 700, bytes: 900 }, 0x0102_0304);
+        let mut bytes = Vec::new();
+        let blocks = encode_records(&records, &[(1, place, checksum)], &mut bytes).unwrap();
+        assert_eq!(blocks.len(), 1, "that of the other publish");
+        let expected =
+            b"\x02\x09\x0e\x01\x01\xfb\x2c\x01\0\x06\x01\x06\xfc\x04\x03\x02\x01\x03\xfb\xbc\x02\xfb\x84\x03";
+        assert_eq!(bytes[..expected.len()].escape_ascii().to_string(), expected.escape_ascii().to_string());
+        let head = PublishedHead { targets, origin: None, at: Timestamp(6), count: 1, bytes: 6, checksum };
+        assert_eq!(decode_heads(&bytes).unwrap()[1], Head::Elsewhere(head, place));
+    }
+
+    #[test]
     fn truncated_and_unknown_heads_are_refused() {
         for (record, _) in golden() {
             let mut bytes = Vec::new();
-            encode_records(&[record], &mut bytes).unwrap();
+            encode_records(&[record], &[], &mut bytes).unwrap();
             for cut in 1..bytes.len() {
                 assert!(decode_heads(&bytes[..cut]).is_err());
             }
         }
-        assert!(matches!(decode_heads(&[0]), Err(CodecError::Tag(0))));
-        assert!(matches!(decode_heads(&[14]), Err(CodecError::Tag(14))));
+        assert!(decode_heads(&[0, 0]).unwrap().is_empty());
+        assert!(matches!(decode_heads(&[0, 3]), Err(CodecError::Trailing(1))));
+        assert!(matches!(decode_heads(&[15]), Err(CodecError::Tag(15))));
         assert!(matches!(decode::<u8>(&[1, 2]), Err(CodecError::Trailing(1))));
         // A length that no memory has.
         assert!(decode_heads(b"\x09\x02\xfd\xff\xff\xff\xff\xff\xff\xff\x7f").is_err());

@@ -24,6 +24,8 @@ pub mod space;
 
 use std::path::PathBuf;
 
+use bytes::Bytes;
+
 use crate::model::chunk::Chunk;
 use crate::model::id::{Epoch, Offset, TopicId};
 use crate::model::record::Record;
@@ -241,6 +243,10 @@ pub fn open(options: &OpenOptions, fence: FenceCheck<'_>) -> Result<(Box<dyn Sto
     }
 }
 
+/// Bytes from which a block of messages is worth being [staged](Store::stage): a commit of many small ones may be as
+/// large.
+pub const STAGED_BYTES_MIN: u64 = 4 << 20;
+
 /// A check of the fence: a fresh read that begins when it is called.
 pub type FenceCheck<'a> = &'a mut dyn FnMut() -> Result<(), Fenced>;
 
@@ -252,6 +258,18 @@ pub trait Store: Send {
     /// Any error but [`StoreError::Full`] is final: what is on disk is not known. After that one the store goes on
     /// with the same records, or is left.
     fn commit(&mut self, records: &[Record]) -> Result<(), StoreError>;
+
+    /// Begins to write a block of messages to the disk ahead of the commit that will hold it, beside other commits, so
+    /// that this commit is as short as they are. `staged` is called, on whatever thread, once the commit may come; the
+    /// commit finds the block by where it lies in memory. A block that finds no space is written by its commit; any
+    /// other error is final and is told by the next call.
+    fn stage(&mut self, block: Bytes, staged: Box<dyn FnOnce() + Send>);
+
+    /// Forgets a block that was staged: a commit has taken it, or none will.
+    ///
+    /// # Errors
+    /// As for [`commit`](Self::commit).
+    fn unstage(&mut self, block: &Bytes) -> Result<(), StoreError>;
 
     /// Bytes of messages, heads included, that the next commit may have: less than what is free, so that a full disk
     /// can be drained. Another program that fills the disk meanwhile can make it wrong.

@@ -209,6 +209,21 @@ impl Scene {
         TopicId(self.model.snapshot.next.topic.0 - 1)
     }
 
+    /// Has the block of a publish staged, and waits until it is.
+    pub fn stage(&mut self, record: &Record) {
+        let Record::Published(published) = record else { panic!("only a publish has a block") };
+        let (sender, staged) = std::sync::mpsc::channel();
+        let word = Box::new(move || sender.send(()).unwrap());
+        self.store().stage(published.block.bytes().clone(), word);
+        staged.recv_timeout(std::time::Duration::from_secs(30)).expect("the block is not staged");
+    }
+
+    /// Forgets the block of a publish that was staged.
+    pub fn unstage(&mut self, record: &Record) {
+        let Record::Published(published) = record else { panic!("only a publish has a block") };
+        self.store().unstage(published.block.bytes()).unwrap();
+    }
+
     /// Publishes bodies to topics in one commit.
     pub fn publish(&mut self, topics: &[TopicId], bodies: &[Vec<u8>]) {
         let record = published(&self.model.snapshot, topics, None, bodies);

@@ -294,6 +294,14 @@ impl Store for DatabaseStore {
         self.guarded(|store| store.commit_records(records))
     }
 
+    fn stage(&mut self, _block: bytes::Bytes, staged: Box<dyn FnOnce() + Send>) {
+        staged();
+    }
+
+    fn unstage(&mut self, _block: &bytes::Bytes) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     fn space(&mut self) -> Result<u64, StoreError> {
         let free = self.guarded(|store| store.space.bytes())?;
         let reserve = self.upkeep.reserve_bytes();

@@ -39,8 +39,6 @@ pub const COMPACTION_WAIT: Duration = Duration::from_secs(10);
 pub struct Compaction {
     epoch: Epoch,
     segment_bytes: u64,
-    /// Number of the next pack.
-    next: u32,
     not_before: Option<Instant>,
 }
 
@@ -48,7 +46,7 @@ impl Compaction {
     /// Nothing is packed yet in this epoch.
     #[must_use]
     pub fn new(epoch: Epoch, segment_bytes: u64) -> Self {
-        Self { epoch, segment_bytes: segment_bytes.max(SMALLEST_BYTES), next: 1, not_before: None }
+        Self { epoch, segment_bytes: segment_bytes.max(SMALLEST_BYTES), not_before: None }
     }
 
     /// Whether a pack is to be made now.
@@ -105,8 +103,7 @@ impl Compaction {
                 break;
             }
         }
-        let pack = FileId::pack(self.epoch, self.next);
-        self.next += 1;
+        let pack = shared.new_pack(self.epoch);
         Ok(Some(Packing { pack, files, along, bytes_max: self.segment_bytes, space }))
     }
 

@@ -16,6 +16,7 @@ use super::entry::{self, ENTRY_HEAD_BYTES, EntryHead, Kind};
 use super::pack::Packed;
 use super::preallocation::{FREE_BYTES, Preallocation, Prepared};
 use super::segment::{ENTRIES_START, Position, Reach, SegmentHead, SegmentId};
+use super::staging::Complete;
 use super::{Shared, io_error, is_full};
 use crate::model::id::OffsetRange;
 use crate::model::record::Record;
@@ -148,23 +149,26 @@ impl Journal {
         Ok(here.max(next).max(behind))
     }
 
-    /// Makes the records durable. Answers the bytes that the journal grew by.
+    /// Makes the records durable; the messages of those that were `staged` are already, and stand in order. Answers the
+    /// bytes that the journal grew by.
     ///
     /// # Errors
     /// As for [`Store::commit`](crate::store::Store::commit).
-    pub fn commit(&mut self, records: &[Record]) -> Result<u64, StoreError> {
+    pub fn commit(&mut self, records: &[Record], staged: &[Complete]) -> Result<u64, StoreError> {
         self.check()?;
-        let committed = self.try_commit(records);
+        let committed = self.try_commit(records, staged);
         if !matches!(committed, Ok(_) | Err(StoreError::Full(_))) {
             self.failed = true;
         }
         committed
     }
 
-    fn try_commit(&mut self, records: &[Record]) -> Result<u64, StoreError> {
+    fn try_commit(&mut self, records: &[Record], staged: &[Complete]) -> Result<u64, StoreError> {
         self.front.clear();
         self.front.resize(ENTRY_HEAD_BYTES, 0);
-        let blocks = codec::encode_records(records, &mut self.front)
+        let elsewhere: Vec<_> =
+            staged.iter().map(|staged| (staged.index, staged.elsewhere, staged.checksum)).collect();
+        let blocks = codec::encode_records(records, &elsewhere, &mut self.front)
             .map_err(|error| io_error("encode a commit for", &self.path)(std::io::Error::other(error)))?;
         let blocks_bytes = blocks.iter().map(|block| block.len() as u64).sum::<u64>();
         let entry_bytes = self.front.len() as u64 + blocks_bytes;
@@ -176,7 +180,7 @@ impl Journal {
         self.make_room(entry_bytes, target_count as u64, free_bytes)?;
         let at = self.at;
         self.append(Kind::Commit, &blocks, blocks_bytes)?;
-        self.publish(records, at);
+        self.publish(records, staged, at);
         Ok(self.at - at)
     }
 
@@ -207,13 +211,18 @@ impl Journal {
         Ok(self.at - at)
     }
 
-    /// Lets readers see what was committed in the entry at `at`.
-    fn publish(&self, records: &[Record], at: u64) {
+    /// Lets readers see what was committed in the entry at `at`, and in packs.
+    fn publish(&self, records: &[Record], staged: &[Complete], at: u64) {
         let mut places = self.shared.places_mut();
         places.extend(self.at);
-        for record in records {
+        let mut staged = staged.iter().peekable();
+        for (index, record) in records.iter().enumerate() {
             match record {
                 Record::Published(published) => {
+                    if let Some(Complete { pack, .. }) = staged.next_if(|staged| staged.index == index) {
+                        places.add_pack(pack);
+                        continue;
+                    }
                     let (count, bytes) =
                         (published.block.count() as u64, published.block.bytes().len() as u64);
                     for &(topic, first) in &published.targets {

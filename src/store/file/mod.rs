@@ -17,6 +17,7 @@
 //!
 //! A few messages that stay in old files are copied forward into packs, so that the files can go.
 
+pub mod block_pack;
 pub mod checkpoint;
 pub mod compaction;
 pub mod entry;
@@ -36,6 +37,7 @@ pub mod reader;
 pub mod recovery;
 pub mod removal;
 pub mod segment;
+pub mod staging;
 pub mod upkeep;
 pub mod walk;
 pub mod window;
@@ -44,7 +46,10 @@ pub mod worker;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use bytes::Bytes;
 
 use self::checkpoint::CheckpointBody;
 use self::file_id::FileId;
@@ -59,12 +64,14 @@ use self::pack::PackHead;
 use self::places::Places;
 use self::reader::FileReader;
 use self::segment::{SegmentHead, SegmentId};
+use self::staging::Staging;
 use self::upkeep::{Pressure, Upkeep};
 use self::worker::{Progress, Worker};
 use super::image::Image;
 use super::manifest::{Manifest, sync_dir};
 use super::{FenceCheck, Fenced, OpenOptions, Reader, Store, StoreError};
 use crate::disk;
+use crate::model::id::Epoch;
 use crate::model::record::Record;
 use crate::model::snapshot::Snapshot;
 
@@ -124,7 +131,8 @@ fn open_file(options: &OpenOptions) -> Result<(FileStore, Snapshot), StoreError>
         recovered.tail_bytes,
     );
     let worker = Worker::start(&shared)?;
-    Ok((FileStore { shared, journal, upkeep, worker }, recovered.snapshot))
+    let staging = Staging::start(&shared, options.epoch)?;
+    Ok((FileStore { shared, journal, upkeep, worker, staging }, recovered.snapshot))
 }
 
 /// A store in file mode.
@@ -134,6 +142,7 @@ pub struct FileStore {
     journal: Journal,
     upkeep: Upkeep,
     worker: Worker,
+    staging: Staging,
 }
 
 impl FileStore {
@@ -144,7 +153,11 @@ impl FileStore {
             self.journal.fail();
             self.worker.take()?;
         }
-        Ok(())
+        let staging = self.staging.check(&self.shared.journal);
+        if staging.is_err() {
+            self.journal.fail();
+        }
+        staging
     }
 }
 
@@ -154,8 +167,22 @@ impl Store for FileStore {
         if records.is_empty() {
             return Ok(());
         }
-        self.upkeep.committed(self.journal.commit(records)?);
+        let committed =
+            self.staging.complete(records).and_then(|complete| self.journal.commit(records, &complete));
+        if !matches!(committed, Ok(_) | Err(StoreError::Full(_))) {
+            self.journal.fail();
+        }
+        self.upkeep.committed(committed?);
         Ok(())
+    }
+
+    fn stage(&mut self, block: Bytes, staged: Box<dyn FnOnce() + Send>) {
+        self.staging.stage(&self.shared, block, staged);
+    }
+
+    fn unstage(&mut self, block: &Bytes) -> Result<(), StoreError> {
+        self.check()?;
+        self.staging.forget(block)
     }
 
     fn space(&mut self) -> Result<u64, StoreError> {
@@ -186,7 +213,7 @@ impl Store for FileStore {
         fence: FenceCheck<'_>,
     ) -> Result<(), StoreError> {
         self.check()?;
-        let Self { shared, journal, upkeep, worker } = self;
+        let Self { shared, journal, upkeep, worker, .. } = self;
         let done = fence()
             .map_err(StoreError::from)
             .and_then(|()| upkeep.step(worker, shared, journal, snapshot, fence));
@@ -198,7 +225,7 @@ impl Store for FileStore {
 
     fn make_space(&mut self, fence: FenceCheck<'_>) -> Result<(), StoreError> {
         self.check()?;
-        let Self { shared, journal, upkeep, worker } = self;
+        let Self { shared, journal, upkeep, worker, .. } = self;
         let done = upkeep.make_space(worker, shared, journal, fence);
         if done.is_err() {
             journal.fail();
@@ -209,7 +236,8 @@ impl Store for FileStore {
     fn leave(mut self: Box<Self>, fence: FenceCheck<'_>) -> Result<(), StoreError> {
         self.check()?;
         fence()?;
-        let Self { journal, worker, .. } = *self;
+        let Self { journal, worker, staging, .. } = *self;
+        staging.end();
         // What the thread has done counts for nothing that the next epoch does not find by itself.
         worker.end()?;
         journal.end_preparing();
@@ -223,7 +251,8 @@ impl Store for FileStore {
     ) -> Result<(), StoreError> {
         self.check()?;
         fence()?;
-        let Self { shared, mut journal, upkeep, worker } = *self;
+        let Self { shared, mut journal, upkeep, worker, staging } = *self;
+        staging.end();
         upkeep.close(worker, &shared, &mut journal, snapshot, fence)?;
         journal.end_preparing();
         Ok(())
@@ -238,12 +267,20 @@ pub struct Shared {
     indexes: Mutex<IndexCache>,
     open: OpenFiles,
     pins: Arc<Pins>,
+    /// Packs begun in this epoch.
+    packs: AtomicU32,
 }
 
 impl Shared {
     fn new(journal: PathBuf, places: Places) -> Self {
         let (places, indexes) = (RwLock::new(places), Mutex::new(IndexCache::default()));
-        Self { journal, places, indexes, open: OpenFiles::default(), pins: Arc::default() }
+        let (open, pins, packs) = (OpenFiles::default(), Arc::default(), AtomicU32::new(0));
+        Self { journal, places, indexes, open, pins, packs }
+    }
+
+    /// A pack of the own epoch that there was none of.
+    fn new_pack(&self, epoch: Epoch) -> FileId {
+        FileId::pack(epoch, self.packs.fetch_add(1, Ordering::Relaxed) + 1)
     }
 
     fn places(&self) -> RwLockReadGuard<'_, Places> {

@@ -19,8 +19,8 @@
 //! ```
 //!
 //! Numbers are little-endian. Entries are those of a segment, with the epoch, number and seed of the pack; everything
-//! before each is taken to be synced. Every head of a commit is a publish to one target; the offsets of a topic ascend
-//! through the file. The file is made under the name with `.new` behind it, synced and renamed, so one called `.pack`
+//! before each is taken to be synced. Every head of a commit is a publish; the offsets of a topic ascend through the
+//! file. The file is made under the name with `.new` behind it, synced and renamed, so one called `.pack`
 //! is whole.
 
 use std::collections::BTreeMap;
@@ -39,9 +39,9 @@ use super::places::run_bytes;
 use super::segment::{ENTRIES_START, Position, u32_at, u64_at};
 use super::{damaged, io_error, is_full, random_seed};
 use crate::model::chunk::{Chunk, Stamp};
-use crate::model::id::{Epoch, OffsetRange, TopicId};
+use crate::model::id::{Epoch, Offset, OffsetRange, TopicId};
 use crate::store::StoreError;
-use crate::store::codec::{self, PublishedHead};
+use crate::store::codec::{self, Elsewhere, PublishedHead};
 use crate::store::manifest::sync_dir;
 
 /// Version of the format that is written.
@@ -63,6 +63,12 @@ pub struct PackHead {
 }
 
 impl PackHead {
+    /// The head of a pack that is begun.
+    #[must_use]
+    pub fn new(id: FileId) -> Self {
+        Self { id, seed: random_seed() }
+    }
+
     /// The first bytes of the file.
     #[must_use]
     pub fn encode(&self) -> [u8; 64] {
@@ -135,6 +141,21 @@ pub struct Pack {
     pub runs: Vec<(TopicId, Vec<PackRun>)>,
 }
 
+impl Pack {
+    /// The pack of a publish whose messages are elsewhere, committed in `epoch`.
+    #[must_use]
+    pub fn of(head: &PublishedHead, place: Elsewhere, epoch: Epoch) -> Self {
+        let run = |first: Offset| PackRun {
+            range: OffsetRange::new(first.0, first.0 + u64::from(head.count)),
+            bytes: run_bytes(u64::from(head.bytes)),
+        };
+        let mut runs: Vec<(TopicId, Vec<PackRun>)> =
+            head.targets.iter().map(|&(topic, first)| (topic, vec![run(first)])).collect();
+        runs.sort_unstable_by_key(|(topic, _)| *topic);
+        Self { id: FileId::pack(epoch, place.pack), index: place.index, bytes: place.bytes, runs }
+    }
+}
+
 /// That messages were copied into a pack: the heads of an entry of that kind, in `bincode`.
 ///
 /// Messages of the pack that are in one of these files are in the pack from here on; the others were trimmed or removed
@@ -179,7 +200,7 @@ impl PackWriter {
     /// # Errors
     /// [`StoreError::Full`] where there is no space, with nothing left behind.
     pub fn create(journal: &Path, id: FileId) -> Result<Self, StoreError> {
-        let head = PackHead { id, seed: random_seed() };
+        let head = PackHead::new(id);
         let path = id.path(journal);
         let temporary = temporary(journal, id);
         let made = File::create(&temporary).and_then(|file| {
@@ -329,7 +350,7 @@ impl PackWriter {
 }
 
 /// A full disk leaves nothing behind.
-fn refuse(error: io::Error, temporary: &Path, bytes: u64) -> StoreError {
+pub(super) fn refuse(error: io::Error, temporary: &Path, bytes: u64) -> StoreError {
     if !is_full(&error) {
         return io_error("write to", temporary)(error);
     }
@@ -348,7 +369,7 @@ mod tests {
     use super::super::reader::FileReader;
     use super::*;
     use crate::model::chunk::Origin;
-    use crate::model::id::{Offset, ProducerId, Sequence};
+    use crate::model::id::{ProducerId, Sequence};
     use crate::model::message::{Message, MessageBlock};
     use crate::model::time::Timestamp;
     use crate::store::Reader;

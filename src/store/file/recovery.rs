@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use super::checkpoint::{CheckpointBody, CheckpointId};
 use super::entry::ENTRY_ALIGNMENT;
 use super::folder::Folder;
+use super::pack::Pack;
 use super::places::Places;
 use super::segment::{Position, SegmentHead, SegmentId};
 use super::walk::{self, Depth, Step, Walk};
@@ -314,7 +315,7 @@ impl Recovery {
             }
             match self.step(&mut walk, segment, accepted)? {
                 Step::Commit(entry, heads) => {
-                    self.apply_heads(&segment.path, entry.position.at, heads)?;
+                    self.apply_heads(&segment.path, entry.position, heads)?;
                     self.places.extend(walk.at());
                 }
                 Step::Packed(packed) => {
@@ -372,15 +373,19 @@ impl Recovery {
         Ok(false)
     }
 
-    fn apply_heads(&mut self, path: &Path, at: u64, heads: Vec<Head>) -> Result<(), StoreError> {
+    fn apply_heads(&mut self, path: &Path, position: Position, heads: Vec<Head>) -> Result<(), StoreError> {
         for head in heads {
             let applied = match head {
                 Head::Change(record) => self.snapshot.apply(&record),
                 Head::Published(head) => {
                     for &(topic, first) in &head.targets {
                         let range = OffsetRange::new(first.0, first.0 + u64::from(head.count));
-                        self.places.publish(topic, range, at, u64::from(head.bytes));
+                        self.places.publish(topic, range, position.at, u64::from(head.bytes));
                     }
+                    self.snapshot.apply_published(&head.targets, head.origin, head.at, u64::from(head.count))
+                }
+                Head::Elsewhere(head, place) => {
+                    self.places.add_pack(&Pack::of(&head, place, position.segment.epoch));
                     self.snapshot.apply_published(&head.targets, head.origin, head.at, u64::from(head.count))
                 }
             };

@@ -173,7 +173,7 @@ pub fn is_followed(file: &File, path: &Path, head: SegmentHead, after: Position)
 pub fn published(heads: &[Head]) -> impl Iterator<Item = &PublishedHead> {
     heads.iter().filter_map(|head| match head {
         Head::Published(published) => Some(published),
-        Head::Change(_) => None,
+        Head::Change(_) | Head::Elsewhere(..) => None,
     })
 }
 

@@ -1,0 +1,197 @@
+//! Large blocks that are written ahead of the commits that will hold them, each into a pack of its own.
+//!
+//! A thread writes and syncs them, beside the commits. The commit of a block then has only the heads of its pack to
+//! write, and names the pack in its own entry; readers find the messages as in any other pack. A block that no commit
+//! takes leaves nothing behind, and one that found no space is written by its commit.
+
+use std::path::Path;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+
+use super::block_pack::BlockPack;
+use super::file_id::FileId;
+use super::pack::Pack;
+use super::{Shared, io_error};
+use crate::model::id::Epoch;
+use crate::model::record::{Published, Record};
+use crate::store::StoreError;
+use crate::store::codec::Elsewhere;
+
+/// Whom to tell that a block is written.
+type Word = Box<dyn FnOnce() + Send>;
+
+/// A block on its way from the thread to its commit.
+#[derive(Debug)]
+struct Staged {
+    block: Bytes,
+    place: Place,
+}
+
+#[derive(Debug)]
+enum Place {
+    /// Written; which messages it has is not known yet.
+    Written(BlockPack),
+    /// A commit is under way that has it, or was tried and is tried again.
+    Complete(Pack, u32),
+}
+
+/// A record whose messages are in a pack of their own.
+#[derive(Clone, Debug)]
+pub struct Complete {
+    /// Index of the record in its commit.
+    pub index: usize,
+    /// What the commit says of the pack.
+    pub elsewhere: Elsewhere,
+    /// CRC32C of the messages.
+    pub checksum: u32,
+    /// The pack.
+    pub pack: Pack,
+}
+
+/// A block that is to be written.
+struct Job {
+    block: Bytes,
+    pack: FileId,
+    staged: Word,
+}
+
+#[derive(Debug, Default)]
+struct Results {
+    staged: Vec<Staged>,
+    /// What went wrong; the store goes no further.
+    failure: Option<StoreError>,
+}
+
+/// The thread, and what it has written.
+#[derive(Debug)]
+pub struct Staging {
+    epoch: Epoch,
+    jobs: Sender<Job>,
+    results: Arc<Mutex<Results>>,
+    thread: JoinHandle<()>,
+}
+
+impl Staging {
+    /// Starts the thread. It ends some time after this is dropped, or within [`end`](Self::end).
+    ///
+    /// # Errors
+    /// Where there can be no further thread.
+    pub fn start(shared: &Shared, epoch: Epoch) -> Result<Self, StoreError> {
+        let (jobs, given) = channel::<Job>();
+        let results = Arc::new(Mutex::new(Results::default()));
+        let (journal, noted) = (shared.journal.clone(), Arc::clone(&results));
+        let work = move || {
+            for Job { block, pack, staged } in given {
+                note(&mut lock(&noted), block.clone(), BlockPack::write(&journal, pack, &block));
+                staged();
+            }
+        };
+        let thread = std::thread::Builder::new()
+            .name("staging".into())
+            .spawn(work)
+            .map_err(io_error("start a thread for", &shared.journal))?;
+        Ok(Self { epoch, jobs, results, thread })
+    }
+
+    /// Has a block written. As many may wait as there are sessions: each has one at a time.
+    pub fn stage(&self, shared: &Shared, block: Bytes, staged: Word) {
+        let job = Job { block, pack: shared.new_pack(self.epoch), staged };
+        if let Err(refused) = self.jobs.send(job) {
+            // The thread is gone, which the next call tells; nobody is to wait for it.
+            (refused.0.staged)();
+        }
+    }
+
+    /// Refuses to go on where something has failed; the error is told once.
+    ///
+    /// # Errors
+    /// Where something has failed.
+    pub fn check(&self, journal: &Path) -> Result<(), StoreError> {
+        if let Some(failure) = lock(&self.results).failure.take() {
+            return Err(failure);
+        }
+        if self.thread.is_finished() {
+            let gone = std::io::Error::other("the thread that writes large messages is gone");
+            return Err(io_error("go on with", journal)(gone));
+        }
+        Ok(())
+    }
+
+    /// Completes the packs of those records whose blocks were staged, in the order of the records.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`] where there is no space, with nothing changed; other errors are final.
+    pub fn complete(&self, records: &[Record]) -> Result<Vec<Complete>, StoreError> {
+        let mut results = lock(&self.results);
+        if results.staged.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut complete = Vec::new();
+        for (index, record) in records.iter().enumerate() {
+            let Record::Published(published) = record else { continue };
+            let Some(at) = results.staged.iter().position(|staged| is_same(&staged.block, published)) else {
+                continue;
+            };
+            let Staged { block, place } = results.staged.swap_remove(at);
+            let (pack, checksum) = match place {
+                Place::Written(written) => {
+                    let checksum = written.checksum();
+                    let Some(pack) = written.finish(published)? else { continue };
+                    (pack, checksum)
+                }
+                Place::Complete(pack, checksum) => (pack, checksum),
+            };
+            let place = Place::Complete(pack.clone(), checksum);
+            results.staged.push(Staged { block, place });
+            let elsewhere = Elsewhere { pack: pack.id.number, index: pack.index, bytes: pack.bytes };
+            complete.push(Complete { index, elsewhere, checksum, pack });
+        }
+        Ok(complete)
+    }
+
+    /// Forgets a block: its commit is durable, or there will be none.
+    ///
+    /// # Errors
+    /// Where the file of one that has no commit cannot be removed.
+    pub fn forget(&self, block: &Bytes) -> Result<(), StoreError> {
+        let mut results = lock(&self.results);
+        let Some(at) = results.staged.iter().position(|staged| is_at(&staged.block, block)) else {
+            return Ok(());
+        };
+        match results.staged.swap_remove(at).place {
+            Place::Written(written) => written.abandon(),
+            Place::Complete(..) => Ok(()),
+        }
+    }
+
+    /// Waits until the thread has ended: once the epoch is released, nothing of it may still be written.
+    pub fn end(self) {
+        drop(self.jobs);
+        // What the thread could not do is not needed any more.
+        let _ = self.thread.join();
+    }
+}
+
+fn note(results: &mut Results, block: Bytes, written: Result<BlockPack, StoreError>) {
+    match written {
+        Ok(written) => results.staged.push(Staged { block, place: Place::Written(written) }),
+        Err(StoreError::Full(_)) => {}
+        Err(error) => results.failure = Some(error),
+    }
+}
+
+fn is_same(block: &Bytes, published: &Published) -> bool {
+    is_at(block, published.block.bytes())
+}
+
+/// Whether both are the same memory. A block that is staged is held, so nothing else can lie there meanwhile.
+fn is_at(one: &Bytes, other: &Bytes) -> bool {
+    one.as_ptr() == other.as_ptr() && one.len() == other.len()
+}
+
+fn lock(results: &Mutex<Results>) -> MutexGuard<'_, Results> {
+    results.lock().unwrap_or_else(PoisonError::into_inner)
+}
