@@ -145,3 +145,134 @@ impl Compaction {
         self.not_before = Some(Instant::now() + COMPACTION_WAIT);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+
+    use super::super::{FileStore, open_file};
+    use super::*;
+    use crate::model::id::{Offset, OffsetRange, TopicId};
+    use crate::model::message::{Message, MessageBlock};
+    use crate::model::name::Name;
+    use crate::model::record::{Published, Record};
+    use crate::model::settings::TopicSettings;
+    use crate::model::time::Timestamp;
+    use crate::store::{Mode, OpenOptions, Predecessors, Store};
+
+    const TOPIC: TopicId = TopicId(0);
+    const SEGMENT: u64 = 64 << 10;
+
+    /// A store with so many full segments, of each of which one message is left.
+    fn store(segment_count: u64) -> (tempfile::TempDir, FileStore) {
+        let dir = tempfile::tempdir().unwrap();
+        let options = OpenOptions {
+            dir: dir.path().to_owned(),
+            mode: Mode::File,
+            epoch: Epoch(1),
+            predecessors: Predecessors::default(),
+            segment_bytes: SEGMENT,
+        };
+        let (mut store, _) = open_file(&options).unwrap();
+        let (name, settings) = (Name::new("t").unwrap(), TopicSettings::default());
+        store.commit(&[Record::TopicCreated { topic: TOPIC, name, settings }]).unwrap();
+        let block = MessageBlock::encode(&vec![Message::new(vec![7; 1000]); 58]);
+        for round in 0..=segment_count {
+            let targets = vec![(TOPIC, Offset(round * 58))];
+            let published = Published { targets, origin: None, at: Timestamp(1), block: block.clone() };
+            let ranges = vec![OffsetRange::new(round * 58, round * 58 + 57)];
+            store.commit(&[Record::Published(published)]).unwrap();
+            store.commit(&[Record::Removed { topic: TOPIC, ranges }]).unwrap();
+        }
+        (dir, store)
+    }
+
+    #[test]
+    fn garbage_of_a_segment_is_collected_and_less_where_space_is_short() {
+        for (segment_count, pressure, is_due) in [
+            (1, Pressure::Low, false),
+            (1, Pressure::High, true),
+            (2, Pressure::Low, true),
+            (0, Pressure::High, false),
+        ] {
+            let (_dir, store) = store(segment_count);
+            let compaction = Compaction::new(Epoch(1), SEGMENT);
+            assert_eq!(compaction.is_due(&store.shared, pressure), is_due, "{segment_count} {pressure:?}");
+        }
+    }
+
+    #[test]
+    fn a_pack_that_finds_no_space_or_is_stopped_leaves_nothing() {
+        let (dir, store) = store(8);
+        let packing = || Compaction::new(Epoch(1), SEGMENT).choose(&store.shared).unwrap().unwrap();
+        assert_eq!(packing().files.len(), 8);
+        let full = Packing { space: 100, ..packing() };
+        let outcome = full.run(&store.shared, &AtomicBool::new(false)).unwrap();
+        assert!(matches!(outcome, Outcome::Full), "{outcome:?}");
+        let outcome = packing().run(&store.shared, &AtomicBool::new(true)).unwrap();
+        assert!(matches!(outcome, Outcome::Stopped), "{outcome:?}");
+        let names = std::fs::read_dir(dir.path().join("journal")).unwrap();
+        let is_pack = |name: String| name.contains(".pack");
+        let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        assert_eq!(names.filter(|name| is_pack(name.clone())).count(), 0);
+        let outcome = packing().run(&store.shared, &AtomicBool::new(false)).unwrap();
+        let Outcome::Packed(packed) = outcome else { panic!("{outcome:?}") };
+        let expected: Vec<u64> = (0..8).map(|at| at * 58 + 57).collect();
+        let runs = packed.pack.runs[0].1.iter();
+        assert_eq!(runs.map(|run| run.range.start.0).collect::<Vec<_>>(), expected);
+    }
+
+    /// What an image reads cannot go: a copy of it would only take more space.
+    #[test]
+    fn files_that_an_image_needs_are_not_packed() {
+        let (_dir, store) = store(8);
+        let mut compaction = Compaction::new(Epoch(1), SEGMENT);
+        let needed = store.shared.places().files().sparse().map(|(file, _)| file).collect();
+        let pinned = store.shared.pins.pin(needed);
+        assert!(compaction.choose(&store.shared).unwrap().is_none());
+        assert!(!compaction.is_due(&store.shared, Pressure::High), "it does not spin");
+        drop(pinned);
+        assert!(compaction.choose(&store.shared).unwrap().is_some());
+    }
+
+    /// A file with more runs than one pack moves is emptied step by step, and every message can be read. All of them
+    /// are in one block, which was read and taken apart anew for each.
+    #[test]
+    fn many_runs_are_moved_in_several_packs() {
+        let (_dir, mut store) = store(0);
+        let mut next = 58;
+        let runs = 3 * super::super::packing::PACK_RUNS_MAX as u64;
+        let block = MessageBlock::encode(&vec![Message::new(vec![1; 10]); 3 * runs as usize]);
+        let targets = vec![(TOPIC, Offset(next))];
+        let published = Published { targets, origin: None, at: Timestamp(1), block };
+        let gone = (0..runs).map(|at| OffsetRange::new(58 + at * 3, 58 + at * 3 + 2)).collect();
+        let records = [Record::Published(published), Record::Removed { topic: TOPIC, ranges: gone }];
+        store.commit(&records).unwrap();
+        next += 3 * runs;
+        let targets = vec![(TOPIC, Offset(next))];
+        let block = MessageBlock::encode(&[Message::new(vec![1; 60_000])]);
+        store
+            .commit(&[Record::Published(Published { targets, origin: None, at: Timestamp(1), block })])
+            .unwrap();
+        let mut pack_count = 0;
+        let mut compaction = Compaction::new(Epoch(1), SEGMENT);
+        while let Some(packing) = compaction.choose(&store.shared).unwrap() {
+            let outcome = packing.run(&store.shared, &AtomicBool::new(false)).unwrap();
+            if matches!(outcome, Outcome::Nothing) {
+                break;
+            }
+            let shared = Arc::clone(&store.shared);
+            compaction.note(packing.pack, outcome, &shared, &mut store.journal).unwrap();
+            pack_count += 1;
+            assert!(pack_count < 10, "it never ends");
+        }
+        assert!(pack_count >= 3, "{pack_count}");
+        let mut reader = store.reader().unwrap();
+        for at in (0..runs).step_by(97) {
+            let offset = Offset(58 + at * 3 + 2);
+            assert_eq!(reader.read(TOPIC, offset, 1).unwrap().unwrap().first, offset);
+            assert!(reader.read(TOPIC, Offset(offset.0 - 1), 1).unwrap().is_none());
+        }
+    }
+}

@@ -5,7 +5,7 @@
 //! its heads, and the checksum of every block it takes messages from; not the chain, and not blocks it passes over.
 //!
 //! It reads nothing beyond what was committed when the read began. Blocks are copied once, into the chunk; a block
-//! that alone makes a chunk and was read by itself is not copied. A block of which only a part fitted is kept for the
+//! that alone makes a chunk and was read by itself is not copied. A block of which only a part was taken is kept for the
 //! next read of that topic, up to [`KEPT_BYTES_MAX`] over all topics.
 
 use std::collections::HashMap;
@@ -192,23 +192,23 @@ impl FileReader {
         let cursor = cursor.filter(|cursor| cursor.next <= from && cursor.entry.0 == found.file);
         // Offsets ascend in a file: what lies before the message is before it in the file, too.
         let passed = cursor.as_ref().map_or(0, |cursor| cursor.entry.1);
-        let cursor = cursor.filter(|cursor| cursor.next == from);
         let mut parts = Parts::default();
         let mut next = from;
         let mut at = match cursor {
-            Some(Cursor { entry, block, .. }) => {
-                if let Some((first, block, head)) = block {
-                    let range = OffsetRange::new(first.0, first.0 + u64::from(head.count));
-                    let wanted = OffsetRange { start: next, end: found.end.min(range.end) };
-                    next.0 += take_part(&mut parts, &block, &head, first, wanted, bytes_max);
-                    if next < wanted.end {
-                        self.keep_cursor(topic, Cursor { next, entry, block: Some((first, block, head)) });
-                        return finish(parts, from, &file.path, entry.1);
-                    }
+            Some(Cursor { entry, block: Some((first, block, head)), .. })
+                if from.0 < first.0 + u64::from(head.count) =>
+            {
+                let range = OffsetRange::new(first.0, first.0 + u64::from(head.count));
+                let wanted = OffsetRange { start: next, end: found.end.min(range.end) };
+                next.0 += take_part(&mut parts, &block, &head, first, wanted, bytes_max);
+                if next < range.end {
+                    self.keep_cursor(topic, Cursor { next, entry, block: Some((first, block, head)) });
+                    return finish(parts, from, &file.path, entry.1);
                 }
                 entry.1
             }
-            None => match start {
+            Some(cursor) if cursor.next == from => cursor.entry.1,
+            _ => match start {
                 Some(start) => start.max(passed),
                 None => self.start_of_walk(topic, from, found, file)?.max(passed),
             },
@@ -234,7 +234,7 @@ impl FileReader {
                         let whole = decode_block(file, block_at, head, bytes)?;
                         let wanted = OffsetRange { start: next, end: found.end.min(range.end) };
                         next.0 += take_part(&mut parts, &whole, head, range.start, wanted, bytes_max);
-                        if next < wanted.end {
+                        if next < range.end {
                             block = Some((range.start, whole, head.clone()));
                             break;
                         }
@@ -242,10 +242,10 @@ impl FileReader {
                 }
                 block_at += u64::from(head.bytes);
             }
-            // Behind a gap, the entry may have more of the topic.
+            // Where the run ends, the entry may have more of the topic behind a gap.
             let is_passed =
                 published(&heads).filter_map(|head| target_range(head, topic)).all(|range| range.end <= next);
-            if block.is_none() && is_passed {
+            if block.is_none() && (is_passed || next < found.end) {
                 at = entry.end();
             }
         }
