@@ -3,12 +3,17 @@
 //! The disk is a `tmpfs` of its own, so the tests need root.
 
 mod cli_support;
+mod scene;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use batonmq::model::id::{Epoch, OffsetRange};
+use batonmq::model::record::Record;
+use batonmq::store::{Mode, Predecessor, file};
 use cli_support::{command, free_address, run, signal, wait_for_end, wait_until};
 use rustix::process::Signal;
+use scene::{Model, Scene, bodies};
 
 /// Bytes of the disk: more than what either mode keeps for draining.
 const DISK_BYTES: u64 = 96 << 20;
@@ -158,4 +163,41 @@ fn a_full_disk_is_taken_over_in_file_mode() {
 #[test]
 fn a_full_disk_is_taken_over_in_database_mode() {
     a_full_disk_is_taken_over("database");
+}
+
+/// All that was settled on a full disk was pinned by a message of each segment, and the copies of these need space
+/// themselves.
+#[test]
+fn a_full_disk_is_emptied_though_each_segment_has_a_message_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Disk::mount(dir.path().join("disk"));
+    let mut scene = Scene {
+        dir: tempfile::tempdir_in(&disk.0).unwrap(),
+        open: file::open,
+        mode: Mode::File,
+        epoch: Epoch(0),
+        segment_bytes: 4 << 20,
+        store: None,
+        model: Model::default(),
+    };
+    scene.reopen(Predecessor::None);
+    let topic = scene.create_topic();
+    let mut round = 0;
+    while scene.store().space().unwrap() > 1 << 20 {
+        scene.publish(&[topic], &bodies(10, BODY_BYTES, round));
+        round += 1;
+    }
+    assert!(round > 50, "{round}");
+    let end = scene.model.snapshot.topics[&topic].end.0;
+    let ranges = (0..end).step_by(40).map(|at| OffsetRange::new(at, (at + 39).min(end))).collect();
+    scene.commit(&[Record::Removed { topic, ranges }]);
+    let is_empty = |scene: &mut Scene| scene.store().space().unwrap() > DISK_BYTES / 2;
+    let started = std::time::Instant::now();
+    while !is_empty(&mut scene) {
+        assert!(started.elapsed() < std::time::Duration::from_secs(20), "the space does not come back");
+        scene.maintain();
+    }
+    scene.check_everything(1 << 20);
+    scene.crash();
+    scene.check_everything(1 << 20);
 }

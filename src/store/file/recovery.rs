@@ -3,7 +3,8 @@
 //! Order of steps, each for a reason:
 //!
 //! 1. List the folder, then read the newest manifest. An epoch makes its first segment after its manifest is
-//!    durable, so every segment in the list belongs to an epoch whose manifest was there when it was looked for.
+//!    durable, so every segment in the list belongs to an epoch whose manifest was there when it was looked for. (A
+//!    journal that is being filled has its segment before its manifest; nobody may open it meanwhile.)
 //! 2. Take the newest checkpoint whose position that manifest accepts.
 //! 3. Apply what follows: of the epochs below the manifest's what it accepts, of its own epoch everything up to the
 //!    last valid entry. Whatever of that could be in memory only is synced, so that nothing is accepted that a power
