@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 pub mod blunt;
+pub mod faulty;
 pub mod history;
 pub mod load;
 pub mod mount;
