@@ -1,17 +1,25 @@
 //! A disk that is full: publishing is refused, consuming goes on, and publishing goes on once there is space.
 //!
-//! The disk is a `tmpfs` of its own, so the tests need root.
+//! The disk is a small `ext4` file system in a file, mounted through a loop device, so the tests need root. Where there
+//! is no loop device to be had, it is a `tmpfs`, and standard error says so.
 
 mod cli_support;
 mod scene;
 
+use std::ffi::OsStr;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use batonmq::model::id::{Epoch, OffsetRange};
 use batonmq::model::record::Record;
 use batonmq::store::{Mode, Predecessor, file};
-use cli_support::{command, free_address, run, signal, wait_for_end, wait_until};
+use cli_support::{PATIENCE, command, free_address, run, signal, wait_for_end, wait_until};
 use rustix::process::Signal;
 use scene::{Model, Scene, bodies};
 
@@ -29,21 +37,75 @@ const LEFT_BYTES: usize = 256 << 10;
 struct Disk(PathBuf);
 
 impl Disk {
+    /// One at `path`, which is made.
     fn mount(path: PathBuf) -> Self {
         std::fs::create_dir(&path).unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={DISK_BYTES}"), "tmpfs"])
-            .arg(&path)
-            .status();
-        assert!(mounted.is_ok_and(|status| status.success()), "this test mounts a tmpfs: it needs root");
-        Self(path)
+        let disk = Self(path);
+        if let Err(why) = disk.mount_image() {
+            eprintln!("no ext4 on a loop device ({why}): the disk is a tmpfs, which shows less");
+            let size = format!("size={DISK_BYTES}");
+            let mount = ["-t", "tmpfs", "-o", &size, "tmpfs"].map(OsStr::new);
+            done(Command::new("mount").args(mount).arg(&disk.0))
+                .expect("this test mounts a file system: it needs root");
+        }
+        disk
     }
+
+    fn mount_image(&self) -> Result<(), String> {
+        let image = self.0.with_extension("image");
+        std::fs::File::create(&image).and_then(|file| file.set_len(DISK_BYTES)).unwrap();
+        // No block is kept for root, which the tests are.
+        done(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0", "-J", "size=4"]).arg(&image))?;
+        done(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&self.0))
+    }
+}
+
+fn done(command: &mut Command) -> Result<(), String> {
+    let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    if output.status.success() { Ok(()) } else { Err(format!("{command:?}: {said}")) }
 }
 
 impl Drop for Disk {
     fn drop(&mut self) {
         // Lazily, so that it also goes where a process still has something open in it.
         let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+/// Another program, that takes every block as soon as it is free.
+struct Hog {
+    file: PathBuf,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Hog {
+    /// Starts it. When this returns it has taken everything once.
+    fn start(file: PathBuf) -> Self {
+        let (full, is_full) = channel();
+        let stop = Arc::new(AtomicBool::new(false));
+        let (path, stopped) = (file.clone(), Arc::clone(&stop));
+        let thread = std::thread::spawn(move || {
+            let mut file = std::fs::File::create(&path).unwrap();
+            while !stopped.load(Ordering::Relaxed) {
+                let Err(error) = file.write_all(&[7; 4096]).and_then(|()| file.sync_data()) else { continue };
+                assert_eq!(error.kind(), ErrorKind::StorageFull);
+                // Only the first one is waited for.
+                let _ = full.send(());
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        is_full.recv_timeout(PATIENCE).unwrap();
+        Self { file, stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Hog {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().map(JoinHandle::join);
+        let _ = std::fs::remove_file(&self.file);
     }
 }
 
@@ -200,4 +262,68 @@ fn a_full_disk_is_emptied_though_each_segment_has_a_message_left() {
     scene.check_everything(1 << 20);
     scene.crash();
     scene.check_everything(1 << 20);
+}
+
+/// An ack that found no space, because another program had taken what was left for it, ended the master, and after it
+/// each next one.
+fn another_program_takes_everything(mode: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Disk::mount(dir.path().join("disk"));
+    let (lines, log) = (dir.path().join("lines"), dir.path().join("log"));
+    let padding = "x".repeat(BODY_BYTES - 4);
+    let text: String = (0..MESSAGES).map(|number| format!("{number:04}{padding}\n")).collect();
+    std::fs::write(&lines, text).unwrap();
+    let (lines, store) = (lines.to_str().unwrap(), disk.0.join("store"));
+    let mut node = Node::start(&store, mode, &log);
+    let baton = |node: &Node, args: &[&str]| run(&[args, &["--server", &node.1]].concat());
+    let publish = |node: &Node, timeout: &str| {
+        baton(node, &["publish", "t", "--lines", lines, "--producer", "p", "--timeout", timeout, "--json"])
+    };
+    let waiting =
+        |node: &Node| baton(node, &["group", "list", "--json"]).json()[0]["waiting"].as_u64().unwrap();
+    baton(&node, &["topic", "create", "t"]).ok();
+    baton(&node, &["group", "create", "t", "g"]).ok();
+    publish(&node, "1s").failed(3);
+    let stored = waiting(&node);
+
+    let hog = Hog::start(disk.0.join("ballast"));
+    let count = (stored / 2).to_string();
+    baton(&node, &["consume", "t", "--group", "g", "--prefetch", "1", "--count", &count]).ok();
+    assert!(node.0.try_wait().unwrap().is_none(), "{}", std::fs::read_to_string(&log).unwrap());
+    node.0.kill().unwrap();
+    node.0.wait().unwrap();
+    drop(hog);
+    let mut node = Node::start(&store, mode, &log);
+    let left = waiting(&node);
+    assert!(0 < left && left < stored, "{left} of {stored}");
+    let read = dir.path().join("read");
+    let reader = &mut command(&["consume", "t", "--group", "g", "--server", &node.1]);
+    let mut reader = reader.stdout(std::fs::File::create(&read).unwrap()).spawn().unwrap();
+    let published = publish(&node, "30s").json().remove(0);
+    assert_eq!(published["messages"].as_u64().unwrap() + published["skipped"].as_u64().unwrap(), MESSAGES);
+    wait_until(|| waiting(&node) == 0);
+    signal(&reader, Signal::TERM);
+    wait_for_end(&mut reader);
+    // What was in flight when the node was killed may have come before: it comes again.
+    let read = std::fs::read_to_string(&read).unwrap();
+    let numbers: Vec<u64> = read.lines().map(|line| line[..4].parse().unwrap()).collect();
+    let first = numbers[0];
+    assert_eq!(
+        numbers,
+        (first..MESSAGES).collect::<Vec<_>>(),
+        "everything that was not acked came, in order"
+    );
+    assert!((1..=stored / 2).contains(&first), "{first}: what was acked does not come again");
+    signal(&node.0, Signal::TERM);
+    assert!(wait_for_end(&mut node.0).success());
+}
+
+#[test]
+fn another_program_takes_everything_in_file_mode() {
+    another_program_takes_everything("file");
+}
+
+#[test]
+fn another_program_takes_everything_in_database_mode() {
+    another_program_takes_everything("database");
 }
