@@ -367,4 +367,41 @@ mod tests {
         let (_, snapshot) = open_file(&OpenOptions { epoch: Epoch(2), ..options }).unwrap();
         assert_eq!(snapshot.topics.len(), 1);
     }
+
+    /// On a file system that copies what is overwritten, a write into blocks that are there can find no space.
+    #[test]
+    fn a_write_that_finds_no_space_leaves_the_journal_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = OpenOptions {
+            dir: dir.path().to_owned(),
+            mode: Mode::File,
+            epoch: Epoch(1),
+            predecessors: Predecessors::default(),
+            segment_bytes: 1,
+        };
+        let (mut store, mut expected) = open_file(&options).unwrap();
+        let mut sealed_count = 0;
+        for topic in 0..900 {
+            let (segment, end) = (store.journal.segment(), store.journal.end());
+            let full = File::options().write(true).open("/dev/full").unwrap();
+            let file = std::mem::replace(&mut store.journal.file, full);
+            for _ in 0..2 {
+                let refused = store.commit(&created(topic));
+                assert!(matches!(refused, Err(StoreError::Full(64..))), "{refused:?}");
+                assert_eq!(store.journal.end(), end);
+            }
+            let next_is_kept = store.journal.preallocation.ready_bytes() > 0;
+            store.journal.file = file;
+            store.commit(&created(topic)).unwrap();
+            expected.apply(&created(topic)[0]).unwrap();
+            if store.journal.segment() != segment {
+                sealed_count += 1;
+                assert!(next_is_kept, "the disk may have no space for another one");
+            }
+        }
+        assert_eq!(sealed_count, 1);
+        drop(store);
+        let (_, snapshot) = open_file(&OpenOptions { epoch: Epoch(2), ..options }).unwrap();
+        assert_eq!(snapshot, expected);
+    }
 }
