@@ -31,7 +31,7 @@ const MESSAGES: u64 = 2_000;
 const BODY_BYTES: usize = 64 << 10;
 
 /// Bytes that another program leaves free: enough to claim an epoch, and for the smallest segment.
-const LEFT_BYTES: usize = 256 << 10;
+const LEFT_BYTES: u64 = 256 << 10;
 
 /// A small disk.
 struct Disk(PathBuf);
@@ -73,7 +73,7 @@ impl Drop for Disk {
     }
 }
 
-/// Another program, that takes every block as soon as it is free.
+/// Another program, that takes every block as soon as it is free, until this is dropped.
 struct Hog {
     file: PathBuf,
     stop: Arc<AtomicBool>,
@@ -89,9 +89,16 @@ impl Hog {
         let thread = std::thread::spawn(move || {
             let mut file = std::fs::File::create(&path).unwrap();
             while !stopped.load(Ordering::Relaxed) {
-                let Err(error) = file.write_all(&[7; 4096]).and_then(|()| file.sync_data()) else { continue };
-                assert_eq!(error.kind(), ErrorKind::StorageFull);
-                // Only the first one is waited for.
+                for bytes in [1 << 20, 64 << 10, 4 << 10, 512] {
+                    let refused = loop {
+                        if let Err(error) = file.write_all(&vec![7; bytes]) {
+                            break error;
+                        }
+                    };
+                    assert_eq!(refused.kind(), ErrorKind::StorageFull);
+                }
+                file.sync_all().unwrap();
+                // Only the first time is waited for.
                 let _ = full.send(());
                 std::thread::sleep(Duration::from_millis(1));
             }
@@ -101,10 +108,22 @@ impl Hog {
     }
 }
 
-impl Drop for Hog {
-    fn drop(&mut self) {
+impl Hog {
+    /// Takes nothing more, and gives nothing back. Answers the bytes that it has taken.
+    fn stop(mut self) -> u64 {
+        self.end();
+        std::fs::metadata(std::mem::take(&mut self.file)).unwrap().len()
+    }
+
+    fn end(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+impl Drop for Hog {
+    fn drop(&mut self) {
+        self.end();
         let _ = std::fs::remove_file(&self.file);
     }
 }
@@ -201,16 +220,22 @@ fn a_full_disk_is_taken_over(mode: &str) {
     first.0.kill().unwrap();
     first.0.wait().unwrap();
 
-    let stat = rustix::fs::statvfs(&disk.0).unwrap();
-    let ballast = vec![7; (stat.f_bavail * stat.f_frsize) as usize - LEFT_BYTES];
-    std::fs::write(disk.0.join("ballast"), ballast).unwrap();
+    let claims = || std::fs::read_dir(store.join("epochs")).unwrap().count();
+    let (ballast, before) = (disk.0.join("ballast"), claims());
+    let taken = Hog::start(ballast.clone()).stop();
+    let address = free_address();
+    let serve = ["serve", "--listen", &address, "--mode", mode, "--store", store.to_str().unwrap()];
+    let refused = run(&serve).failed(1);
+    assert!(refused.contains("make space on the shared disk"), "{refused}");
+    assert_eq!(claims(), before, "a node that cannot serve claims nothing");
+    std::fs::File::options().write(true).open(&ballast).unwrap().set_len(taken - LEFT_BYTES).unwrap();
     let mut second = Node::start(&store, mode, &dir.path().join("log"));
     let consumed_bytes = |count: &str| {
         let consume = ["consume", "t", "--group", "g", "--count", count, "--server", &second.1];
         run(&consume).ok().len()
     };
     assert_eq!(consumed_bytes("1"), BODY_BYTES + 1);
-    std::fs::remove_file(disk.0.join("ballast")).unwrap();
+    std::fs::remove_file(ballast).unwrap();
     assert_eq!(consumed_bytes("299"), 299 * (BODY_BYTES + 1));
     wait_until(|| run(&["publish", "t", "again", "--timeout", "1s", "--server", &second.1]).code == Some(0));
     signal(&second.0, Signal::TERM);

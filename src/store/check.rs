@@ -1,5 +1,5 @@
 //! What refuses a store before an epoch is claimed: files of a format from the future, files that are missing or may not
-//! be written, and no space for the copy that a takeover would make.
+//! be written, and no space for what a takeover makes.
 //!
 //! Only looks, at a few small places: the newest manifest, the head of the newest segment and checkpoint, the head of
 //! the database. A damaged store is found by its recovery, which reads all that counts.
@@ -11,7 +11,11 @@ use rustix::io::Errno;
 
 use super::manifest::Manifest;
 use super::{Mode, Predecessors, StoreError, database, file};
+use crate::disk;
 use crate::model::id::Epoch;
+
+/// Bytes that every new master takes: its claim, its manifest, and the smallest segment or the first pages of the log.
+const TAKEOVER_BYTES: u64 = 128 << 10;
 
 /// Checks that this version can take over the store in a shared directory, if there is one, from masters that have
 /// ended as `predecessors` says. Changes nothing. The caller holds the lock, and no store of this process is open.
@@ -21,6 +25,14 @@ use crate::model::id::Epoch;
 pub fn check(dir: &Path, predecessors: &Predecessors) -> Result<(), StoreError> {
     for folder in ["manifest", "journal"] {
         check_rights(&dir.join(folder), Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK)?;
+    }
+    let free = disk::free(dir).map_err(|source| StoreError::Io {
+        action: "ask for the free space of",
+        path: dir.to_owned(),
+        source,
+    })?;
+    if free < TAKEOVER_BYTES {
+        return Err(StoreError::NoSpaceToBegin { path: dir.to_owned(), needed: TAKEOVER_BYTES, free });
     }
     let Some(manifest) = Manifest::newest(dir, Epoch(u64::MAX))? else { return Ok(()) };
     match manifest.mode {

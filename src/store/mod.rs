@@ -202,6 +202,16 @@ pub enum StoreError {
         /// The system's answer.
         source: std::io::Error,
     },
+    /// There is no space for what a new master makes before it can serve. Nothing was claimed or written.
+    #[error("{}: a master takes {needed} bytes before it can serve, and {free} are free; make space on the shared disk: what waits can be consumed then, which makes more", path.display())]
+    NoSpaceToBegin {
+        /// The shared directory.
+        path: PathBuf,
+        /// Bytes that are needed.
+        needed: u64,
+        /// Bytes that are free.
+        free: u64,
+    },
     /// There is no space for the copy of a database that somebody may still write to. Nothing was claimed or written.
     #[error("{}: its old master may still write, so the database must be copied, which takes {needed} bytes, and {free} are free; make space on the shared disk, or start the node on the host of the old master, which needs no copy once that has ended there", path.display())]
     NoSpaceToCopy {
