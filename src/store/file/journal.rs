@@ -51,6 +51,8 @@ pub struct Journal {
     /// Head and heads of the entry that is being written; kept for its memory.
     front: Vec<u8>,
     free: FreeSpace,
+    /// Bytes of the disk that messages never take.
+    kept_bytes: u64,
     failed: bool,
 }
 
@@ -71,7 +73,7 @@ impl Journal {
         shared.places_mut().open_segment(head.id, ENTRIES_START, capacity);
         let free = FreeSpace::around(&shared.journal);
         let next = SegmentHead { id: head.id.next(), ..head };
-        preallocation.ask(next, planned_bytes(segment_bytes, capacity));
+        preallocation.ask(next, planned_bytes(segment_bytes, capacity), FREE_BYTES);
         Ok(Self {
             path: head.id.path(&shared.journal),
             shared,
@@ -86,6 +88,7 @@ impl Journal {
             reach: Reach::default(),
             front: Vec::new(),
             free,
+            kept_bytes: FREE_BYTES,
             failed: false,
         })
     }
@@ -124,12 +127,14 @@ impl Journal {
         Ok(())
     }
 
-    /// Bytes of messages for which the next commit finds space.
+    /// Bytes of messages for which the next commit finds space. From now on messages leave alone what the next
+    /// checkpoints take, too.
     ///
     /// # Errors
     /// Where the system does not say, or the next segment could not be made for another reason than space.
-    pub fn space(&mut self) -> Result<u64, StoreError> {
+    pub fn space(&mut self, checkpoint_bytes: u64) -> Result<u64, StoreError> {
         self.check()?;
+        self.kept_bytes = FREE_BYTES.saturating_add(checkpoint_bytes);
         let space = self.look_for_space();
         self.failed = space.is_err();
         space
@@ -142,7 +147,7 @@ impl Journal {
             return Ok(0);
         }
         // Twice what messages never take: the next segment leaves that much alone, and the one after it.
-        let behind = self.free.bytes()?.saturating_sub(2 * FREE_BYTES);
+        let behind = self.free.bytes()?.saturating_sub(self.kept_bytes.saturating_mul(2));
         let index_bytes = self.shared.places().active_index().entry_bytes_max(0);
         let here = self.capacity.saturating_sub(self.at + index_bytes + HEADS_BYTES);
         let next = self.preallocation.ready_bytes().saturating_sub(ENTRIES_START + index_bytes + HEADS_BYTES);
@@ -176,7 +181,7 @@ impl Journal {
             .iter()
             .map(|record| if let Record::Published(published) = record { published.targets.len() } else { 0 })
             .sum();
-        let free_bytes = if blocks.is_empty() { 0 } else { FREE_BYTES };
+        let free_bytes = if blocks.is_empty() { 0 } else { self.kept_bytes };
         self.make_room(entry_bytes, target_count as u64, free_bytes)?;
         let at = self.at;
         self.append(Kind::Commit, &blocks, blocks_bytes)?;
@@ -285,7 +290,7 @@ impl Journal {
         let next = SegmentHead { id: self.head.id.next(), ..self.head };
         let planned = planned_bytes(self.segment_bytes, self.capacity);
         self.free.spend(planned);
-        self.preallocation.ask(next, planned);
+        self.preallocation.ask(next, planned, self.kept_bytes);
     }
 
     /// Writes and syncs the entry whose heads are in `front`, behind room for its head.
@@ -403,5 +408,29 @@ mod tests {
         drop(store);
         let (_, snapshot) = open_file(&OpenOptions { epoch: Epoch(2), ..options }).unwrap();
         assert_eq!(snapshot, expected);
+    }
+
+    /// A checkpoint that was larger than what is kept free found no space on a full disk, and without it nothing that was
+    /// settled could go.
+    #[test]
+    fn messages_leave_alone_what_the_next_checkpoints_take() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = OpenOptions {
+            dir: dir.path().to_owned(),
+            mode: Mode::File,
+            epoch: Epoch(1),
+            predecessors: Predecessors::default(),
+            segment_bytes: 1,
+        };
+        let (mut store, _) = open_file(&options).unwrap();
+        assert!(store.journal.space(0).unwrap() > SMALLEST_BYTES);
+        for topic in 0..2_000 {
+            store.commit(&created(topic)).unwrap();
+            // More than any disk has.
+            if store.journal.space(1 << 60).unwrap() == 0 {
+                return;
+            }
+        }
+        panic!("segments are made of what is for checkpoints");
     }
 }

@@ -186,7 +186,7 @@ impl Store for FileStore {
     }
 
     fn space(&mut self) -> Result<u64, StoreError> {
-        let space = self.journal.space()?;
+        let space = self.journal.space(self.upkeep.reserve_bytes())?;
         self.upkeep.be_under(if space == 0 { Pressure::High } else { Pressure::Low });
         Ok(space)
     }

@@ -2,8 +2,8 @@
 //!
 //! At most one segment is prepared ahead, by one thread. Where it is not ready when it is needed, the commit waits
 //! for it or makes it itself. A full disk is not an error here but a state: it lasts until a later attempt succeeds.
-//! A segment is made smaller where that makes it fit, and never of the last [`FREE_BYTES`] of the disk: these are for
-//! checkpoints, for acks, and for the next master.
+//! A segment is made smaller where that makes it fit, and never of the last bytes of the disk: [`FREE_BYTES`] for acks
+//! and for the next master, and what the next checkpoints take, since only they let go what was settled.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use super::{io_error, is_full};
 use crate::disk;
 use crate::store::StoreError;
 
-/// Bytes of the disk that messages never take.
+/// Bytes of the disk that messages never take, besides those for checkpoints.
 pub const FREE_BYTES: u64 = 4 << 20;
 /// A segment that does not fit is tried at so many fractions of its size, each half of the one before.
 const HALVINGS: u32 = 4;
@@ -36,7 +36,7 @@ pub struct Prepared {
 #[derive(Debug)]
 pub struct Preallocation {
     journal: PathBuf,
-    requests: SyncSender<(SegmentHead, u64)>,
+    requests: SyncSender<(SegmentHead, u64, u64)>,
     answers: Receiver<Result<Prepared, StoreError>>,
     thread: JoinHandle<()>,
     state: State,
@@ -63,12 +63,12 @@ impl Preallocation {
     /// # Errors
     /// Where there can be no further thread.
     pub fn start(journal: &Path) -> Result<Self, StoreError> {
-        let (requests, asked) = sync_channel::<(SegmentHead, u64)>(1);
+        let (requests, asked) = sync_channel::<(SegmentHead, u64, u64)>(1);
         let (answer, answers) = sync_channel(1);
         let folder = journal.to_owned();
         let work = move || {
-            while let Ok((head, bytes)) = asked.recv() {
-                if answer.send(prepare(head, &folder, bytes)).is_err() {
+            while let Ok((head, bytes, free_bytes)) = asked.recv() {
+                if answer.send(prepare(head, &folder, bytes, free_bytes)).is_err() {
                     break;
                 }
             }
@@ -90,9 +90,9 @@ impl Preallocation {
         let _ = thread.join();
     }
 
-    /// Asks for the next segment, unless it is there or was asked for.
-    pub fn ask(&mut self, head: SegmentHead, bytes: u64) {
-        if matches!(self.state, State::Idle) && self.requests.try_send((head, bytes)).is_ok() {
+    /// Asks for the next segment, unless it is there or was asked for. `free_bytes` of the disk are left alone.
+    pub fn ask(&mut self, head: SegmentHead, bytes: u64, free_bytes: u64) {
+        if matches!(self.state, State::Idle) && self.requests.try_send((head, bytes, free_bytes)).is_ok() {
             self.state = State::Asked;
         }
     }
@@ -199,10 +199,10 @@ impl Preallocation {
     }
 }
 
-fn prepare(head: SegmentHead, journal: &Path, bytes: u64) -> Result<Prepared, StoreError> {
+fn prepare(head: SegmentHead, journal: &Path, bytes: u64, free_bytes: u64) -> Result<Prepared, StoreError> {
     for halvings in 0..=HALVINGS {
         let bytes = (bytes >> halvings).max(bytes.min(FIRST_SEGMENT_BYTES));
-        match head.create(journal, bytes, FREE_BYTES) {
+        match head.create(journal, bytes, free_bytes) {
             Err(StoreError::Full(_)) => {}
             made => return made.map(|file| Prepared { head, file, bytes }),
         }

@@ -129,6 +129,12 @@ impl Upkeep {
         }
     }
 
+    /// Bytes that checkpoints may need though the disk is full: a segment goes only once two more are written.
+    #[must_use]
+    pub const fn reserve_bytes(&self) -> u64 {
+        2 * (self.due_for_removal_at / CHECKPOINT_RATIO)
+    }
+
     /// From now on removes segments as soon as it can, or only where it costs little.
     pub const fn be_under(&mut self, pressure: Pressure) {
         self.pressure = pressure;
