@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use batonmq::model::id::{Epoch, Offset, OffsetRange, TopicId};
 use batonmq::model::record::Record;
+use batonmq::store::manifest::Manifest;
 use batonmq::store::{Mode, Predecessor, StoreError, file};
 use scene::{Scene, bodies, copy_dir};
 
@@ -261,7 +262,8 @@ fn changed_byte_of_a_pack_is_never_delivered() {
         let mut bad = good.clone();
         bad[at] ^= 0x10;
         fs::write(&pack, &bad).unwrap();
-        let mut image = file::look(scene.dir.path()).unwrap();
+        let manifest = Manifest::newest(scene.dir.path(), scene.epoch).unwrap().unwrap();
+        let mut image = file::look(scene.dir.path(), &manifest).unwrap();
         let state = image.snapshot().topics[&topic].clone();
         let mut next = state.next_run(state.start).start;
         while next < state.end {

@@ -7,7 +7,8 @@
 //!
 //! Order of use: [`open`](crate::store) by a master that has claimed an epoch, then any number of
 //! [`commit`](Store::commit) and [`maintain`](Store::maintain) by one thread, while [`Reader`]s read on others.
-//! The first error of a write or a sync is final: the process ends without touching the store again.
+//! The first error of a write or a sync is final: the process ends without touching the store again. Only a write that
+//! finds no space is none: see [`StoreError::Full`].
 
 pub mod archive;
 pub mod check;
