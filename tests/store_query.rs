@@ -288,7 +288,7 @@ fn a_dead_store_with_a_damaged_log_is_not_asked() {
     bytes[32 + 24 + 100] ^= 1;
     fs::write(&log, bytes).unwrap();
     let refused = query_dead(&store, "SELECT 1").failed(1);
-    assert!(refused.contains("damaged at offset 32"), "{refused}");
+    assert!(refused.contains("damaged at byte 32"), "{refused}");
 }
 
 #[test]

@@ -162,11 +162,11 @@ pub enum StoreError {
         message: String,
     },
     /// Bytes on disk are not what was written. The node refuses to serve incomplete data.
-    #[error("{}: damaged at offset {position}: {what}", path.display())]
+    #[error("{}: damaged{}: {what}", path.display(), at(*position))]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// Where in it, in bytes.
+        /// Where in it, in bytes; 0 at its beginning, or where only `what` says where.
         position: u64,
         /// What is wrong.
         what: String,
@@ -235,6 +235,11 @@ pub enum StoreError {
     /// The fence does not hold.
     #[error(transparent)]
     Fenced(#[from] Fenced),
+}
+
+/// A place in a file, for people.
+fn at(position: u64) -> String {
+    if position == 0 { String::new() } else { format!(" at byte {position}") }
 }
 
 /// Opens the store in a shared directory for an epoch that the caller has claimed, and recovers its state. When it
