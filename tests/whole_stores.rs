@@ -9,118 +9,21 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use batonmq::model::chunk::{Chunk, Origin};
-use batonmq::model::id::{Epoch, Offset, OffsetRange, ProducerId, TopicId};
-use batonmq::model::message::{Message, MessageBlock};
-use batonmq::model::record::{Published, Record};
+use batonmq::model::id::{Epoch, Offset, OffsetRange, TopicId};
+use batonmq::model::record::Record;
 use batonmq::model::time::Timestamp;
 use batonmq::store::archive::{self, ArchiveError};
 use batonmq::store::digest::Digest;
 use batonmq::store::image::{self, Image};
-use batonmq::store::manifest::Manifest;
-use batonmq::store::{Mode, OpenOptions, Predecessor, Predecessors, Reader, StoreError};
+use batonmq::store::{Mode, OpenOptions, Predecessor, Predecessors};
 use proptest::prelude::*;
 use scene::random::random_records;
-use scene::{Model, Open, Scene, bodies, copy_dir, group_created, producer_opened, published};
-
-const MODES: [Mode; 2] = [Mode::Database, Mode::File];
-
-fn opener(mode: Mode) -> Open {
-    match mode {
-        Mode::Database => batonmq::store::database::open,
-        Mode::File => batonmq::store::file::open,
-    }
-}
-
-fn scene(mode: Mode) -> Scene {
-    Scene::new(opener(mode), mode, 64 << 10)
-}
-
-/// Lets the model read an image as it reads a store.
-struct Reading(Box<dyn Image>);
-
-impl Reader for Reading {
-    fn read(&mut self, topic: TopicId, from: Offset, bytes_max: usize) -> Result<Option<Chunk>, StoreError> {
-        self.0.read(topic, from, bytes_max)
-    }
-}
-
-fn check(image: Box<dyn Image>, model: &Model, bytes_max: usize) {
-    assert_eq!(image.snapshot(), &model.snapshot);
-    model.check_everything(&mut Reading(image), bytes_max);
-}
+use scene::whole::{MODES, check, close, digest, full_messages, furnished, look, opener, scene};
+use scene::{Scene, bodies, copy_dir};
 
 fn image_of(scene: &mut Scene) -> Box<dyn Image> {
     let snapshot = scene.model.snapshot.clone();
     scene.store().image(&mut || snapshot.clone()).unwrap()
-}
-
-fn look(dir: &Path) -> Box<dyn Image> {
-    let manifest = Manifest::newest(dir, Epoch(u64::MAX)).unwrap().unwrap();
-    image::look(dir, &manifest).unwrap()
-}
-
-fn digest(image: &mut dyn Image) -> Digest {
-    let mut digest = Digest::begin(image.snapshot()).unwrap();
-    image::walk(image, |topic, chunk| {
-        digest.add(topic, chunk);
-        Ok::<_, StoreError>(())
-    })
-    .unwrap();
-    digest
-}
-
-/// Messages with everything that one can have.
-fn full_messages(model: &Model, topic: TopicId, producer: Option<ProducerId>) -> Record {
-    let snapshot = &model.snapshot;
-    let full = |n: u8| Message {
-        key: Some(vec![n; 1 + usize::from(n)].into()),
-        headers: vec![("name".into(), vec![n].into()), ("empty".into(), Vec::new().into())],
-        deliver_at: n.is_multiple_of(2).then_some(Timestamp(u64::from(n) << 40)),
-        expires_at: n.is_multiple_of(3).then_some(Timestamp(u64::from(n) << 41)),
-        priority: n % 10,
-        ..Message::new(vec![n; usize::from(n) * 3])
-    };
-    let messages: Vec<Message> = (0..20).map(full).collect();
-    Record::Published(Published {
-        targets: vec![(topic, snapshot.topics[&topic].end)],
-        origin: producer
-            .map(|producer| Origin { producer, sequence: snapshot.producers[&producer].last.next() }),
-        at: Timestamp(snapshot.time.0 + 1),
-        block: MessageBlock::encode(&messages),
-    })
-}
-
-/// A store with something of everything in it.
-fn furnished(mode: Mode) -> Scene {
-    let mut scene = scene(mode);
-    let topics: Vec<TopicId> = (0..3).map(|_| scene.create_topic()).collect();
-    let records = [
-        group_created(&scene.model.snapshot, topics[0]),
-        producer_opened(&scene.model.snapshot, Timestamp(5)),
-    ];
-    scene.commit(&records);
-    for round in 0..30 {
-        let producer = (round % 3 > 0).then_some(ProducerId(0));
-        let record = published(&scene.model.snapshot, &topics[..2], producer, &bodies(9, 200, round));
-        scene.commit(&[record]);
-        let record = full_messages(&scene.model, topics[round as usize % 2], producer);
-        scene.commit(&[record]);
-    }
-    scene.commit(&[
-        Record::Trimmed { topic: topics[0], start: Offset(100) },
-        Record::Removed {
-            topic: topics[0],
-            ranges: vec![OffsetRange::new(120, 150), OffsetRange::new(151, 160)],
-        },
-        Record::Settled { group: batonmq::model::id::GroupId(0), ranges: vec![OffsetRange::new(0, 110)] },
-    ]);
-    scene
-}
-
-fn close(scene: &mut Scene) {
-    let snapshot = scene.model.snapshot.clone();
-    scene.store.take().unwrap().close(&mut || snapshot.clone(), &mut || Ok(())).unwrap();
 }
 
 #[test]
@@ -265,7 +168,7 @@ fn a_store_is_the_same_in_every_mode() {
 #[test]
 fn random_stores_are_the_same_in_every_mode() {
     let steps = prop::collection::vec((0_u8..28, any::<u16>(), any::<u16>()), 1..120);
-    let config = ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() };
+    let config = ProptestConfig { cases: 8, failure_persistence: None, ..ProptestConfig::default() };
     proptest!(config, |(steps in steps, mode in prop::sample::select(&MODES[..]))| {
         let mut scene = scene(mode);
         for step in steps {

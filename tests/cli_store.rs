@@ -1,0 +1,283 @@
+//! What is done with whole stores on the command line, and by nodes that start: conversion, backup, and looking at
+//! stores that nobody serves.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod cli_support;
+
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use cli_support::{Answer, command, free_address, run, signal, wait_for_end, wait_until};
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+/// A directory for a store and others, and the nodes on it.
+struct World {
+    dir: TempDir,
+    servers: [String; 2],
+    nodes: Vec<Child>,
+}
+
+impl World {
+    fn new() -> Self {
+        let servers = [free_address(), free_address()];
+        Self { dir: tempfile::tempdir().unwrap(), servers, nodes: Vec::new() }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    fn store(&self) -> String {
+        self.path("store")
+    }
+
+    /// Starts a node and waits until it has `role`.
+    fn start(&mut self, number: usize, mode: &str, role: &str) {
+        self.start_on(number, &self.store(), &[("BATON_MODE", mode)]);
+        self.wait_for(number, role);
+    }
+
+    fn start_on(&mut self, number: usize, store: &str, environment: &[(&str, &str)]) {
+        let name = ["a", "b"][number];
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path(number)).unwrap();
+        let mut node =
+            command(&["serve", "--node", name, "--store", store, "--listen", &self.servers[number]]);
+        node.envs(environment.iter().copied()).stdout(Stdio::null()).stderr(log);
+        self.nodes.push(node.spawn().unwrap());
+    }
+
+    fn wait_for(&self, number: usize, role: &str) {
+        wait_until(|| {
+            let answer = run(&["status", "--json", "--server", &self.servers[number]]);
+            answer.code == Some(0) && answer.json()[0]["role"] == role
+        });
+    }
+
+    fn log_path(&self, number: usize) -> PathBuf {
+        self.dir.path().join(format!("{number}.log"))
+    }
+
+    fn log(&self, number: usize) -> String {
+        std::fs::read_to_string(self.log_path(number)).unwrap()
+    }
+
+    fn mode(&self, number: usize) -> String {
+        run(&["status", "--json", "--server", &self.servers[number]]).json()[0]["mode"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    }
+
+    /// Stops the node that was started last.
+    fn stop(&mut self) {
+        let mut node = self.nodes.pop().unwrap();
+        signal(&node, Signal::TERM);
+        assert!(wait_for_end(&mut node).success());
+    }
+
+    fn kill(&mut self) {
+        let mut node = self.nodes.pop().unwrap();
+        node.kill().unwrap();
+        node.wait().unwrap();
+    }
+
+    /// Runs a command that talks to the nodes.
+    fn run(&self, args: &[&str]) -> Answer {
+        let mut command = command(args);
+        command.env("BATON_SERVER", self.servers.join(","));
+        cli_support::run_with_input(&mut command, b"")
+    }
+
+    fn publish(&self, from: usize, to: usize) {
+        let bodies: Vec<String> = (from..to).map(|number| format!("message {number}")).collect();
+        let mut args = vec!["publish", "orders"];
+        args.extend(bodies.iter().map(String::as_str));
+        self.run(&args).ok();
+    }
+
+    fn consume(&self, group: &str, count: usize) -> Vec<String> {
+        let answer = self.run(&[
+            "consume",
+            "orders",
+            "--group",
+            group,
+            "--count",
+            &count.to_string(),
+            "--idle-timeout",
+            "20s",
+        ]);
+        answer.ok().lines().map(str::to_owned).collect()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        for node in &mut self.nodes {
+            let _ = node.kill();
+            let _ = node.wait();
+        }
+    }
+}
+
+fn bodies(from: usize, to: usize) -> Vec<String> {
+    (from..to).map(|number| format!("message {number}")).collect()
+}
+
+#[test]
+fn a_pair_that_is_started_with_another_mode_converts_its_store_and_goes_on() {
+    let mut world = World::new();
+    world.start(0, "file", "master");
+    world.start(1, "file", "standby");
+    world.publish(0, 20);
+    assert_eq!(world.consume("billing", 5), bodies(0, 5));
+    world.stop();
+    world.stop();
+    for (round, mode) in ["database", "file", "database"].into_iter().enumerate() {
+        let next = 20 + 10 * round;
+        world.start(0, mode, "master");
+        world.start(1, mode, "standby");
+        assert_eq!([world.mode(0), world.mode(1)], [mode, mode]);
+        assert!(world.log(0).contains("store converted"), "{}", world.log(0));
+        world.publish(next, next + 10);
+        assert_eq!(world.consume("billing", 5), bodies(5 + 5 * round, 10 + 5 * round));
+        world.stop();
+        world.stop();
+    }
+    assert_eq!(
+        std::fs::read_dir(world.dir.path().join("store"))
+            .unwrap()
+            .filter(|entry| { entry.as_ref().unwrap().file_name() == "journal" })
+            .count(),
+        0
+    );
+}
+
+#[test]
+fn a_takeover_never_converts_and_says_that_the_modes_differ() {
+    let mut world = World::new();
+    world.start(0, "file", "master");
+    world.start(1, "database", "standby");
+    world.publish(0, 5);
+    world.run(&["group", "create", "orders", "later"]).ok();
+    world.nodes.swap(0, 1);
+    world.kill();
+    world.wait_for(1, "master");
+    assert_eq!(world.mode(1), "file");
+    assert!(world.log(1).contains("served as it is"), "{}", world.log(1));
+    // A planned one does not either, and a start after a crash neither.
+    world.start(0, "database", "standby");
+    world.run(&["switchover"]).ok();
+    world.wait_for(0, "master");
+    assert_eq!(world.mode(0), "file");
+    world.kill();
+    world.nodes.clear();
+    world.start(0, "database", "master");
+    assert_eq!(world.mode(0), "file");
+    assert!(world.log(0).contains("the last master has not released it"), "{}", world.log(0));
+    assert_eq!(world.consume("late", 5), bodies(0, 5));
+    // Once it has ended cleanly, a start does.
+    world.stop();
+    world.start(0, "database", "master");
+    assert_eq!(world.mode(0), "database");
+    assert_eq!(world.consume("later", 5), bodies(0, 5));
+}
+
+#[test]
+fn a_store_keeps_its_mode_where_none_is_asked_for() {
+    let mut world = World::new();
+    world.start(0, "file", "master");
+    world.publish(0, 3);
+    world.stop();
+    let store = world.store();
+    world.start_on(0, &store, &[]);
+    world.wait_for(0, "master");
+    assert_eq!(world.mode(0), "file");
+}
+
+#[test]
+fn a_store_is_converted_on_the_command_line_while_no_node_serves_it() {
+    let mut world = World::new();
+    let store = world.store();
+    world.start(0, "database", "master");
+    world.publish(0, 10);
+    let refused = run(&["store", "convert", "--store", &store, "--to", "file"]).failed(1);
+    assert!(refused.contains("stop both nodes"), "{refused}");
+    // Also after a kill: the process is known to be dead.
+    world.kill();
+    let converted = run(&["store", "convert", "--store", &store, "--to", "file", "--keep", "--json"]).json();
+    assert_eq!((&converted[0]["mode"], &converted[0]["messages"]), (&"file".into(), &10.into()));
+    let again = run(&["store", "convert", "--store", &store, "--to", "file"]).failed(1);
+    assert!(again.contains("in file mode already"), "{again}");
+    let store_path = std::path::Path::new(&store);
+    assert!(store_path.join("kept-database-00000000000000000002").is_dir());
+    world.start(0, "file", "master");
+    assert_eq!(world.consume("billing", 10), bodies(0, 10));
+    let nothing = run(&["store", "convert", "--store", &world.path("none"), "--to", "file"]).failed(1);
+    assert!(
+        nothing.contains("does not exist")
+            || nothing.contains("no such directory")
+            || nothing.contains("not")
+    );
+}
+
+/// Kills a conversion again and again, each time a little later, until one comes to its end; nothing may be missing.
+#[test]
+fn a_conversion_that_is_killed_again_and_again_loses_nothing() {
+    const COUNT: usize = 30_000;
+    let mut world = World::new();
+    let store = world.store();
+    world.start(0, "file", "master");
+    let lines = world.path("lines");
+    let text: Vec<String> = (0..COUNT).map(|number| format!("{number:0200}")).collect();
+    std::fs::write(&lines, text.join("\n")).unwrap();
+    world.run(&["publish", "orders", "--lines", &lines]).ok();
+    world.stop();
+    let mut kills = 0;
+    for to in ["database", "file"] {
+        for wait_ms in (0..).step_by(40) {
+            let began = Instant::now();
+            let mut convert = command(&["store", "convert", "--store", &store, "--to", to]);
+            let mut child = convert.stdout(Stdio::null()).spawn().unwrap();
+            let status = loop {
+                match child.try_wait().unwrap() {
+                    Some(status) => break Some(status),
+                    None if began.elapsed() > Duration::from_millis(wait_ms) => break None,
+                    None => std::thread::yield_now(),
+                }
+            };
+            if status.is_some_and(|status| status.success()) {
+                break;
+            }
+            if status.is_none() {
+                child.kill().unwrap();
+                child.wait().unwrap();
+                kills += 1;
+            }
+            // One that was killed after the switch has converted all the same.
+            let mut text = String::new();
+            if status.is_some() {
+                std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut text).unwrap();
+                assert!(text.contains("already"), "{text}");
+                break;
+            }
+            assert!(kills < 200, "it never comes to its end");
+        }
+    }
+    assert!(kills > 2, "{kills}");
+    world.start(0, "file", "master");
+    let answer = world.run(&[
+        "consume",
+        "orders",
+        "--group",
+        "all",
+        "--count",
+        &COUNT.to_string(),
+        "--idle-timeout",
+        "20s",
+    ]);
+    let read: Vec<String> = answer.ok().lines().map(str::to_owned).collect();
+    assert!(read == text, "{} messages", read.len());
+}
