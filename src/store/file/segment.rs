@@ -365,6 +365,19 @@ mod tests {
         assert_eq!(Reach::read(&file, HEAD.seed).unwrap(), whole);
     }
 
+    /// The reach was taken for raised, so that an entry behind it could be passed over in silence.
+    #[test]
+    fn a_reach_that_found_no_space_is_written_with_the_next_attempt() {
+        let dir = tempfile::tempdir().unwrap();
+        HEAD.create(dir.path(), 100_000, 0).unwrap();
+        let file = File::options().read(true).write(true).open(HEAD.id.path(dir.path())).unwrap();
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let (mut reach, end) = (Reach::default(), 3 * REACH_STEP);
+        assert!(is_full(&reach.cover(&full, HEAD.seed, end).unwrap_err()));
+        reach.cover(&file, HEAD.seed, end).unwrap();
+        assert!(Reach::read(&file, HEAD.seed).unwrap() >= end);
+    }
+
     fn file_of(path: &Path) -> File {
         File::open(path).unwrap()
     }
