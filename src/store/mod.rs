@@ -324,9 +324,9 @@ pub trait Store: Send {
         false
     }
 
-    /// One bounded step of upkeep: a checkpoint, the removal of what was trimmed. `snapshot` is the state after the
-    /// last commit; `fence` must have said yes before anything is written, and once more after whatever makes a
-    /// removal right.
+    /// One bounded step of upkeep: a checkpoint, the removal of what was trimmed, or the beginning of such work in the
+    /// background, of whose end a later step takes note. `snapshot` is the state after the last commit; `fence` must
+    /// have said yes before anything is written, and once more after whatever makes a removal right.
     ///
     /// # Errors
     /// As for [`commit`](Self::commit), and where the fence is broken.

@@ -290,10 +290,15 @@ impl Upkeep {
 
     /// The files that may go now. They are forgotten before they are gone: nobody looks for them.
     fn removal(&self, shared: &Shared) -> Job {
-        let dead: Vec<FileId> = {
+        let unneeded = |file: &FileId| self.is_unneeded(*file);
+        let (held, dead): (Vec<FileId>, Vec<FileId>) = {
             let places = shared.places();
-            places.files().dead().filter(|&file| self.is_removable(shared, file)).take(REMOVALS_MAX).collect()
+            places.files().dead().filter(unneeded).partition(|&file| shared.pins.hold(file))
         };
+        if !held.is_empty() {
+            tracing::debug!("{} files that nobody else needs are kept for an image", held.len());
+        }
+        let dead: Vec<FileId> = dead.into_iter().take(REMOVALS_MAX).collect();
         dead.iter().for_each(|&file| shared.forget(file));
         let is_kept = self.kept.len() == CHECKPOINTS_KEPT;
         let kept: BTreeSet<CheckpointId> = self.kept.iter().filter(|_| is_kept).map(|(id, _)| *id).collect();

@@ -199,3 +199,69 @@ impl Worker {
         ))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{FileStore, open_file};
+    use super::*;
+    use crate::model::id::{Epoch, TopicId};
+    use crate::model::name::Name;
+    use crate::model::record::Record;
+    use crate::model::settings::TopicSettings;
+    use crate::model::snapshot::Snapshot;
+    use crate::store::{Mode, OpenOptions, Predecessors, Store};
+
+    fn created(topics: std::ops::Range<u32>) -> Vec<Record> {
+        let created = topics.map(|topic| Record::TopicCreated {
+            topic: TopicId(topic),
+            name: Name::new(&format!("a-topic-with-a-long-name-{topic}")).unwrap(),
+            settings: TopicSettings::default(),
+        });
+        created.collect()
+    }
+
+    /// A store of which a checkpoint is being written, or was just now.
+    fn store() -> (tempfile::TempDir, FileStore, Snapshot) {
+        let dir = tempfile::tempdir().unwrap();
+        let options = OpenOptions {
+            dir: dir.path().to_owned(),
+            mode: Mode::File,
+            epoch: Epoch(1),
+            predecessors: Predecessors::default(),
+            segment_bytes: 64 << 10,
+        };
+        let (mut store, mut snapshot) = open_file(&options).unwrap();
+        let records = created(0..5000);
+        store.commit(&records).unwrap();
+        records.iter().for_each(|record| snapshot.apply(record).unwrap());
+        (dir, store, snapshot)
+    }
+
+    #[test]
+    fn closing_waits_for_the_checkpoint_that_is_being_written() {
+        let (dir, mut store, snapshot) = store();
+        store.maintain(&mut || snapshot.clone(), &mut || Ok(())).unwrap();
+        Box::new(store).close(&mut || snapshot.clone(), &mut || Ok(())).unwrap();
+        let names = || std::fs::read_dir(dir.path().join("journal")).unwrap();
+        let names: Vec<String> =
+            names().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        assert_eq!(names.iter().filter(|name| name.starts_with("checkpoint-")).count(), 2, "{names:?}");
+        assert!(names.iter().all(|name| !name.ends_with(".new")), "{names:?}");
+    }
+
+    /// What fails beside the commits is told by the next of them, and ends them.
+    #[test]
+    fn an_error_in_the_background_is_final() {
+        let (dir, mut store, snapshot) = store();
+        std::fs::rename(dir.path().join("journal"), dir.path().join("elsewhere")).unwrap();
+        store.maintain(&mut || snapshot.clone(), &mut || Ok(())).unwrap();
+        while store.maintenance_under_way() {
+            std::thread::yield_now();
+        }
+        assert!(store.maintenance_due());
+        let told = store.commit(&created(5000..5001));
+        assert!(matches!(told, Err(StoreError::Io { action: "write to", .. })), "{told:?}");
+        assert!(store.commit(&[]).is_err());
+        assert!(store.maintain(&mut || snapshot.clone(), &mut || Ok(())).is_err());
+    }
+}
