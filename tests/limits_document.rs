@@ -2,11 +2,11 @@
 
 use batonmq::config::value::size_text;
 use batonmq::model::limits::{
-    BROWSE_READS_MAX, BROWSED_BYTES_MAX, BROWSES_MAX, BROWSES_PER_CONNECTION_MAX, FILES_RESERVED,
-    GREETINGS_MAX, HEADER_COUNT_MAX, HEADER_NAME_BYTES_MAX, KEY_BYTES_MAX, LIMITS, LISTED_MAX,
-    LOADED_BYTES_MAX, LimitRow, Limits, NAME_BYTES_MAX, PRIORITY_MAX, PUBLISH_PARTS_MAX, QUERIES_MAX,
-    QUERY_BYTES_MAX, QUERY_COLUMNS_MAX, QUERY_ROWS_MAX, QUERY_SECONDS_MAX, QUERY_TEXT_BYTES_MAX,
-    QUERY_VALUE_BYTES_MAX, WATCHES_MAX,
+    BACKUP_IDLE_SECONDS, BACKUP_PART_BYTES, BACKUPS_MAX, BROWSE_READS_MAX, BROWSED_BYTES_MAX, BROWSES_MAX,
+    BROWSES_PER_CONNECTION_MAX, FILES_RESERVED, GREETINGS_MAX, HEADER_COUNT_MAX, HEADER_NAME_BYTES_MAX,
+    KEY_BYTES_MAX, LIMITS, LISTED_MAX, LOADED_BYTES_MAX, LimitRow, Limits, NAME_BYTES_MAX, PRIORITY_MAX,
+    PUBLISH_PARTS_MAX, QUERIES_MAX, QUERY_BYTES_MAX, QUERY_COLUMNS_MAX, QUERY_ROWS_MAX, QUERY_SECONDS_MAX,
+    QUERY_TEXT_BYTES_MAX, QUERY_VALUE_BYTES_MAX, WATCHES_MAX,
 };
 use batonmq::protocol::frame::HEAD_BYTES_MAX;
 use batonmq::server::{FENCE_AGE_MAX, HANDSHAKE_MAX, STALLED_MIN};
@@ -116,6 +116,13 @@ fn document() -> String {
             "the query is refused",
         ),
         ("bytes of the text of a query to a master", QUERY_TEXT_BYTES_MAX, query),
+        ("backups of a node that are under way", BACKUPS_MAX, "a further one is refused with `limit`"),
+        ("bytes of a backup in one answer", BACKUP_PART_BYTES, "the client asks for the next part"),
+        (
+            "seconds in which the client of a backup asks for nothing",
+            BACKUP_IDLE_SECONDS as usize,
+            "the backup ends; the client begins another one",
+        ),
         (
             "connections of the other node beyond `connections_max`",
             WATCHES_MAX as usize,

@@ -20,7 +20,10 @@ impl Broker {
     pub(super) fn administer(&mut self, session: SessionId, request: Admin, out: &mut Output) {
         let id = request.request;
         let answer = match request.command {
-            AdminCommand::Status | AdminCommand::Switchover | AdminCommand::Query { .. } => {
+            AdminCommand::Status
+            | AdminCommand::Switchover
+            | AdminCommand::Query { .. }
+            | AdminCommand::Backup { .. } => {
                 Err(Refusal::new(ErrorCode::Invalid, "the node itself answers this, not its broker"))
             }
             AdminCommand::ListTopics { after } => Ok(self.list_topics(after.as_deref())),

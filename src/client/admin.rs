@@ -5,12 +5,14 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::Client;
 use super::delivery::{Browsed, origin, unpack};
 use super::error::{AttemptError, ClientError};
 use super::handshake::{Greeting, greet};
+use super::link::Session;
 use super::options::ClientOptions;
 use super::shared::{Repeat, unexpected};
 use super::wait::{RETRY_WAIT, by_chance};
@@ -70,6 +72,41 @@ async fn ask_status(address: &str, within: Duration) -> Result<NodeStatus, Clien
         }
         if greeted.stream.read_buf(&mut greeted.input).await.map_err(failed("read"))? == 0 {
             return Err(AttemptError::Hangup { address: address.to_owned() }.into());
+        }
+    }
+}
+
+/// A backup of the whole store that is being made, part by part. It belongs to one connection: where that is lost,
+/// another backup must be begun.
+#[derive(Debug)]
+pub struct Backup {
+    client: Client,
+    session: Session,
+    received: u64,
+    ended: bool,
+}
+
+impl Backup {
+    /// The next bytes of the archive; `None` behind the last ones.
+    ///
+    /// If the future is dropped, the backup cannot go on.
+    ///
+    /// # Errors
+    /// Where the connection was lost, or the node cannot go on.
+    pub async fn next_part(&mut self) -> Result<Option<Bytes>, ClientError> {
+        if self.ended {
+            return Ok(None);
+        }
+        let from = self.received;
+        let make = |request| Request::Admin(Admin { request, command: AdminCommand::Backup { from } });
+        let alive = &self.client.alive;
+        match alive.call_on(self.session, alive.deadline(), make).await? {
+            Reply::BackupPart { last, bytes } => {
+                self.received += bytes.len() as u64;
+                self.ended = last;
+                Ok(Some(bytes))
+            }
+            other => Err(unexpected(&other)),
         }
     }
 }
@@ -248,6 +285,17 @@ impl Client {
             Reply::Table(table) => Ok(table),
             other => Err(unexpected(&other)),
         }
+    }
+
+    /// Begins a backup of the whole store: an archive, as `store::archive` describes it, of what is confirmed now.
+    ///
+    /// If the future is dropped, nothing happens.
+    ///
+    /// # Errors
+    /// Where there is no master.
+    pub async fn backup(&self) -> Result<Backup, ClientError> {
+        let (session, _) = self.alive.connected(0, self.alive.deadline()).await?;
+        Ok(Backup { client: self.clone(), session, received: 0, ended: false })
     }
 
     async fn carry_out(&self, command: AdminCommand) -> Result<(), ClientError> {

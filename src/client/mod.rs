@@ -54,7 +54,7 @@ mod wait;
 
 use std::sync::Arc;
 
-pub use admin::status_of;
+pub use admin::{Backup, status_of};
 pub use consumer::{Consumer, PullConsumer, Settler, Subscription};
 pub use delivery::{Browsed, Delivery, DeliveryId};
 pub use error::{AttemptError, ClientError, Failure, LastAttempts};

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::clock::Clock;
-use super::inbox::Input;
+use super::inbox::{ImageSender, Input};
 use super::querying::{Querying, refusal};
 use super::reading::Reading;
 use super::sending::Sending;
@@ -31,6 +31,8 @@ pub(super) struct Cycle {
     clock: Clock,
     reading: Reading,
     querying: Querying,
+    /// Who waits for an image.
+    images: Vec<ImageSender>,
     sending: Sending,
     staging: Staging,
     /// Blocks that this cycle's commit finds on the disk.
@@ -57,6 +59,7 @@ impl Cycle {
         Ok(Self {
             reading: Reading::start(store.as_ref(), &shared.inbox)?,
             querying: Querying::start(store.as_ref(), &shared.inbox)?,
+            images: Vec::new(),
             clock: Clock::starting_after(snapshot.time),
             commit_bytes_max: limits.commit_bytes_max,
             broker: Broker::new(snapshot, limits, auto_create),
@@ -97,6 +100,7 @@ impl Cycle {
                 std::mem::swap(&mut self.backlog, &mut taken);
             }
             self.round()?;
+            self.give_images()?;
             self.shared.vitals.count(self.broker.counts());
             if self.store.maintenance_due() {
                 let Self { broker, store, guard, .. } = &mut *self;
@@ -177,6 +181,7 @@ impl Cycle {
                     let answer = answer.map(Reply::Table).map_err(|error| refusal(&error));
                     self.output.effect(session, Content::Reply(request, answer));
                 }
+                Input::Image(sender) => self.images.push(sender),
                 Input::Drain(deadline) => self.drain(now, deadline),
             }
         }
@@ -326,6 +331,19 @@ impl Cycle {
     fn drain_deadline(&self) -> Option<Instant> {
         let taken = self.backlog.iter().filter_map(Input::drain_deadline).min();
         [self.drain_until, taken, self.shared.inbox.drain_deadline()].into_iter().flatten().min()
+    }
+
+    /// Gives what the store holds now, after the commit, to whoever wants it. A master that has lost gives nothing.
+    fn give_images(&mut self) -> Result<(), EngineError> {
+        if self.images.is_empty() {
+            return Ok(());
+        }
+        self.guard.check()?;
+        for sender in self.images.drain(..) {
+            // Whoever has gone does not need it.
+            let _ = sender.send(self.store.image(&mut || self.broker.snapshot()));
+        }
+        Ok(())
     }
 
     fn end_sessions(&mut self) {

@@ -5,6 +5,7 @@
 //! rest of what can be in it is bounded by the number of connections, and of reads and queries under way.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -18,7 +19,11 @@ use crate::model::id::SessionId;
 use crate::model::table::Table;
 use crate::protocol::request::RequestId;
 use crate::store::StoreError;
+use crate::store::image::Image;
 use crate::store::query::QueryError;
+
+/// Where an image goes.
+pub(super) type ImageSender = SyncSender<Result<Box<dyn Image>, StoreError>>;
 
 /// Something for the engine to do.
 #[derive(Debug)]
@@ -33,6 +38,8 @@ pub(super) enum Input {
     Loaded(Read, Result<Option<Chunk>, StoreError>, Loaded),
     /// A query of a session is answered.
     Answered(SessionId, RequestId, Result<Table, QueryError>),
+    /// Somebody wants an image of the store, as of the end of a cycle.
+    Image(ImageSender),
     /// Hand out nothing more; stop when nothing is in flight, at the latest at this point.
     Drain(Instant),
 }

@@ -21,6 +21,7 @@
 //! Any other error from store or fence ends the engine in the middle of whatever it does: nothing is sent, flushed or
 //! closed, and the process is expected to end at once.
 
+mod backup;
 mod clock;
 mod cycle;
 mod inbox;
@@ -35,10 +36,12 @@ mod tests;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+pub use backup::{Backup, none_under_way};
 pub use inbox::Budget;
 pub use outbox::{Outbox, Sent};
 
@@ -46,7 +49,12 @@ use crate::broker::{AutoCreate, Command, Counts};
 use crate::model::id::SessionId;
 use crate::model::limits::Limits;
 use crate::model::snapshot::Snapshot;
-use crate::store::{Fenced, Store, StoreError};
+use crate::model::time::Timestamp;
+use crate::protocol::error::Refusal;
+use crate::protocol::response::Response;
+use crate::store::archive::Origin;
+use crate::store::image::Image;
+use crate::store::{Fenced, Mode, Store, StoreError};
 use cycle::Cycle;
 use inbox::{Inbox, Input};
 
@@ -65,6 +73,23 @@ pub enum EngineError {
     /// The thread has panicked: a bug. What is in memory cannot be trusted any more; what is on disk can.
     #[error("the engine's thread has panicked: please report it with what stands above")]
     Panicked,
+}
+
+/// How long an image is waited for: a commit on storage that hangs may take this long.
+const IMAGE_WAIT: Duration = Duration::from_secs(30);
+
+/// Why there is no image of the store.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// The store cannot give one.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The node hands its mastership over.
+    #[error("the node hands its mastership over: begin again at the next master")]
+    Ending,
+    /// The engine does not come round to it.
+    #[error("the store does not answer within {0:?}: does the storage hang?")]
+    Silent(Duration),
 }
 
 /// How an engine checks that it is still master: a fresh read that begins when it is called.
@@ -107,6 +132,8 @@ pub struct Engine {
 struct Shared {
     inbox: Arc<Inbox>,
     vitals: Vitals,
+    /// Backups that are under way.
+    backups: Arc<AtomicU64>,
 }
 
 /// What others may know of a running engine without asking it.
@@ -156,7 +183,8 @@ impl Engine {
         parts: Parts,
         ended: impl FnOnce(Result<(), EngineError>) + Send + 'static,
     ) -> Result<Self, EngineError> {
-        let shared = Arc::new(Shared { inbox: Arc::default(), vitals: Vitals::new() });
+        let shared =
+            Arc::new(Shared { inbox: Arc::default(), vitals: Vitals::new(), backups: Arc::default() });
         let cycle = Cycle::new(Arc::clone(&shared), parts)?;
         thread::Builder::new()
             .name("engine".into())
@@ -177,6 +205,36 @@ impl Engine {
     /// Hands a batch of commands over. `bytes` of the connection's budget are held until the engine takes it.
     pub fn submit(&self, session: SessionId, commands: Vec<Command>, bytes: u64, budget: &Arc<Budget>) {
         self.shared.inbox.put_commands(session, commands, bytes, budget);
+    }
+
+    /// What the store holds, as of the end of a cycle. Waits for that; not to be called on the engine's thread or in a
+    /// task.
+    ///
+    /// # Errors
+    /// Where the store has none to give, or the engine is ending.
+    pub fn image(&self) -> Result<Box<dyn Image>, ImageError> {
+        let (sender, receiver) = sync_channel(1);
+        self.shared.inbox.put(Input::Image(sender));
+        match receiver.recv_timeout(IMAGE_WAIT) {
+            Ok(image) => Ok(image?),
+            Err(RecvTimeoutError::Disconnected) => Err(ImageError::Ending),
+            Err(RecvTimeoutError::Timeout) => Err(ImageError::Silent(IMAGE_WAIT)),
+        }
+    }
+
+    /// Begins a backup of the store with this identity and mode; its answers go to `respond`. Nothing is read before it
+    /// is [asked](Backup::ask).
+    ///
+    /// # Errors
+    /// Where there are as many as there may be.
+    pub fn back_up(
+        &self,
+        store_id: String,
+        mode: Mode,
+        respond: Box<dyn Fn(Response) + Send>,
+    ) -> Result<Backup, Refusal> {
+        let origin = Origin { store_id, mode, made_at: Timestamp(clock::wall_ms()) };
+        Backup::begin(self.clone(), origin, &self.shared.backups, respond)
     }
 
     /// Stops handing out, waits until nothing is in flight, at the latest until `deadline`, then says goodbye to

@@ -50,6 +50,12 @@ pub const WATCHES_MAX: u64 = 2;
 pub const GREETINGS_MAX: u64 = 64;
 /// Open files that a node needs beside its connections: store, lock, control file, listeners, log.
 pub const FILES_RESERVED: u64 = 64;
+/// Backups of a node that are under way at a time. Each keeps the store from giving back the space of what was settled.
+pub const BACKUPS_MAX: usize = 2;
+/// Bytes of a backup in one answer.
+pub const BACKUP_PART_BYTES: usize = 1 << 20;
+/// Seconds after which a backup ends whose client asks for nothing more.
+pub const BACKUP_IDLE_SECONDS: u64 = 60;
 /// Highest priority of a message; 0 is the lowest and the default.
 pub const PRIORITY_MAX: u8 = 9;
 

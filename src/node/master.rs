@@ -54,7 +54,7 @@ impl Node {
             standing.role = Role::Master;
             standing.epoch = epoch;
             standing.master = Some(self.address.clone());
-            standing.mode = mode.to_string();
+            standing.mode = mode;
             standing.store_id = mastership.store_id().to_string();
             standing.recovery = None;
             standing.engine = Some(engine.clone());

@@ -153,7 +153,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Node
         role: Role::Standby,
         epoch: Epoch(0),
         master: None,
-        mode: config.mode.unwrap_or_default().to_string(),
+        mode: config.mode.unwrap_or_default(),
         store_id: String::new(),
         since: Instant::now(),
         recovery: None,

@@ -129,7 +129,7 @@ impl Node {
         self.set_standing(|standing| {
             standing.epoch = block.epoch;
             standing.master = address;
-            standing.mode = block.mode.to_string();
+            standing.mode = block.mode;
             standing.store_id = block.store_id.to_string();
         });
     }

@@ -47,6 +47,8 @@ pub enum ErrorCode {
     HeartbeatMissed,
     /// A switchover was asked for, and no standby follows the node.
     NoStandby,
+    /// A backup cannot go on; the text says why. The store goes on.
+    BackupFailed,
     /// A code of a newer version.
     Other(u16),
 }
@@ -74,6 +76,7 @@ impl From<ErrorCode> for u16 {
             ErrorCode::TooManyConnections => 18,
             ErrorCode::HeartbeatMissed => 19,
             ErrorCode::NoStandby => 20,
+            ErrorCode::BackupFailed => 21,
             ErrorCode::Other(code) => code,
         }
     }
@@ -102,6 +105,7 @@ impl From<u16> for ErrorCode {
             18 => Self::TooManyConnections,
             19 => Self::HeartbeatMissed,
             20 => Self::NoStandby,
+            21 => Self::BackupFailed,
             code => Self::Other(code),
         }
     }
@@ -131,6 +135,7 @@ impl std::fmt::Display for ErrorCode {
             Self::TooManyConnections => "too-many-connections",
             Self::HeartbeatMissed => "heartbeat-missed",
             Self::NoStandby => "no-standby",
+            Self::BackupFailed => "backup-failed",
             Self::Other(code) => return write!(f, "code-{code}"),
         })
     }

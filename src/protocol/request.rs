@@ -252,6 +252,11 @@ pub enum AdminCommand {
         /// The question.
         text: String,
     },
+    /// Asks for the next part of a backup of the whole store, an archive.
+    Backup {
+        /// The byte of the archive at which the part begins: those that the client has so far. 0 begins a new backup.
+        from: u64,
+    },
 }
 
 /// A frame from the client.

@@ -267,6 +267,14 @@ pub enum Reply {
     },
     /// What a query is answered with.
     Table(Table),
+    /// A part of a backup.
+    BackupPart {
+        /// Whether the archive ends with it.
+        last: bool,
+        /// The bytes. They stand behind the head of the frame.
+        #[serde(skip)]
+        bytes: Bytes,
+    },
 }
 
 /// A frame to the client.
@@ -320,7 +328,9 @@ impl Response {
             Self::REPLY => {
                 let ((request, mut result), rest) = frame.list_head()?;
                 match &mut result {
-                    Ok(Reply::Browsed { messages, .. }) => *messages = rest,
+                    Ok(Reply::Browsed { messages: behind, .. } | Reply::BackupPart { bytes: behind, .. }) => {
+                        *behind = rest;
+                    }
                     _ if rest.is_empty() => {}
                     _ => return Err(DecodeError::Trailing { kind: frame.kind, count: rest.len() }),
                 }
@@ -347,7 +357,9 @@ impl Response {
             Self::Failed(head) => put_head(out, Self::FAILED, head, 0),
             Self::Reply(request, result) => {
                 let messages = match result {
-                    Ok(Reply::Browsed { messages, .. }) => messages.as_ref(),
+                    Ok(Reply::Browsed { messages: behind, .. } | Reply::BackupPart { bytes: behind, .. }) => {
+                        behind.as_ref()
+                    }
                     _ => &[],
                 };
                 put_head(out, Self::REPLY, &(request, result), messages.len());

@@ -14,13 +14,13 @@ use super::greeting::{greet, protocol_refusal, send};
 use super::input::{Filled, Input, InputError};
 use super::{SERVER, Server, standby, watch};
 use crate::broker::{Command, Ending};
-use crate::engine::{Budget, Engine, Outbox, Sent};
+use crate::engine::{Backup, Budget, Engine, Outbox, Sent, none_under_way};
 use crate::model::id::{Epoch, SessionId};
 use crate::model::limits::QUERY_BYTES_MAX;
 use crate::model::message::{MessageBlock, MessageError};
 use crate::protocol::error::{DecodeError, ErrorCode, Refusal};
 use crate::protocol::frame::RawFrame;
-use crate::protocol::request::{Admin, AdminCommand, Publish, Purpose, Request};
+use crate::protocol::request::{Admin, AdminCommand, Publish, Purpose, Request, RequestId};
 use crate::protocol::response::{Heartbeat, Reply, Response, Role, Welcome};
 
 /// Shortest heartbeat that a client can ask for.
@@ -129,6 +129,7 @@ pub(super) async fn run(
         outbox: Arc::new(Outbox::new(write, output_bytes_max).with_place(place)),
         budget: Budget::new(server.limits.unprocessed_bytes_max),
         heard_at: Instant::now(),
+        backup: None,
     };
     connection.serve(input, heartbeat).await
 }
@@ -159,7 +160,10 @@ fn cost(frame: &RawFrame, request: &Request) -> u64 {
         Request::Admin(Admin { command: AdminCommand::Status, .. }) => STATUS_COST,
         Request::Admin(Admin {
             command:
-                AdminCommand::ListTopics { .. } | AdminCommand::ListGroups { .. } | AdminCommand::Browse { .. },
+                AdminCommand::ListTopics { .. }
+                | AdminCommand::ListGroups { .. }
+                | AdminCommand::Browse { .. }
+                | AdminCommand::Backup { .. },
             ..
         }) => ANSWER_COST,
         Request::Admin(Admin { command: AdminCommand::Query { .. }, .. }) => QUERY_COST,
@@ -194,6 +198,8 @@ struct Connection {
     budget: Arc<Budget>,
     /// When something was last read.
     heard_at: Instant,
+    /// The backup that it makes.
+    backup: Option<Backup>,
 }
 
 impl Connection {
@@ -297,7 +303,7 @@ impl Connection {
     }
 
     /// Takes the frames that are whole, a batch's worth of them.
-    fn take(&self, input: &mut Input, batch: &mut Batch) -> Result<Option<End>, ConnectionError> {
+    fn take(&mut self, input: &mut Input, batch: &mut Batch) -> Result<Option<End>, ConnectionError> {
         let refused = |error: &DecodeError| ConnectionError::Refused(protocol_refusal(error));
         while batch.bytes < BATCH_BYTES {
             let frame = match input.cut(self.server.limits.frame_bytes_max) {
@@ -316,7 +322,11 @@ impl Connection {
     }
 
     /// Turns a request into a command, or answers it here.
-    fn request(&self, request: Request, commands: &mut Vec<Command>) -> Result<Option<End>, ConnectionError> {
+    fn request(
+        &mut self,
+        request: Request,
+        commands: &mut Vec<Command>,
+    ) -> Result<Option<End>, ConnectionError> {
         commands.push(match request {
             Request::Publish(publish, messages) => self.publish(publish, messages)?,
             Request::Settle(settle) => Command::Settle(settle),
@@ -339,6 +349,12 @@ impl Connection {
                 self.respond(&Response::Reply(request, self.hand_over()));
                 return Ok(None);
             }
+            Request::Admin(Admin { request, command: AdminCommand::Backup { from } }) => {
+                if let Err(refusal) = self.back_up(request, from) {
+                    self.respond(&Response::Reply(request, Err(refusal)));
+                }
+                return Ok(None);
+            }
             Request::Admin(admin) => Command::Admin(admin),
             Request::Heartbeat => return Ok(None),
             Request::Goodbye => return Ok(Some(End::Goodbye)),
@@ -348,6 +364,22 @@ impl Connection {
             }
         });
         Ok(None)
+    }
+
+    /// Has the part of a backup sent that begins at the byte `from`.
+    fn back_up(&mut self, request: RequestId, from: u64) -> Result<(), Refusal> {
+        if from == 0 {
+            // The one before ends first: it may have the last place.
+            self.backup = None;
+            let standing = self.server.standing.borrow().clone();
+            let (outbox, engine) = (Arc::clone(&self.outbox), self.engine.clone());
+            let (session, budget) = (self.session, Arc::clone(&self.budget));
+            let respond = Box::new(move |response: Response| {
+                send_through(&outbox, &engine, session, &budget, &response);
+            });
+            self.backup = Some(self.engine.back_up(standing.store_id, standing.mode, respond)?);
+        }
+        self.backup.as_ref().ok_or_else(none_under_way)?.ask(request, from)
     }
 
     /// Has the node hand over, where there is a standby to take over: without one nobody would serve.
@@ -399,11 +431,22 @@ impl Connection {
     }
 
     fn respond(&self, response: &Response) {
-        let mut bytes = BytesMut::new();
-        response.encode(&mut bytes);
-        if self.outbox.send(&mut vec![bytes.freeze()]) == Sent::Full {
-            // Said once, and the engine would not hear of it otherwise.
-            self.engine.submit(self.session, vec![Command::OutputFull], 0, &self.budget);
-        }
+        send_through(&self.outbox, &self.engine, self.session, &self.budget, response);
+    }
+}
+
+/// Sends something to a client past the engine.
+fn send_through(
+    outbox: &Outbox,
+    engine: &Engine,
+    session: SessionId,
+    budget: &Arc<Budget>,
+    response: &Response,
+) {
+    let mut bytes = BytesMut::new();
+    response.encode(&mut bytes);
+    if outbox.send(&mut vec![bytes.freeze()]) == Sent::Full {
+        // Said once, and the engine would not hear of it otherwise.
+        engine.submit(session, vec![Command::OutputFull], 0, budget);
     }
 }

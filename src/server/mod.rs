@@ -37,6 +37,7 @@ use crate::model::id::{Epoch, SessionId};
 use crate::model::limits::Limits;
 use crate::model::settings::GroupSettings;
 use crate::protocol::response::{NodeStatus, Role};
+use crate::store::Mode;
 
 /// Connections that the system holds until they are accepted.
 const BACKLOG: u32 = 4096;
@@ -55,7 +56,7 @@ pub struct Standing {
     /// Address of the master, where it is known.
     pub master: Option<String>,
     /// Mode of the store, where it is known.
-    pub mode: String,
+    pub mode: Mode,
     /// Identity of the store; empty where there is none yet.
     pub store_id: String,
     /// Since when.
@@ -177,7 +178,7 @@ impl Server {
             node: self.node.clone(),
             role: standing.role,
             epoch: standing.epoch,
-            mode: standing.mode,
+            mode: standing.mode.to_string(),
             store_id: standing.store_id,
             master: standing.master,
             version: env!("CARGO_PKG_VERSION").to_owned(),

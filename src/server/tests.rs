@@ -212,7 +212,7 @@ impl Scene {
             role: Role::Master,
             epoch: Epoch(1),
             master: Some("a:7470".to_owned()),
-            mode: "file".to_owned(),
+            mode: crate::store::Mode::File,
             store_id: "s".to_owned(),
             since: Instant::now(),
             engine: Some(engine.clone()),

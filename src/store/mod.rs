@@ -21,6 +21,7 @@ pub mod file;
 pub mod image;
 pub mod manifest;
 pub mod query;
+pub mod source;
 pub mod space;
 
 use std::path::PathBuf;

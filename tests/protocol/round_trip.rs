@@ -122,6 +122,7 @@ fn command() -> impl Strategy<Value = AdminCommand> {
             messages_max
         }),
         text().prop_map(|text| AdminCommand::Query { text }),
+        any::<u64>().prop_map(|from| AdminCommand::Backup { from }),
     ]
 }
 
@@ -234,6 +235,7 @@ fn reply() -> impl Strategy<Value = Reply> {
         any::<u32>().prop_map(|id| Reply::Topic { id: TopicId(id) }),
         infos(),
         (runs(), octets()).prop_map(|(runs, messages)| Reply::Browsed { runs, messages: messages.into() }),
+        (any::<bool>(), octets()).prop_map(|(last, bytes)| Reply::BackupPart { last, bytes: bytes.into() }),
         (vec(text(), 0..4), vec(vec(value(), 0..4), 0..4))
             .prop_map(|(columns, rows)| Reply::Table(Table { columns, rows })),
     ]

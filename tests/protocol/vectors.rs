@@ -145,6 +145,7 @@ pub fn requests() -> Vec<Request> {
         admin(AdminCommand::ChangeGroup { topic: topic.clone(), name, settings: settings() }),
         admin(AdminCommand::Browse { topic, from: Offset(2), messages_max: 10 }),
         admin(AdminCommand::Query { text: "SELECT 1".into() }),
+        admin(AdminCommand::Backup { from: 1 << 20 }),
     ]
 }
 
@@ -224,6 +225,7 @@ pub fn responses() -> Vec<Response> {
                 vec![Value::Real(Real(1.5)), Value::Text("t".into()), Value::Bytes(vec![0, 255])],
             ],
         })),
+        reply(Reply::BackupPart { last: true, bytes: Bytes::from_static(b"BATONARC") }),
         Response::Confirm(Confirm { producer: 1, sequence: Sequence(252) }),
         Response::PublishRefused(PublishRefused {
             producer: 1,
