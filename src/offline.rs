@@ -6,7 +6,9 @@
 //!
 //! Knows nothing of connections and clients. Nothing here runs in a node that serves.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
 
@@ -20,11 +22,14 @@ use crate::ha::lock::{LockAttempt, LockError, StoreLock};
 use crate::ha::view::Ended;
 use crate::model::id::Epoch;
 use crate::model::name::{Name, NameError};
-use crate::store::archive::ArchiveError;
-use crate::store::conversion::{self, Done, Old, Watch};
+use crate::model::time::Timestamp;
+use crate::store::archive::{ArchiveError, Reader};
+pub use crate::store::conversion::Done;
+use crate::store::conversion::{self, Old, Watch};
 use crate::store::digest::Digest;
 use crate::store::image::{self, Fill, Image};
 use crate::store::manifest::Manifest;
+use crate::store::source::Source;
 use crate::store::{Fenced, Mode, OpenOptions, Predecessors, StoreError};
 
 /// Bytes of a segment, or of a log between checkpoints, while a store is made.
@@ -96,7 +101,7 @@ pub struct Looked {
     pub manifest: Manifest,
     /// Its identity; empty where the directory does not say, as one that was put away by a conversion.
     pub store_id: String,
-    _lock: Option<StoreLock>,
+    lock: Option<StoreLock>,
 }
 
 /// Looks at a store, a backup, or what a conversion has put away. Nothing of it is changed.
@@ -107,7 +112,7 @@ pub fn look(dir: &Path) -> Result<Looked, OfflineError> {
     let (lock, manifest) = hold(dir)?;
     let store_id = status(dir)?.map(|block| block.store_id.to_string()).unwrap_or_default();
     let image = image::look(dir, &manifest)?;
-    Ok(Looked { image, manifest, store_id, _lock: lock })
+    Ok(Looked { image, manifest, store_id, lock })
 }
 
 /// Locks a store that is to be looked at, where it has a lock, and answers what counts in it.
@@ -189,6 +194,79 @@ fn check_space(dir: &Path, needed: u64) -> Result<(), OfflineError> {
         source,
     })?;
     if free < needed { Err(OfflineError::NoSpace { dir: dir.to_owned(), needed, free }) } else { Ok(()) }
+}
+
+/// Where a store comes from that is made.
+pub struct Origin {
+    /// What it holds.
+    pub source: Source,
+    /// The mode that the original has.
+    pub mode: Mode,
+    /// The original's lock, where it is looked at.
+    lock: Option<StoreLock>,
+}
+
+impl Origin {
+    /// A store that nobody serves, a backup in a directory, or what a conversion has put away.
+    ///
+    /// # Errors
+    /// As for [`look`].
+    pub fn directory(dir: &Path) -> Result<Self, OfflineError> {
+        let Looked { image, manifest, lock, .. } = look(dir)?;
+        Ok(Self { source: Source::Image(image), mode: manifest.mode, lock })
+    }
+
+    /// An archive.
+    ///
+    /// # Errors
+    /// Where its beginning is not that of one.
+    pub fn archive(input: Box<dyn Read>) -> Result<Self, OfflineError> {
+        let reader = Reader::open(input)?;
+        let mode = reader.origin().mode;
+        Ok(Self { source: Source::Archive(Box::new(reader)), mode, lock: None })
+    }
+}
+
+/// What was made.
+#[derive(Clone, Debug)]
+pub struct Made {
+    /// Identity of the store, a new one.
+    pub store_id: Uuid,
+    /// Its mode.
+    pub mode: Mode,
+    /// What it holds.
+    pub digest: Digest,
+}
+
+/// Makes a store of what `origin` holds in `dir`, which is made if it is missing and otherwise must be empty. Everything
+/// is compared with the original before the store is one.
+///
+/// # Errors
+/// Where there is something in the directory, the original cannot be read or is damaged, or the store cannot be written.
+/// What was made is removed then.
+pub fn make(
+    origin: Origin,
+    dir: &Path,
+    mode: Option<Mode>,
+    watch: &mut dyn FnMut(Done),
+) -> Result<Made, OfflineError> {
+    let Origin { source, mode: original_mode, lock } = origin;
+    let mode = mode.unwrap_or(original_mode);
+    let mut done = Done::nothing_of(source.snapshot());
+    let mut making = Making::begin(dir, mode, source.snapshot())?;
+    let digest = source.read(|topic, chunk| {
+        making.add(topic, chunk)?;
+        done.messages += chunk.block.count() as u64;
+        done.bytes += chunk.block.bytes().len() as u64;
+        watch(done);
+        Ok::<_, OfflineError>(())
+    })?;
+    drop(lock);
+    let store_id = making.finish(&digest, &mut done, &mut |done| {
+        watch(done);
+        Ok(())
+    })?;
+    Ok(Made { store_id, mode, digest })
 }
 
 /// A store that is being made in a directory that was empty. Where it comes to nothing, what was made is removed.
@@ -292,4 +370,11 @@ impl Drop for Making {
             }
         }
     }
+}
+
+/// The time by this host's clock, for people.
+#[must_use]
+pub fn wall_clock() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

@@ -281,3 +281,131 @@ fn a_conversion_that_is_killed_again_and_again_loses_nothing() {
     let read: Vec<String> = answer.ok().lines().map(str::to_owned).collect();
     assert!(read == text, "{} messages", read.len());
 }
+
+/// Everything of a directory that must not change.
+fn contents(dir: &str) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    let mut folders = vec![PathBuf::from(dir)];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                found.push((path.clone(), std::fs::read(&path).unwrap()));
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn a_backup_of_a_running_master_is_as_of_one_moment_and_can_be_restored_in_both_modes() {
+    for (mode, other) in [("file", "database"), ("database", "file")] {
+        let mut world = World::new();
+        world.start(0, mode, "master");
+        world.publish(0, 30);
+        world.run(&["group", "create", "orders", "rest"]).ok();
+        assert_eq!(world.consume("billing", 10), bodies(0, 10));
+        let (backup, archive) = (world.path("backup"), world.path("archive"));
+        let made = world.run(&["store", "backup", &backup, "--json"]).json();
+        assert_eq!((&made[0]["mode"], &made[0]["messages"]), (&mode.into(), &30.into()));
+        let streamed = world.run(&["store", "backup", "-"]);
+        assert!(streamed.stderr.contains("backed up"), "{streamed:?}");
+        assert_eq!(streamed.code, Some(0));
+        std::fs::write(&archive, &streamed.stdout).unwrap();
+        // What comes later is not in them, and nothing is overwritten.
+        world.publish(30, 40);
+        let refused = world.run(&["store", "backup", &backup]).failed(1);
+        assert!(refused.contains("backup"), "{refused}");
+        world.stop();
+
+        for (from, to, flags) in [
+            (&backup, "restored-1", &[][..]),
+            (&backup, "restored-2", &["--mode", other]),
+            (&archive, "restored-3", &[]),
+            (&archive, "restored-4", &["--mode", other]),
+        ] {
+            let to = world.path(to);
+            let before = contents(&backup);
+            let restored = run(&[&["store", "restore", from, &to, "--json"], flags].concat()).json();
+            assert!(contents(&backup) == before, "the backup is only read");
+            let wanted = if flags.is_empty() { mode } else { other };
+            assert_eq!(restored[0]["mode"], wanted);
+            assert_ne!(restored[0]["store_id"], made[0]["store_id"]);
+            let again = run(&["store", "restore", from, &to]).failed(1);
+            assert!(again.contains("restored-"), "{again}");
+            world.start_on(0, &to, &[]);
+            world.wait_for(0, "master");
+            assert_eq!(world.mode(0), wanted);
+            assert_eq!(world.consume("billing", 5), bodies(10, 15));
+            assert_eq!(world.consume("rest", 30), bodies(0, 30));
+            world.publish(50, 55);
+            assert_eq!(world.consume("rest", 5), bodies(50, 55));
+            world.stop();
+        }
+        // A backup in a directory is a store by itself.
+        world.start_on(0, &backup, &[]);
+        world.wait_for(0, "master");
+        assert_eq!(world.consume("rest", 30), bodies(0, 30));
+        world.stop();
+    }
+}
+
+#[test]
+fn a_store_that_no_node_serves_is_backed_up_from_its_files() {
+    let mut world = World::new();
+    let store = world.store();
+    world.start(0, "database", "master");
+    world.publish(0, 10);
+    let refused = run(&["store", "backup", &world.path("b"), "--store", &store]).failed(1);
+    assert!(refused.contains("a node serves this store"), "{refused}");
+    assert!(!std::path::Path::new(&world.path("b")).exists());
+    world.kill();
+    let before = contents(&store);
+    run(&["store", "backup", &world.path("b"), "--store", &store]).ok();
+    let archive = run(&["store", "backup", "-", "--store", &store]);
+    assert_eq!(archive.code, Some(0));
+    assert!(contents(&store) == before, "what is backed up is only read");
+    let mut restore = command(&["store", "restore", "-", &world.path("c")]);
+    let restored = cli_support::run_with_input(&mut restore, &archive.stdout).ok();
+    assert!(restored.contains("10 messages"), "{restored}");
+    // Cut off or changed anywhere, nothing of it becomes a store.
+    for bad in [&archive.stdout[..archive.stdout.len() - 7], &[&archive.stdout[..], b"x"].concat()] {
+        let target = world.path("d");
+        let mut restore = command(&["store", "restore", "-", &target]);
+        let refused = cli_support::run_with_input(&mut restore, bad).failed(1);
+        assert!(refused.contains("nothing of this one counts"), "{refused}");
+        let left: Vec<_> =
+            std::fs::read_dir(&target).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["baton.lock"]);
+    }
+    let mut restore = command(&["store", "restore", "-", &world.path("e")]);
+    let refused = cli_support::run_with_input(&mut restore, b"something else altogether").failed(1);
+    assert!(refused.contains("no archive"), "{refused}");
+    assert!(!std::path::Path::new(&world.path("e")).exists());
+    let refused = run(&["store", "restore", &world.path("nowhere"), &world.path("f")]).failed(1);
+    assert!(refused.contains("nowhere"), "{refused}");
+}
+
+/// A restore that was killed leaves files that are no store: a node that finds them must not found one beside them.
+#[test]
+fn a_restore_that_was_killed_is_no_store() {
+    let mut world = World::new();
+    world.start(0, "file", "master");
+    world.publish(0, 10);
+    world.run(&["store", "backup", &world.path("backup")]).ok();
+    world.stop();
+    let target = world.path("half");
+    run(&["store", "restore", &world.path("backup"), &target]).ok();
+    // As it was before the last step.
+    std::fs::remove_file(format!("{target}/control")).unwrap();
+    std::fs::remove_dir_all(format!("{target}/epochs")).unwrap();
+    world.start_on(0, &target, &[]);
+    let mut node = world.nodes.pop().unwrap();
+    assert_eq!(wait_for_end(&mut node).code(), Some(1));
+    assert!(world.log(0).contains("journal") || !world.log(0).is_empty(), "{}", world.log(0));
+    let refused = run(&["store", "restore", &world.path("backup"), &target]).failed(1);
+    assert!(refused.contains("half"), "{refused}");
+}

@@ -1,14 +1,18 @@
 //! `baton store`: what concerns the store as a whole.
 
+mod backup;
 mod convert;
 mod query;
+mod restore;
 
 use clap::Subcommand;
 
-/// Ask or convert the store.
+/// Ask, back up, restore or convert the store.
 #[derive(Debug, Subcommand)]
 pub enum StoreCommand {
     Query(query::QueryArgs),
+    Backup(backup::BackupArgs),
+    Restore(restore::RestoreArgs),
     Convert(convert::ConvertArgs),
 }
 
@@ -16,6 +20,8 @@ pub enum StoreCommand {
 pub fn run(command: StoreCommand) -> anyhow::Result<()> {
     match command {
         StoreCommand::Query(args) => query::run(args),
+        StoreCommand::Backup(args) => backup::run(&args),
+        StoreCommand::Restore(args) => restore::run(&args),
         StoreCommand::Convert(args) => convert::run(&args),
     }
 }
