@@ -1,7 +1,8 @@
 //! How fast the database mode is, beside a plain loop over the same database library with the same pragmas.
 //!
 //! `cargo bench --bench store_database [-- DIR]`: batches of 128-byte messages against inserts of (id, body), in
-//! turns, so that a disturbance hits both; a scan of a cold backlog; deletion; memory.
+//! turns, so that a disturbance hits both; a scan of a cold backlog; deletion; memory; the copy that a takeover makes
+//! where the old master may still write.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -43,6 +44,28 @@ fn main() -> Result<(), Failure> {
         scan_and_delete(&path, size, count)?;
         std::fs::remove_dir_all(path)?;
     }
+    let path = work("copy")?;
+    copy(&path)?;
+    std::fs::remove_dir_all(path)?;
+    Ok(())
+}
+
+/// Takes a database over by copying it.
+fn copy(path: &Path) -> Result<(), Failure> {
+    let mut publisher = Publisher::open(path, 1_024, 1_000)?;
+    for _ in 0..1_000 {
+        publisher.publish()?;
+        maintain(&mut *publisher.store)?;
+    }
+    drop(publisher);
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(path)? {
+        bytes += entry?.metadata()?.len();
+    }
+    let started = Instant::now();
+    drop(database::open(&options(path, 2, Predecessor::MayWrite))?);
+    let (took, gib) = (started.elapsed(), bytes as f64 / f64::from(1 << 30));
+    println!("takeover by copy: {gib:.2} GiB in {took:?}, {:.2} s per GiB", took.as_secs_f64() / gib);
     Ok(())
 }
 

@@ -22,7 +22,7 @@
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 use rusqlite::wal::CheckpointMode;
@@ -41,6 +41,8 @@ use crate::model::id::Epoch;
 const COPY_STEP_BYTES: u64 = 4 << 20;
 /// Bytes that must be free beyond those of a copy: for what the old master still appends, and for the new manifest.
 const COPY_SPARE_BYTES: u64 = 4 << 20;
+/// Milliseconds for each MiB of a copy, about: a guess for the log.
+const COPY_MS_PER_MIB: u64 = 2;
 /// Bytes compared at a time.
 const COMPARED: usize = 256 * 1024;
 
@@ -154,6 +156,7 @@ fn copy_watched(
         from = %old.display(),
         to = %new.display(),
         bytes = bytes + log_bytes,
+        about = ?Duration::from_millis((bytes + log_bytes) / (1 << 20) * COPY_MS_PER_MIB),
         "the old master may still write: copying its database"
     );
     copy_log(&old_log, &new_log, fence)?;
