@@ -1,7 +1,8 @@
 //! A pack of one block that is written before it is known which messages it holds.
 //!
-//! The block stands at its place from the beginning; what is in front of it is written, and the pack gets its name,
-//! when the block is committed.
+//! The block stands at its place from the beginning, under the name that the pack will have: nothing names it yet. What
+//! is in front of it and behind it is written when the block is committed, into blocks that are there already, so that
+//! one sync is all that this takes.
 //!
 //! # Format, version 1 of packs
 //!
@@ -9,21 +10,21 @@
 //!       0  head of the pack
 //!    4096  entry: head, then the head of the publish, which may have several targets, and zeros up to the block
 //!    8192      block
-//!          entry: the index
+//!          entry: the index, then zeros
 //! ```
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use super::entry::{ENTRY_HEAD_BYTES, EntryHead, Kind};
+use super::entry::{ENTRY_ALIGNMENT, ENTRY_HEAD_BYTES, EntryHead, Kind};
 use super::file_id::FileId;
 use super::index::SegmentIndex;
 use super::io_error;
-use super::pack::{PACK_SYNC_BYTES, Pack, PackHead, refuse};
+use super::pack::{Pack, PackHead, refuse};
 use super::preallocation::FREE_BYTES;
 use super::segment::{ENTRIES_START, Position};
 use crate::disk;
@@ -37,13 +38,16 @@ use crate::store::manifest::sync_dir;
 const BLOCK_AT: u64 = 2 * ENTRIES_START;
 /// Bytes in front of the block that belong to its entry.
 const FRONT_BYTES: usize = (BLOCK_AT - ENTRIES_START) as usize;
+/// Bytes behind the block that are kept for the index.
+const BACK_BYTES: usize = ENTRIES_START as usize;
+/// Bytes of the block after which what is written is synced: a commit that is synced at that moment waits for it.
+const SYNC_BYTES: usize = 1 << 20;
 
 /// A pack whose block is on the disk.
 #[derive(Debug)]
 pub struct BlockPack {
-    journal: PathBuf,
     head: PackHead,
-    temporary: PathBuf,
+    path: PathBuf,
     file: File,
     block_bytes: u64,
     checksum: u32,
@@ -55,33 +59,30 @@ impl BlockPack {
     /// # Errors
     /// [`StoreError::Full`] where there is no space but what is kept for other things, with nothing left behind.
     pub fn write(journal: &Path, id: FileId, block: &Bytes) -> Result<Self, StoreError> {
-        let temporary = id.path(journal).with_extension("pack.new");
-        let bytes = BLOCK_AT + block.len() as u64;
+        let path = id.path(journal);
+        let bytes = BLOCK_AT + block.len() as u64 + BACK_BYTES as u64;
         let free = disk::free(journal).map_err(io_error("ask for the free space of", journal))?;
         if free < bytes.saturating_add(FREE_BYTES) {
             return Err(StoreError::Full(bytes));
         }
         let head = PackHead::new(id);
-        let written = File::create(&temporary).and_then(|file| {
+        let mut front = vec![0; BLOCK_AT as usize];
+        front[..64].copy_from_slice(&head.encode());
+        let written = File::create(&path).and_then(|file| {
+            file.write_all_at(&front, 0)?;
             let mut at = BLOCK_AT;
-            // In pieces: a commit that is synced meanwhile may have to wait for what is not.
-            for piece in block.chunks(PACK_SYNC_BYTES as usize) {
+            for piece in block.chunks(SYNC_BYTES) {
                 file.write_all_at(piece, at)?;
                 file.sync_data()?;
                 at += piece.len() as u64;
             }
-            file.write_all_at(&head.encode(), 0)?;
+            file.write_all_at(&[0; BACK_BYTES], at)?;
+            file.sync_all()?;
             Ok(file)
         });
-        let file = written.map_err(|error| refuse(error, &temporary, bytes))?;
-        Ok(Self {
-            journal: journal.to_owned(),
-            head,
-            temporary,
-            file,
-            block_bytes: block.len() as u64,
-            checksum: crc32c::crc32c(block),
-        })
+        let file = written.map_err(|error| refuse(error, &path, bytes))?;
+        sync_dir(journal)?;
+        Ok(Self { head, path, file, block_bytes: block.len() as u64, checksum: crc32c::crc32c(block) })
     }
 
     /// CRC32C of the block.
@@ -90,15 +91,15 @@ impl BlockPack {
         self.checksum
     }
 
-    /// Says which messages these are. When it returns, the pack and its name are durable. `None` where there is no room
-    /// to say so, with nothing left behind: only a publish to some hundred topics at once has as much to say.
+    /// Says which messages these are. When it returns, the pack is durable. `None` where there is no room to say so, with
+    /// nothing left behind: only a publish to some hundred topics at once has as much to say.
     ///
     /// # Errors
     /// [`StoreError::Full`] where there is no space, with nothing left behind.
     pub fn finish(self, published: &Published) -> Result<Option<Pack>, StoreError> {
-        let Self { journal, head, temporary, file, block_bytes, checksum } = self;
+        let Self { head, path, file, block_bytes, checksum } = self;
         let id = head.id;
-        let fail = |error| io_error("encode messages for", &temporary)(io::Error::other(error));
+        let fail = |error| io_error("encode messages for", &path)(io::Error::other(error));
         let count = published.block.count() as u32;
         let publish = PublishedHead {
             targets: published.targets.clone(),
@@ -110,8 +111,15 @@ impl BlockPack {
         };
         let mut front = vec![0; ENTRY_HEAD_BYTES];
         codec::encode_published(&publish, &mut front).map_err(fail)?;
-        if front.len() > FRONT_BYTES {
-            super::remove(&temporary)?;
+        let range_of = |first: u64| OffsetRange::new(first, first + u64::from(count));
+        let mut index = SegmentIndex::default();
+        for &(topic, first) in &published.targets {
+            index.add(topic, range_of(first.0), ENTRIES_START, block_bytes);
+        }
+        let mut back = vec![0; ENTRY_HEAD_BYTES];
+        index.encode(&mut back).map_err(fail)?;
+        if front.len() > FRONT_BYTES || back.len() as u64 + ENTRY_ALIGNMENT > BACK_BYTES as u64 {
+            super::remove(&path)?;
             return Ok(None);
         }
         front.resize(FRONT_BYTES, codec::tag::NOTHING);
@@ -127,13 +135,6 @@ impl BlockPack {
         let (bytes, chain) = entry.encode(head.seed);
         front[..ENTRY_HEAD_BYTES].copy_from_slice(&bytes);
         let index_at = entry.end();
-        let mut index = SegmentIndex::default();
-        let range_of = |first: u64| OffsetRange::new(first, first + u64::from(count));
-        for &(topic, first) in &published.targets {
-            index.add(topic, range_of(first.0), ENTRIES_START, block_bytes);
-        }
-        let mut back = vec![0; ENTRY_HEAD_BYTES];
-        index.encode(&mut back).map_err(fail)?;
         entry.kind = Kind::Index;
         entry.position.at = index_at;
         entry.synced.at = index_at;
@@ -143,15 +144,11 @@ impl BlockPack {
         entry.blocks_bytes = 0;
         back[..ENTRY_HEAD_BYTES].copy_from_slice(&entry.encode(head.seed).0);
         let end = entry.end();
-        let path = id.path(&journal);
         let written = file
             .write_all_at(&front, ENTRIES_START)
             .and_then(|()| file.write_all_at(&back, index_at))
-            .and_then(|()| file.set_len(end))
-            .and_then(|()| file.sync_all())
-            .and_then(|()| fs::rename(&temporary, &path));
-        written.map_err(|error| refuse(error, &temporary, end))?;
-        sync_dir(&journal)?;
+            .and_then(|()| file.sync_data());
+        written.map_err(|error| refuse(error, &path, end))?;
         let place = Elsewhere { pack: id.number, index: index_at, bytes: end };
         Ok(Some(Pack::of(&publish, place, id.epoch)))
     }
@@ -161,12 +158,13 @@ impl BlockPack {
     /// # Errors
     /// Where it cannot be removed.
     pub fn abandon(self) -> Result<(), StoreError> {
-        super::remove(&self.temporary)
+        super::remove(&self.path)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::sync::Arc;
 
     use super::super::Shared;
@@ -185,13 +183,12 @@ mod tests {
         let id = FileId::pack(Epoch(3), 2);
         let block = MessageBlock::encode(&[Message::new(vec![7; 9 << 20]), Message::new("last")]);
         let written = BlockPack::write(dir.path(), id, block.bytes()).unwrap();
-        assert!(!id.path(dir.path()).exists(), "it does not count yet");
         let targets = vec![(TopicId(4), Offset(100)), (TopicId(2), Offset(0))];
         let published = Published { targets, origin: None, at: Timestamp(5), block: block.clone() };
         let pack = written.finish(&published).unwrap().unwrap();
         let path = id.path(dir.path());
         let file = File::open(&path).unwrap();
-        assert_eq!(file.metadata().unwrap().len(), pack.bytes);
+        assert!(file.metadata().unwrap().len() >= pack.bytes);
 
         let head = PackHead::read(&file, &path, id).unwrap();
         let mut walk = Walk::new(&file, &path, head.marks(), ENTRIES_START, Some(head.seed));

@@ -20,8 +20,8 @@
 //!
 //! Numbers are little-endian. Entries are those of a segment, with the epoch, number and seed of the pack; everything
 //! before each is taken to be synced. Every head of a commit is a publish; the offsets of a topic ascend through the
-//! file. The file is made under the name with `.new` behind it, synced and renamed, so one called `.pack`
-//! is whole.
+//! file. The file is made under the name with `.new` behind it, synced and renamed; only that of a single block has its
+//! name before it is whole.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -350,11 +350,11 @@ impl PackWriter {
 }
 
 /// A full disk leaves nothing behind.
-pub(super) fn refuse(error: io::Error, temporary: &Path, bytes: u64) -> StoreError {
+pub(super) fn refuse(error: io::Error, path: &Path, bytes: u64) -> StoreError {
     if !is_full(&error) {
-        return io_error("write to", temporary)(error);
+        return io_error("write to", path)(error);
     }
-    match super::remove(temporary) {
+    match super::remove(path) {
         Ok(()) => StoreError::Full(bytes),
         Err(error) => error,
     }
