@@ -31,11 +31,13 @@ pub mod journal;
 pub mod open_files;
 pub mod pack;
 pub mod packing;
+pub mod parts;
 pub mod places;
 pub mod preallocation;
 pub mod reader;
 pub mod recovery;
 pub mod removal;
+pub mod replayed_segment;
 pub mod segment;
 pub mod staging;
 pub mod upkeep;
@@ -200,6 +202,7 @@ impl Store for FileStore {
     }
 
     fn image(&mut self, snapshot: &mut dyn FnMut() -> Snapshot) -> Result<Box<dyn Image>, StoreError> {
+        self.check()?;
         Ok(Box::new(FileImage::of(&self.shared, snapshot())))
     }
 

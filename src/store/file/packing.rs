@@ -144,7 +144,7 @@ impl Packing {
             let before = pieces.len();
             self.add_pieces(shared, reader, file, &mut pieces)?;
             if pieces.len() >= PACK_RUNS_MAX {
-                pieces.truncate(before.max(1));
+                pieces.truncate(before);
                 break;
             }
         }

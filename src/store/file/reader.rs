@@ -10,7 +10,6 @@
 
 use std::collections::HashMap;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -19,13 +18,14 @@ use super::entry::{ENTRY_HEAD_BYTES, EntryHead, Kind};
 use super::file_id::FileId;
 use super::index::SegmentIndex;
 use super::open_files::OpenFile;
+use super::parts::Parts;
 use super::places::{Found, IndexPlace};
 use super::segment::{ENTRIES_START, Position};
 use super::walk::{Depth, Step, Walk, published};
 use super::window::{WINDOW_BYTES_MAX, Window};
 use super::{Shared, damaged, io_error};
-use crate::model::chunk::{Chunk, Origin, Stamp};
-use crate::model::id::{Offset, OffsetRange, Sequence, TopicId};
+use crate::model::chunk::Chunk;
+use crate::model::id::{Offset, OffsetRange, TopicId};
 use crate::model::message::MessageBlock;
 use crate::store::codec::{self, Head, PublishedHead};
 use crate::store::{Reader, StoreError};
@@ -61,37 +61,6 @@ struct Cursor {
 impl Cursor {
     fn kept_bytes(&self) -> usize {
         self.block.as_ref().map_or(0, |(_, block, _)| block.bytes().len())
-    }
-}
-
-/// A chunk that is being put together.
-#[derive(Debug, Default)]
-struct Parts {
-    pieces: Vec<u8>,
-    whole: Option<Bytes>,
-    stamps: Vec<Stamp>,
-    count: u64,
-}
-
-impl Parts {
-    fn len(&self) -> usize {
-        self.pieces.len() + self.whole.as_ref().map_or(0, Bytes::len)
-    }
-
-    fn add(&mut self, head: &PublishedHead, skipped: u64, count: u64) {
-        let origin = head.origin.map(|origin| Origin {
-            producer: origin.producer,
-            sequence: Sequence(origin.sequence.0 + skipped),
-        });
-        self.stamps.push(Stamp { count: count as u32, published_at: head.at, origin });
-        self.count += count;
-    }
-
-    fn finish(self) -> Bytes {
-        match self.whole {
-            Some(whole) => whole,
-            None => self.pieces.into_boxed_slice().into(),
-        }
     }
 }
 
@@ -143,14 +112,18 @@ impl FileReader {
         }
     }
 
-    /// The index of a file that is not being written. `None` where the file is gone.
+    /// The index of a file that is not being written, which is not kept for others. `None` where the file is gone.
     ///
     /// # Errors
     /// Where it cannot be read, or made anew.
     pub fn index_of(&mut self, file: FileId) -> Result<Option<Arc<SegmentIndex>>, StoreError> {
         let Some(place) = self.shared.places().files().get(file) else { return Ok(None) };
         match self.file(file)? {
-            Some(open) => self.index(&open, place.index, place.index.unwrap_or(place.end)).map(Some),
+            Some(open) => {
+                let limit = place.index.unwrap_or(place.end);
+                let kept = self.shared.indexes().find(file);
+                kept.map_or_else(|| self.make_index(&open, place.index, limit), Ok).map(Some)
+            }
             None => self.refuse_missing(file).map(|()| None),
         }
     }
@@ -200,10 +173,10 @@ impl FileReader {
             {
                 let range = OffsetRange::new(first.0, first.0 + u64::from(head.count));
                 let wanted = OffsetRange { start: next, end: found.end.min(range.end) };
-                next.0 += take_part(&mut parts, &block, &head, first, wanted, bytes_max);
+                next.0 += parts.take_part(&block, &head, first, wanted, bytes_max);
                 if next < range.end {
                     self.keep_cursor(topic, Cursor { next, entry, block: Some((first, block, head)) });
-                    return finish(parts, from, &file.path, entry.1);
+                    return parts.finish(from, &file.path, entry.1);
                 }
                 entry.1
             }
@@ -214,13 +187,13 @@ impl FileReader {
             },
         };
         let mut block = None;
-        while next < found.end && (parts.count == 0 || parts.len() < bytes_max) && block.is_none() {
+        while next < found.end && (parts.count == 0 || parts.byte_len() < bytes_max) && block.is_none() {
             let (entry, heads) = self.entry(file, at, found.limit)?;
             let mut block_at = entry.blocks_at();
             for head in published(&heads) {
                 let range = target_range(head, topic).filter(|range| range.contains(next));
                 if let Some(range) = range.filter(|_| next < found.end) {
-                    let room = bytes_max.saturating_sub(parts.len());
+                    let room = bytes_max.saturating_sub(parts.byte_len());
                     let is_wanted = range.start == next && range.end <= found.end;
                     if is_wanted && head.bytes as usize <= room {
                         if parts.count == 0 && range.end < found.end {
@@ -233,7 +206,7 @@ impl FileReader {
                         let bytes = self.block(file, block_at, found.limit, head)?;
                         let whole = decode_block(file, block_at, head, bytes)?;
                         let wanted = OffsetRange { start: next, end: found.end.min(range.end) };
-                        next.0 += take_part(&mut parts, &whole, head, range.start, wanted, bytes_max);
+                        next.0 += parts.take_part(&whole, head, range.start, wanted, bytes_max);
                         if next < range.end {
                             block = Some((range.start, whole, head.clone()));
                             break;
@@ -251,7 +224,7 @@ impl FileReader {
         }
         let entry = (found.file, at);
         self.keep_cursor(topic, Cursor { next, entry, block });
-        finish(parts, from, &file.path, at)
+        parts.finish(from, &file.path, at)
     }
 
     fn take_cursor(&mut self, topic: TopicId) -> Option<Cursor> {
@@ -291,7 +264,7 @@ impl FileReader {
         })
     }
 
-    /// The index of a file, which is at `index_at` in it, or made anew of what lies before `limit`.
+    /// The index of a file, kept for the next read.
     fn index(
         &mut self,
         file: &OpenFile,
@@ -301,7 +274,19 @@ impl FileReader {
         if let Some(index) = self.shared.indexes().find(file.id) {
             return Ok(index);
         }
-        let index = Arc::new(match index_at {
+        let index = self.make_index(file, index_at, limit)?;
+        self.shared.keep_index(file.id, Arc::clone(&index));
+        Ok(index)
+    }
+
+    /// The index of a file, which is at `index_at` in it, or made anew of what lies before `limit`.
+    fn make_index(
+        &mut self,
+        file: &OpenFile,
+        index_at: Option<u64>,
+        limit: u64,
+    ) -> Result<Arc<SegmentIndex>, StoreError> {
+        Ok(Arc::new(match index_at {
             Some(at) => self.load_index(file, at).or_else(|error| {
                 if !matches!(error, StoreError::Damaged { .. }) {
                     return Err(error);
@@ -310,9 +295,7 @@ impl FileReader {
                 build_index(file, limit)
             })?,
             None => build_index(file, limit)?,
-        });
-        self.shared.keep_index(file.id, Arc::clone(&index));
-        Ok(index)
+        }))
     }
 
     fn load_index(&mut self, file: &OpenFile, at: u64) -> Result<SegmentIndex, StoreError> {
@@ -398,43 +381,6 @@ impl FileReader {
 fn target_range(head: &PublishedHead, topic: TopicId) -> Option<OffsetRange> {
     let (_, first) = head.targets.iter().find(|(target, _)| *target == topic)?;
     Some(OffsetRange::new(first.0, first.0 + u64::from(head.count)))
-}
-
-/// Adds the wanted messages of a block, as many as fit; one at least where the chunk is empty.
-fn take_part(
-    parts: &mut Parts,
-    block: &MessageBlock,
-    head: &PublishedHead,
-    first: Offset,
-    wanted: OffsetRange,
-    bytes_max: usize,
-) -> u64 {
-    let (start, end_max) = ((wanted.start.0 - first.0) as usize, (wanted.end.0 - first.0) as usize);
-    let room = bytes_max.saturating_sub(parts.len());
-    let mut end = if parts.count == 0 { start + 1 } else { start };
-    while end < end_max.min(block.count()) && block.byte_len(start, end + 1) <= room {
-        end += 1;
-    }
-    if end > start {
-        if let Some(whole) = parts.whole.take() {
-            parts.pieces.extend_from_slice(&whole);
-        }
-        parts.pieces.extend_from_slice(&block.bytes()[block.position(start)..block.position(end)]);
-        parts.add(head, start as u64, (end - start) as u64);
-    }
-    (end - start) as u64
-}
-
-/// Makes the chunk; `at` is where the last messages came from.
-fn finish(mut parts: Parts, first: Offset, path: &Path, at: u64) -> Result<Chunk, StoreError> {
-    let (count, stamps) = (parts.count, std::mem::take(&mut parts.stamps));
-    let block = MessageBlock::from_store(parts.finish())
-        .ok()
-        .filter(|block| block.count() as u64 == count)
-        .ok_or_else(|| {
-        damaged(path, at, "the messages of an entry are not as many as its records say")
-    })?;
-    Ok(Chunk { first, block, stamps })
 }
 
 fn decode_block(

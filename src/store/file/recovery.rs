@@ -15,7 +15,6 @@
 //! of another epoch is written, shortened or removed here.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -24,7 +23,8 @@ use super::entry::ENTRY_ALIGNMENT;
 use super::folder::Folder;
 use super::pack::Pack;
 use super::places::Places;
-use super::segment::{Position, SegmentHead, SegmentId};
+use super::replayed_segment::{Pass, ReplayedSegment, SegmentEnd};
+use super::segment::{Position, SegmentId};
 use super::walk::{self, Depth, Step, Walk};
 use super::{damaged, io_error};
 use crate::disk;
@@ -234,9 +234,8 @@ impl Recovery {
         let mut position = start;
         let mut is_start = from.is_none();
         loop {
-            let path = position.segment.path(&self.journal);
-            let file = open(&path)?;
-            let head = SegmentHead::read(&file, &path, position.segment)?;
+            let mut segment = ReplayedSegment::open(&self.journal, position.segment, chain)?;
+            let (path, head) = (segment.path.clone(), segment.head);
             if is_start && head.continues != self.end {
                 let what =
                     format!("epoch {epoch} continues {:?}, but {:?} was found", head.continues, self.end);
@@ -244,12 +243,11 @@ impl Recovery {
             }
             is_start = false;
             if from.is_none_or(|(from, _)| from.segment != position.segment) {
-                let bytes = disk::length(&file).map_err(io_error("look at", &path))?;
+                let bytes = disk::length(&segment.file).map_err(io_error("look at", &path))?;
                 self.places.open_segment(position.segment, position.at, bytes);
             } else {
                 self.places.continue_segment(position.segment);
             }
-            let mut segment = OpenSegment { path, file, head, chain: Some(chain.unwrap_or(head.seed)) };
             let end = self.apply_segment(&mut segment, position.at, accepted)?;
             self.tail_bytes += end.at() - position.at;
             position.at = end.at();
@@ -266,7 +264,7 @@ impl Recovery {
 
     fn apply_segment(
         &mut self,
-        segment: &mut OpenSegment,
+        segment: &mut ReplayedSegment,
         from: u64,
         accepted: Accepted,
     ) -> Result<SegmentEnd, StoreError> {
@@ -283,7 +281,7 @@ impl Recovery {
                 // A master that is slow to notice that it has lost may have written here after it was read, and then
                 // behind it. Read afresh, what was synced before the one behind is there, or it is damaged.
                 Pass::Gap(at, _) if accepted == Accepted::WhatIsValid && looked_again_at != Some(at) => {
-                    segment.file = open(&segment.path)?;
+                    segment.open_anew()?;
                     (from, looked_again_at) = (at, Some(at));
                 }
                 Pass::Gap(at, what) => return Err(damaged(&segment.path, at, what)),
@@ -298,7 +296,7 @@ impl Recovery {
     /// Applies the entries of a segment from `from` on, up to its end or a gap.
     fn walk_segment(
         &mut self,
-        segment: &mut OpenSegment,
+        segment: &mut ReplayedSegment,
         from: u64,
         accepted: Accepted,
     ) -> Result<Pass, StoreError> {
@@ -344,7 +342,7 @@ impl Recovery {
     fn step(
         &self,
         walk: &mut Walk<'_>,
-        segment: &OpenSegment,
+        segment: &ReplayedSegment,
         accepted: Accepted,
     ) -> Result<Step, StoreError> {
         let here = Position { segment: segment.head.id, at: walk.at() };
@@ -358,16 +356,14 @@ impl Recovery {
     }
 
     /// Whether the journal has an entry of the same epoch behind `after`.
-    fn is_followed(&self, segment: &OpenSegment, after: Position) -> Result<bool, StoreError> {
+    fn is_followed(&self, segment: &ReplayedSegment, after: Position) -> Result<bool, StoreError> {
         if walk::is_followed(&segment.file, &segment.path, segment.head, after)? {
             return Ok(true);
         }
         let later = self.folder.segments.range(after.segment.next()..);
         for &id in later.take_while(|later| later.epoch == after.segment.epoch) {
-            let path = id.path(&self.journal);
-            let file = open(&path)?;
-            let head = SegmentHead::read(&file, &path, id)?;
-            if walk::is_followed(&file, &path, head, after)? {
+            let later = ReplayedSegment::open(&self.journal, id, None)?;
+            if walk::is_followed(&later.file, &later.path, later.head, after)? {
                 return Ok(true);
             }
         }
@@ -427,56 +423,6 @@ impl Recovery {
             _ => Sealed { epoch, segment: 0, bytes: 0 },
         };
         Manifest { epoch, mode: Mode::File, sealed: epochs.map(seal).collect(), database: None }
-    }
-}
-
-/// What a walk through a segment came to.
-enum Pass {
-    End(SegmentEnd),
-    /// No valid entry where one was synced, and what is wrong.
-    Gap(u64, &'static str),
-}
-
-enum SegmentEnd {
-    /// The epoch ends here.
-    Last(u64),
-    /// The epoch goes on in the next segment.
-    Full(u64),
-}
-
-impl SegmentEnd {
-    const fn at(&self) -> u64 {
-        match self {
-            Self::Last(at) | Self::Full(at) => *at,
-        }
-    }
-}
-
-struct OpenSegment {
-    path: PathBuf,
-    file: File,
-    head: SegmentHead,
-    chain: Option<u32>,
-}
-
-impl OpenSegment {
-    fn sync(&self) -> Result<(), StoreError> {
-        self.file.sync_data().map_err(io_error("sync", &self.path))
-    }
-
-    /// Makes the system read from the disk: after a sync that failed, memory can hold what the disk does not.
-    fn forget_cached(&self, from: u64) -> Result<(), StoreError> {
-        rustix::fs::fadvise(&self.file, from, None, rustix::fs::Advice::DontNeed)
-            .map_err(|error| io_error("drop cached pages of", &self.path)(error.into()))
-    }
-}
-
-fn open(path: &Path) -> Result<File, StoreError> {
-    match disk::open(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            Err(StoreError::Missing { path: path.to_owned() })
-        }
-        opened => opened.map_err(io_error("open", path)),
     }
 }
 
