@@ -30,6 +30,8 @@ use crate::store::digest::Digest;
 use crate::store::image::{self, Fill, Image};
 use crate::store::manifest::Manifest;
 use crate::store::source::Source;
+pub use crate::store::survey::Damage;
+use crate::store::survey::{Readable, Survey, survey};
 use crate::store::{Fenced, Mode, OpenOptions, Predecessors, StoreError};
 
 /// Bytes of a segment, or of a log between checkpoints, while a store is made.
@@ -224,6 +226,34 @@ impl Origin {
         let reader = Reader::open(input)?;
         let mode = reader.origin().mode;
         Ok(Self { source: Source::Archive(Box::new(reader)), mode, lock: None })
+    }
+}
+
+/// What of a store, a backup, or what a conversion has put away can be read, and what cannot. Nothing of it is changed.
+///
+/// # Errors
+/// Where it is served, there is none, or nothing can be told at all.
+pub fn verify(dir: &Path, watch: &mut dyn FnMut(u64)) -> Result<Surveyed, OfflineError> {
+    let (lock, manifest) = hold(dir)?;
+    let survey = survey(dir, &manifest, watch)?;
+    Ok(Surveyed { survey, mode: manifest.mode, lock })
+}
+
+/// A store that was surveyed. Nobody serves it for as long as this lives.
+pub struct Surveyed {
+    /// What was found.
+    pub survey: Survey,
+    /// The mode of the store.
+    pub mode: Mode,
+    lock: Option<StoreLock>,
+}
+
+impl Surveyed {
+    /// What can be read, to make another store of it; `None` where the state itself cannot be read.
+    #[must_use]
+    pub fn into_origin(self) -> Option<Origin> {
+        let readable = Readable::of(self.survey)?;
+        Some(Origin { source: Source::Image(Box::new(readable)), mode: self.mode, lock: self.lock })
     }
 }
 

@@ -409,3 +409,145 @@ fn a_restore_that_was_killed_is_no_store() {
     let refused = run(&["store", "restore", &world.path("backup"), &target]).failed(1);
     assert!(refused.contains("half"), "{refused}");
 }
+
+/// Changes a byte in every place in the files of a store that holds this text.
+fn damage(store: &str, text: &str) -> usize {
+    let mut damaged = 0;
+    for (path, mut bytes) in contents(store) {
+        let places: Vec<usize> = (0..bytes.len().saturating_sub(text.len()))
+            .filter(|&at| bytes[at..].starts_with(text.as_bytes()))
+            .collect();
+        for &at in &places {
+            bytes[at] ^= 0x20;
+            damaged += 1;
+        }
+        if !places.is_empty() {
+            std::fs::write(&path, bytes).unwrap();
+        }
+    }
+    damaged
+}
+
+#[test]
+fn damage_is_listed_with_what_it_touches_and_the_rest_is_salvaged() {
+    for mode in ["file", "database"] {
+        let mut world = World::new();
+        let store = world.store();
+        world.start(0, mode, "master");
+        // Each in a commit of its own.
+        for number in 0..20 {
+            world.publish(number, number + 1);
+        }
+        assert_eq!(world.consume("billing", 4), bodies(0, 4));
+        let refused = run(&["store", "verify", "--store", &store]).failed(1);
+        assert!(refused.contains("a node serves this store"), "{refused}");
+        world.stop();
+        let whole = run(&["store", "verify", "--store", &store, "--json"]).json();
+        assert_eq!(whole[0]["damages"], serde_json::json!([]), "{mode}");
+
+        assert!(damage(&store, "message 7") > 0);
+        assert!(damage(&store, "message 12") > 0);
+        let before = contents(&store);
+        let listed = run(&["store", "verify", "--store", &store, "--json"]);
+        assert_eq!(listed.code, Some(1), "{listed:?}");
+        let listed: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+        let lost: Vec<_> = listed["damages"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|damage| {
+                assert!(damage["file"].as_str().unwrap().starts_with(&store), "{damage}");
+                (
+                    damage["topic"].as_str().unwrap(),
+                    damage["first"].as_u64().unwrap(),
+                    damage["end"].as_u64().unwrap(),
+                )
+            })
+            .collect();
+        assert_eq!(lost, [("orders", 7, 8), ("orders", 12, 13)], "{mode}");
+        let text = run(&["store", "verify", "--store", &store]);
+        assert!(String::from_utf8_lossy(&text.stdout).contains("lost: 1 message of orders, from offset 7"));
+        assert!(text.stderr.contains("baton store salvage"), "{}", text.stderr);
+
+        let salvaged = world.path("salvaged");
+        let told = run(&["store", "salvage", &store, &salvaged]).ok();
+        assert!(told.contains("from offset 12") && told.contains("is a store in"), "{told}");
+        assert!(contents(&store) == before, "the damaged store is only read");
+        run(&["store", "verify", "--store", &salvaged]).ok();
+        world.start_on(0, &salvaged, &[]);
+        world.wait_for(0, "master");
+        let rest = [bodies(4, 7), bodies(8, 12), bodies(13, 20)].concat();
+        assert_eq!(world.consume("billing", rest.len()), rest, "{mode}");
+        world.publish(30, 31);
+        assert_eq!(world.consume("billing", 1), bodies(30, 31));
+        world.stop();
+    }
+}
+
+/// A journal whose state cannot be replayed to its end is not served; what was before the damage is salvaged.
+#[test]
+fn what_was_committed_before_damage_in_a_journal_is_salvaged() {
+    let mut world = World::new();
+    let store = world.store();
+    world.start(0, "file", "master");
+    for number in 0..20 {
+        world.publish(number, number + 1);
+    }
+    // Killed, so that all of it must be replayed.
+    world.kill();
+    let journal = format!("{store}/journal");
+    let log = contents(&journal)
+        .into_iter()
+        .find(|(path, _)| path.extension().is_some_and(|e| e == "log"))
+        .unwrap();
+    let (path, mut bytes) = log;
+    // Heads stand before the messages of their entry.
+    let at = bytes.windows(10).position(|window| window == b"message 10").unwrap();
+    bytes[at - 40..at + 10].fill(0xa5);
+    std::fs::write(&path, &bytes).unwrap();
+    world.start_on(0, &store, &[]);
+    let mut node = world.nodes.pop().unwrap();
+    assert_eq!(wait_for_end(&mut node).code(), Some(1));
+    assert!(world.log(0).contains("baton store verify"), "{}", world.log(0));
+    let listed = run(&["store", "verify", "--store", &store]);
+    assert_eq!(listed.code, Some(1));
+    let text = String::from_utf8_lossy(&listed.stdout).into_owned();
+    assert!(text.contains("byte") && text.contains("what was committed behind it is lost"), "{text}");
+    let salvaged = world.path("salvaged");
+    run(&["store", "salvage", &store, &salvaged]).ok();
+    world.start_on(0, &salvaged, &[]);
+    world.wait_for(0, "master");
+    assert_eq!(world.consume("billing", 10), bodies(0, 10));
+}
+
+/// Where a row of the catalog is damaged, what it stood for is lost, and all else is kept.
+#[test]
+fn what_is_left_of_a_damaged_catalog_is_salvaged() {
+    let mut world = World::new();
+    let store = world.store();
+    world.start(0, "database", "master");
+    world.publish(0, 5);
+    for topic in ["zebras", "unicorns"] {
+        world.run(&["publish", topic, "one", "two"]).ok();
+        world.run(&["group", "create", topic, "readers"]).ok();
+    }
+    world.stop();
+    let database =
+        contents(&store).into_iter().find(|(path, _)| path.extension().is_some_and(|e| e == "db")).unwrap();
+    let (path, mut bytes) = database;
+    let at = bytes.windows(8).position(|window| window == b"unicorns").unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    let listed = run(&["store", "verify", "--store", &store]);
+    assert_eq!(listed.code, Some(1));
+    assert!(String::from_utf8_lossy(&listed.stdout).contains("table topic"), "{listed:?}");
+    let salvaged = world.path("salvaged");
+    let told = run(&["store", "salvage", &store, &salvaged]).ok();
+    assert!(told.contains("is lost with its topic"), "{told}");
+    world.start_on(0, &salvaged, &[]);
+    world.wait_for(0, "master");
+    assert_eq!(world.consume("billing", 5), bodies(0, 5));
+    let zebras =
+        world.run(&["consume", "zebras", "--group", "readers", "--count", "2", "--idle-timeout", "20s"]);
+    assert_eq!(zebras.ok(), "one\ntwo\n");
+}

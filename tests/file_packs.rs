@@ -263,7 +263,8 @@ fn a_pack_that_is_lost_or_cut_is_missed() {
 
 /// Compares what a dead store has.
 fn check_image(scene: &Scene) {
-    let mut image = file::look(scene.dir.path()).unwrap();
+    let manifest = Manifest::newest(scene.dir.path(), scene.epoch).unwrap().unwrap();
+    let mut image = file::look(scene.dir.path(), &manifest).unwrap();
     for (&topic, state) in &scene.model.snapshot.topics {
         let mut next = state.next_run(state.start).start;
         while next < state.end {

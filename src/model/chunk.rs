@@ -44,4 +44,22 @@ impl Chunk {
     pub fn range(&self) -> OffsetRange {
         OffsetRange::new(self.first.0, self.first.0 + self.block.count() as u64)
     }
+
+    /// The messages below `end`, which is behind the first.
+    #[must_use]
+    pub fn up_to(self, end: Offset) -> Self {
+        let count =
+            self.block.count().min(usize::try_from(end.0.saturating_sub(self.first.0)).unwrap_or(usize::MAX));
+        if count == self.block.count() {
+            return self;
+        }
+        let mut left = count as u64;
+        let mut stamps = self.stamps;
+        stamps.retain_mut(|stamp| {
+            stamp.count = u32::try_from(left).map_or(stamp.count, |left| stamp.count.min(left));
+            left -= u64::from(stamp.count);
+            stamp.count > 0
+        });
+        Self { first: self.first, block: self.block.part(0, count), stamps }
+    }
 }

@@ -23,6 +23,7 @@ pub mod manifest;
 pub mod query;
 pub mod source;
 pub mod space;
+pub mod survey;
 
 use std::path::PathBuf;
 
@@ -163,7 +164,7 @@ pub enum StoreError {
         message: String,
     },
     /// Bytes on disk are not what was written. The node refuses to serve incomplete data.
-    #[error("{}: damaged{}: {what}", path.display(), at(*position))]
+    #[error("{}: damaged{}: {what}; `baton store verify` lists all damage; then restore a backup, or copy what is left with `baton store salvage`", path.display(), at(*position))]
     Damaged {
         /// The file.
         path: PathBuf,

@@ -4,6 +4,8 @@ mod backup;
 mod convert;
 mod query;
 mod restore;
+mod salvage;
+mod verify;
 
 use clap::Subcommand;
 
@@ -13,6 +15,8 @@ pub enum StoreCommand {
     Query(query::QueryArgs),
     Backup(backup::BackupArgs),
     Restore(restore::RestoreArgs),
+    Verify(verify::VerifyArgs),
+    Salvage(salvage::SalvageArgs),
     Convert(convert::ConvertArgs),
 }
 
@@ -22,6 +26,8 @@ pub fn run(command: StoreCommand) -> anyhow::Result<()> {
         StoreCommand::Query(args) => query::run(args),
         StoreCommand::Backup(args) => backup::run(&args),
         StoreCommand::Restore(args) => restore::run(&args),
+        StoreCommand::Verify(args) => verify::run(&args),
+        StoreCommand::Salvage(args) => salvage::run(&args),
         StoreCommand::Convert(args) => convert::run(&args),
     }
 }

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 
 use super::super::StoreError;
 use super::connection::failed;
-use super::rows::{self, ReadError};
+use super::rows::{self, ReadError, Tolerance};
 use crate::model::id::{GroupId, Offset, OffsetRange, ProducerId, Sequence, TopicId};
 use crate::model::name::Name;
 use crate::model::ranges::RangeSet;
@@ -64,31 +64,62 @@ impl Catalog {
     /// The database's own, and [`StoreError::Damaged`] where a row is not what was written, or is missing.
     pub(super) fn load(connection: &Connection, path: &Path) -> Result<Self, StoreError> {
         let mut catalog = Self { next_stretch: 1, ..Self::default() };
-        catalog.read(connection).map_err(|error| match error {
+        catalog.read(connection, &mut Tolerance::Nothing).map_err(|error| match error {
             ReadError::Damaged(what) => StoreError::Damaged { path: path.to_owned(), position: 0, what },
             ReadError::Database(error) => failed("read the catalog")(error),
         })?;
         Ok(catalog)
     }
 
-    fn read(&mut self, connection: &Connection) -> Result<(), ReadError> {
-        self.read_topics(connection)?;
-        self.read_groups(connection)?;
-        rows::PRODUCER.each(connection, |row| {
+    /// Reads what is left of the state in a database that is damaged. Answers what is not.
+    ///
+    /// # Errors
+    /// The database's own, where it cannot be read at all.
+    pub(super) fn load_what_is_left(
+        connection: &Connection,
+        path: &Path,
+    ) -> Result<(Self, Vec<String>), StoreError> {
+        let mut catalog = Self { next_stretch: 1, ..Self::default() };
+        let mut tolerance = Tolerance::Noted(Vec::new());
+        catalog.read(connection, &mut tolerance).map_err(|error| match error {
+            ReadError::Damaged(what) => StoreError::Damaged { path: path.to_owned(), position: 0, what },
+            ReadError::Database(error) => failed("read the catalog")(error),
+        })?;
+        let Tolerance::Noted(mut noted) = tolerance else { return Ok((catalog, Vec::new())) };
+        let Self { snapshot, .. } = &mut catalog;
+        let Snapshot { topics, groups, producers, next, .. } = snapshot;
+        groups.retain(|id, group| {
+            let kept = topics.contains_key(&group.topic);
+            if !kept {
+                noted.push(format!("group {id} ({}) is lost with its topic {}", group.name, group.topic));
+            }
+            kept
+        });
+        // Where the numbers of the whole store are lost, an id that was given and is gone may be given again.
+        next.topic = next.topic.max(topics.keys().next_back().map_or(TopicId(0), |id| id.next()));
+        next.group = next.group.max(groups.keys().next_back().map_or(GroupId(0), |id| id.next()));
+        next.producer = next.producer.max(producers.keys().next_back().map_or(ProducerId(0), |id| id.next()));
+        Ok((catalog, noted))
+    }
+
+    fn read(&mut self, connection: &Connection, tolerance: &mut Tolerance) -> Result<(), ReadError> {
+        self.read_topics(connection, tolerance)?;
+        self.read_groups(connection, tolerance)?;
+        rows::PRODUCER.each(connection, tolerance, |row| {
             let (name, last) = (name(row, 1)?, Sequence(number(row, 2)?));
             let state = ProducerState { name, last, seen_at: Timestamp(number(row, 3)?) };
             self.snapshot.producers.insert(ProducerId(number(row, 0)?), state);
             Ok(())
         })?;
-        self.read_meta(connection)
+        self.read_meta(connection, tolerance)
     }
 
     /// Reads the numbers of the whole store. A row that is lost has no checksum that could tell: the counts do, of
     /// what messages would be lost with.
-    fn read_meta(&mut self, connection: &Connection) -> Result<(), ReadError> {
+    fn read_meta(&mut self, connection: &Connection, tolerance: &mut Tolerance) -> Result<(), ReadError> {
         let snapshot = &mut self.snapshot;
         let mut found = 0;
-        rows::META.each(connection, |row| {
+        rows::META.each(connection, tolerance, |row| {
             found += 1;
             snapshot.next.topic = TopicId(small(row, 1)?);
             snapshot.next.group = GroupId(small(row, 2)?);
@@ -105,15 +136,11 @@ impl Catalog {
             }
             Ok(())
         })?;
-        if found == 1 {
-            Ok(())
-        } else {
-            Err(ReadError::Damaged(format!("table meta has {found} rows, not 1")))
-        }
+        if found == 1 { Ok(()) } else { tolerance.damage(format!("table meta has {found} rows, not 1")) }
     }
 
-    fn read_topics(&mut self, connection: &Connection) -> Result<(), ReadError> {
-        rows::TOPIC.each(connection, |row| {
+    fn read_topics(&mut self, connection: &Connection, tolerance: &mut Tolerance) -> Result<(), ReadError> {
+        rows::TOPIC.each(connection, tolerance, |row| {
             let id = TopicId(small(row, 0)?);
             let (start, end) = (Offset(number(row, 3)?), Offset(number(row, 5)?));
             let (cleared, stored_at) = (Offset(number(row, 4)?), Timestamp(number(row, 6)?));
@@ -128,7 +155,7 @@ impl Catalog {
             Ok(())
         })?;
         let topics = &mut self.snapshot.topics;
-        rows::REMOVED.each(connection, |row| {
+        rows::REMOVED.each(connection, tolerance, |row| {
             let id = TopicId(small(row, 0)?);
             let topic = topics.get_mut(&id).ok_or("there is no such topic")?;
             let range = OffsetRange::new(number(row, 1)?, number(row, 2)?);
@@ -141,7 +168,7 @@ impl Catalog {
             self.removed.push((id, range));
             Ok(())
         })?;
-        rows::STRETCH.each(connection, |row| {
+        rows::STRETCH.each(connection, tolerance, |row| {
             let id = signed(row, 0)?;
             self.next_stretch = self.next_stretch.max(id + 1);
             match self.places.get_mut(&TopicId(small(row, 1)?)) {
@@ -152,9 +179,9 @@ impl Catalog {
         })
     }
 
-    fn read_groups(&mut self, connection: &Connection) -> Result<(), ReadError> {
+    fn read_groups(&mut self, connection: &Connection, tolerance: &mut Tolerance) -> Result<(), ReadError> {
         let groups = &mut self.snapshot.groups;
-        rows::GROUP.each(connection, |row| {
+        rows::GROUP.each(connection, tolerance, |row| {
             let state = GroupState {
                 topic: TopicId(small(row, 1)?),
                 name: name(row, 2)?,
@@ -168,7 +195,7 @@ impl Catalog {
             Ok(())
         })?;
         let stray = || "there is no such group".to_owned();
-        rows::SETTLED.each(connection, |row| {
+        rows::SETTLED.each(connection, tolerance, |row| {
             let group = groups.get_mut(&GroupId(small(row, 0)?)).ok_or_else(stray)?;
             let range = OffsetRange::new(number(row, 1)?, number(row, 2)?);
             if range.start <= group.floor || range.is_empty() || group.settled.insert(range) != range {
@@ -176,7 +203,7 @@ impl Catalog {
             }
             Ok(())
         })?;
-        rows::RETRY.each(connection, |row| {
+        rows::RETRY.each(connection, tolerance, |row| {
             let group = groups.get_mut(&GroupId(small(row, 0)?)).ok_or_else(stray)?;
             let reason = reason_of(&text(row, 4)?).ok_or("unknown reason")?;
             let (attempts, due_at) = (small(row, 2)?, Timestamp(number(row, 3)?));

@@ -158,7 +158,9 @@ pub(super) fn failed(action: &'static str) -> impl Fn(rusqlite::Error) -> StoreE
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
                 " (another process has the database open: end it first)"
             }
-            _ if is_damage(&error) => " (the file is damaged: restore a backup)",
+            _ if is_damage(&error) => {
+                " (the file is damaged: see `baton store verify`, then restore a backup or `baton store salvage`)"
+            }
             _ => "",
         };
         StoreError::Database { action, message: format!("{error}{hint}") }

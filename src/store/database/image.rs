@@ -17,6 +17,7 @@ use rusqlite::Connection;
 
 use super::super::StoreError;
 use super::super::image::Image;
+use super::super::survey::Damage;
 use super::catalog::Catalog;
 use super::connection::{self, Access, failed};
 use super::message::{first_row, split};
@@ -92,15 +93,22 @@ impl DatabaseImage {
     /// # Errors
     /// Where it is missing, damaged or of a newer format, or belongs to another process.
     pub(super) fn look(path: &Path) -> Result<Self, StoreError> {
-        let log = files::log(path);
-        log::check(&log)?;
-        // Opening the log where there is none would make one.
-        let access = if files::length(&log)?.is_some() { Access::Write } else { Access::Frozen };
-        let connection = connection::open(path, access)?;
-        connection.pragma_update(None, "query_only", true).map_err(failed("refuse writes"))?;
+        log::check(&files::log(path))?;
+        let connection = open_alone(path)?;
         schema::check(&connection, path)?;
         let catalog = Catalog::load(&connection, path)?;
         Ok(Self::new(connection, path, &catalog))
+    }
+
+    /// What is left in a database that may be damaged, and what is not.
+    ///
+    /// # Errors
+    /// Where it cannot be read at all.
+    pub(super) fn look_at_what_is_left(path: &Path) -> Result<(Self, Vec<String>), StoreError> {
+        let connection = open_alone(path)?;
+        schema::check(&connection, path)?;
+        let (catalog, lost) = Catalog::load_what_is_left(&connection, path)?;
+        Ok((Self::new(connection, path, &catalog), lost))
     }
 
     fn new(connection: Connection, path: &Path, catalog: &Catalog) -> Self {
@@ -117,6 +125,52 @@ impl DatabaseImage {
         let stretches = self.stretches.get(&topic)?;
         stretches.iter().find(|&&(of, _)| of == number).map(|&(_, id)| id)
     }
+}
+
+/// Opens a database that nobody serves to read it, without changing a byte.
+///
+/// # Errors
+/// Where it is missing, or belongs to another process.
+pub(super) fn open_alone(path: &Path) -> Result<Connection, StoreError> {
+    files::length(path)?.ok_or_else(|| StoreError::Missing { path: path.to_owned() })?;
+    schema::check_head(path)?;
+    // Opening the log where there is none would make one.
+    let access = if files::length(&files::log(path))?.is_some() { Access::Write } else { Access::Frozen };
+    let connection = connection::open(path, access)?;
+    connection.pragma_update(None, "query_only", true).map_err(failed("refuse writes"))?;
+    Ok(connection)
+}
+
+/// What the database itself finds wrong in its file, and what is wrong with its log.
+///
+/// # Errors
+/// Where it is of a newer format, or belongs to another process.
+pub(super) fn inspect_files(path: &Path) -> Result<Vec<Damage>, StoreError> {
+    let mut damages = Vec::new();
+    let dir = path.parent().unwrap_or(path);
+    if let Err(error) = log::check(&files::log(path)) {
+        damages.push(Damage::of(dir, &error));
+    }
+    let checked = open_alone(path).and_then(|connection| {
+        let action = "check the database";
+        let mut statement = connection.prepare("PRAGMA integrity_check").map_err(failed(action))?;
+        let lines = statement.query_map([], |row| row.get::<_, String>(0)).map_err(failed(action))?;
+        lines.collect::<rusqlite::Result<Vec<String>>>().map_err(failed(action))
+    });
+    match checked {
+        Ok(lines) => damages.extend(lines.into_iter().filter(|line| line != "ok").map(|what| Damage {
+            path: path.to_owned(),
+            position: None,
+            what,
+            lost: None,
+        })),
+        Err(error @ (StoreError::NewerFormat { .. } | StoreError::NoRights { .. })) => return Err(error),
+        Err(error) => {
+            let damage = Damage::of(dir, &error);
+            damages.push(Damage { path: path.to_owned(), ..damage });
+        }
+    }
+    Ok(damages)
 }
 
 impl Image for DatabaseImage {

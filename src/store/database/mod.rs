@@ -37,6 +37,7 @@ use super::image::{Fill, Image};
 use super::manifest::{Manifest, sync_dir};
 use super::query::Inspector;
 use super::space::FreeSpace;
+use super::survey::Damage;
 use super::{FenceCheck, Fenced, Mode, OpenOptions, Predecessor, Predecessors, Reader, Store, StoreError};
 use crate::model::id::Epoch;
 use crate::model::record::Record;
@@ -88,6 +89,28 @@ pub fn fill(options: &OpenOptions, snapshot: &Snapshot) -> Result<Box<dyn Fill>,
 /// Where it is missing, damaged or of a newer format, or belongs to another process.
 pub fn look(dir: &Path, manifest: &Manifest) -> Result<Box<dyn Image>, StoreError> {
     Ok(Box::new(DatabaseImage::look(&dir.join(database_of(manifest, dir)?))?))
+}
+
+/// What is wrong in the files of a database: see [`survey`](super::survey).
+///
+/// # Errors
+/// Where it is of a newer format, or belongs to another process.
+pub fn inspect_files(dir: &Path, manifest: &Manifest) -> Result<Vec<Damage>, StoreError> {
+    image::inspect_files(&dir.join(database_of(manifest, dir)?))
+}
+
+/// What is left in a database that may be damaged, and what is not: see [`survey`](super::survey).
+///
+/// # Errors
+/// Where it cannot be read at all.
+pub fn look_at_what_is_left(
+    dir: &Path,
+    manifest: &Manifest,
+) -> Result<(Box<dyn Image>, Vec<Damage>), StoreError> {
+    let path = dir.join(database_of(manifest, dir)?);
+    let (image, lost) = DatabaseImage::look_at_what_is_left(&path)?;
+    let damage = |what| Damage { path: path.clone(), position: None, what, lost: None };
+    Ok((Box::new(image), lost.into_iter().map(damage).collect()))
 }
 
 /// Whether a file of this name in the shared directory is of the database mode.

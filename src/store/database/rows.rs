@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::catalog::{Catalog, Place, reason_text};
 use super::checksum::OfRow;
+use super::connection::is_damage;
 use crate::model::id::{GroupId, Offset, OffsetRange, ProducerId, TopicId};
 use crate::model::record::Retry;
 use crate::model::snapshot::{GroupState, ProducerState, TopicState};
@@ -77,6 +78,31 @@ impl From<rusqlite::Error> for ReadError {
     }
 }
 
+/// What becomes of damage.
+#[derive(Debug)]
+pub(super) enum Tolerance {
+    /// The first one ends everything.
+    Nothing,
+    /// It is noted and passed over.
+    Noted(Vec<String>),
+}
+
+impl Tolerance {
+    /// Notes damage, or ends with it.
+    ///
+    /// # Errors
+    /// The damage, where none is tolerated.
+    pub(super) fn damage(&mut self, what: String) -> Result<(), ReadError> {
+        match self {
+            Self::Nothing => Err(ReadError::Damaged(what)),
+            Self::Noted(noted) => {
+                noted.push(what);
+                Ok(())
+            }
+        }
+    }
+}
+
 impl Table {
     /// Hands every row to `take`, once its checksum is known to be right. What `take` finds wrong is damage.
     ///
@@ -85,18 +111,26 @@ impl Table {
     pub(super) fn each(
         &self,
         connection: &Connection,
+        tolerance: &mut Tolerance,
         mut take: impl FnMut(&Row<'_>) -> Result<(), String>,
     ) -> Result<(), ReadError> {
         let mut statement = connection.prepare(self.all)?;
         let mut rows = statement.raw_query();
-        while let Some(row) = rows.next()? {
-            self.check(row).and_then(|()| take(row)).map_err(|what| {
+        loop {
+            let row = match rows.next() {
+                Ok(Some(row)) => row,
+                Ok(None) => return Ok(()),
+                Err(error) if is_damage(&error) => {
+                    return tolerance.damage(format!("table {}: {error}", self.name));
+                }
+                Err(error) => return Err(error.into()),
+            };
+            if let Err(what) = self.check(row).and_then(|()| take(row)) {
                 let first = row.get::<_, Value>(0);
                 let id = first.map_or_else(|_| "?".to_owned(), |value| text(&value));
-                ReadError::Damaged(format!("table {}, a row of {id}: {what}", self.name))
-            })?;
+                tolerance.damage(format!("table {}, a row of {id}: {what}", self.name))?;
+            }
         }
-        Ok(())
     }
 
     fn check(&self, row: &Row<'_>) -> Result<(), String> {

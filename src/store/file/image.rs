@@ -101,6 +101,19 @@ pub fn look(dir: &Path, manifest: &Manifest) -> Result<Box<dyn Image>, StoreErro
     Ok(Box::new(FileImage::new(&dir.join("journal"), recovered.places, recovered.snapshot, None)))
 }
 
+/// As [`look`], of a journal that may be damaged, with the damage behind which nothing counts.
+///
+/// # Errors
+/// Where nothing can be read.
+pub(super) fn look_at_what_is_left(
+    dir: &Path,
+    manifest: &Manifest,
+) -> Result<(FileImage, Option<StoreError>), StoreError> {
+    let (recovered, cut_off) = recovery::look_at_what_is_left(dir, manifest)?;
+    let image = FileImage::new(&dir.join("journal"), recovered.places, recovered.snapshot, None);
+    Ok((image, cut_off))
+}
+
 impl Image for FileImage {
     fn snapshot(&self) -> &Snapshot {
         &self.snapshot

@@ -71,6 +71,7 @@ use self::upkeep::{Pressure, Upkeep};
 use self::worker::{Progress, Worker};
 use super::image::Image;
 use super::manifest::{Manifest, sync_dir};
+use super::survey::Damage;
 use super::{FenceCheck, Fenced, OpenOptions, Reader, Store, StoreError};
 use crate::disk;
 use crate::model::id::Epoch;
@@ -104,6 +105,46 @@ pub(super) fn check(dir: &Path) -> Result<(), StoreError> {
         }
     }
     folder.checkpoints.last().map_or(Ok(()), |newest| CheckpointBody::check_format(&journal, *newest))
+}
+
+/// What is wrong in the files of a journal beside its messages: see [`survey`](super::survey).
+///
+/// # Errors
+/// Where one is of a newer format.
+pub fn inspect_files(dir: &Path) -> Result<Vec<Damage>, StoreError> {
+    let journal = dir.join(FOLDER);
+    let mut damages = Vec::new();
+    for id in Folder::list(&journal)?.checkpoints {
+        let damage = match CheckpointBody::read(&journal, id) {
+            Ok(Some(_)) => continue,
+            Ok(None) => Damage {
+                path: id.path(&journal),
+                position: None,
+                what: "the checkpoint is not what was written".to_owned(),
+                lost: None,
+            },
+            Err(error @ StoreError::NewerFormat { .. }) => return Err(error),
+            Err(error) => Damage::of(dir, &error),
+        };
+        damages.push(damage);
+    }
+    Ok(damages)
+}
+
+/// What is left in a journal that may be damaged, and what is not: see [`survey`](super::survey).
+///
+/// # Errors
+/// Where nothing can be read.
+pub fn look_at_what_is_left(
+    dir: &Path,
+    manifest: &Manifest,
+) -> Result<(Box<dyn Image>, Vec<Damage>), StoreError> {
+    let (image, cut_off) = image::look_at_what_is_left(dir, manifest)?;
+    let damage = |error: StoreError| {
+        let damage = Damage::of(dir, &error);
+        Damage { what: format!("{}; what was committed behind it is lost", damage.what), ..damage }
+    };
+    Ok((Box::new(image), cut_off.map(damage).into_iter().collect()))
 }
 
 /// Recovers the journal in `options.dir`, writes the manifest of the epoch, and makes its first segment.

@@ -49,6 +49,8 @@ pub struct Recovered {
     pub tail_bytes: u64,
     /// The manifest of the own epoch, not yet written.
     pub manifest: Manifest,
+    /// The damage at which a salvage has ended.
+    pub cut_off: Option<StoreError>,
 }
 
 /// What a recovery is for.
@@ -58,6 +60,8 @@ enum Purpose {
     TakeOver,
     /// It is going to be read. Damage that it need not see is left to the reads.
     Look,
+    /// As much of it as there is is going to be read.
+    Salvage,
 }
 
 /// How much of an epoch counts.
@@ -98,6 +102,21 @@ pub fn look(dir: &Path, manifest: &Manifest) -> Result<Recovered, StoreError> {
     Ok(recovered)
 }
 
+/// As [`look`], of a journal that may be damaged: what is behind the first damage that cannot be passed over does not
+/// count. Answers that too.
+///
+/// # Errors
+/// Where nothing can be read.
+pub fn look_at_what_is_left(
+    dir: &Path,
+    manifest: &Manifest,
+) -> Result<(Recovered, Option<StoreError>), StoreError> {
+    let mut recovered = read(dir, Epoch(u64::MAX), Some(manifest), Purpose::Salvage)?;
+    recovered.places.end_writing();
+    let damage = recovered.cut_off.take();
+    Ok((recovered, damage))
+}
+
 /// Reads the journal that `manifest` names, or the newest one.
 fn read(
     dir: &Path,
@@ -124,12 +143,10 @@ fn read(
     };
     let checkpoint = recovery.restore_checkpoint()?;
     let mut sealed = BTreeMap::new();
-    if let Some((id, position, chain)) = checkpoint {
-        sealed.insert(id.epoch, recovery.apply_epoch(id.epoch, Some((position, chain)))?);
-    }
-    for epoch in recovery.epochs_after(recovery.end.segment.epoch) {
-        sealed.insert(epoch, recovery.apply_epoch(epoch, None)?);
-    }
+    let cut_off = match recovery.apply_all(checkpoint, &mut sealed) {
+        Err(error) if purpose == Purpose::Salvage => Some(error),
+        applied => applied.map(|()| None)?,
+    };
     recovery.places.trim_all(&recovery.snapshot);
     if purpose == Purpose::TakeOver {
         recovery.check_complete()?;
@@ -142,6 +159,7 @@ fn read(
         checkpoint: checkpoint.map(|(id, position, _)| (id, position)),
         tail_bytes: recovery.tail_bytes,
         manifest,
+        cut_off,
     })
 }
 
@@ -217,6 +235,21 @@ impl Recovery {
             return Ok(Some((id, body.position, body.chain)));
         }
         Ok(None)
+    }
+
+    /// Applies what counts of all epochs behind a checkpoint. Notes how far each counts.
+    fn apply_all(
+        &mut self,
+        checkpoint: Option<(CheckpointId, Position, u32)>,
+        sealed: &mut BTreeMap<Epoch, Sealed>,
+    ) -> Result<(), StoreError> {
+        if let Some((id, position, chain)) = checkpoint {
+            sealed.insert(id.epoch, self.apply_epoch(id.epoch, Some((position, chain)))?);
+        }
+        for epoch in self.epochs_after(self.end.segment.epoch) {
+            sealed.insert(epoch, self.apply_epoch(epoch, None)?);
+        }
+        Ok(())
     }
 
     /// Applies what counts of an epoch: all of it, or what is behind a checkpoint. Answers how far it counts.
@@ -347,7 +380,7 @@ impl Recovery {
     ) -> Result<Step, StoreError> {
         let here = Position { segment: segment.head.id, at: walk.at() };
         match walk.step(Depth::Blocks)? {
-            Step::Bad(what) if self.purpose == Purpose::Look => {
+            Step::Bad(what) if self.purpose != Purpose::TakeOver => {
                 let was_whole = matches!(accepted, Accepted::UpTo(_)) || self.is_followed(segment, here)?;
                 if was_whole { walk.step(Depth::Heads) } else { Ok(Step::Bad(what)) }
             }
