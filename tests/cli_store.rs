@@ -551,3 +551,57 @@ fn what_is_left_of_a_damaged_catalog_is_salvaged() {
         world.run(&["consume", "zebras", "--group", "readers", "--count", "2", "--idle-timeout", "20s"]);
     assert_eq!(zebras.ok(), "one\ntwo\n");
 }
+
+#[test]
+fn what_is_in_a_store_is_dumped_and_summed_up() {
+    let mut world = World::new();
+    let store = world.store();
+    world.start(0, "database", "master");
+    world.publish(0, 10);
+    let flags = ["--key", "k", "--header", "a=b", "--producer", "shop"];
+    world.run(&[&["publish", "other", "with \"quotes\""], &flags[..]].concat()).ok();
+    world.run(&["group", "create", "orders", "slow"]).ok();
+    assert_eq!(world.consume("fast", 6), bodies(0, 6));
+    let archive = world.run(&["store", "backup", "-"]).stdout;
+    let refused = run(&["store", "dump", &store]).failed(1);
+    assert!(refused.contains("a node serves this store"), "{refused}");
+    world.stop();
+
+    let dumped = run(&["store", "dump", &store, "--json"]).json();
+    let of_archive =
+        cli_support::run_with_input(&mut command(&["store", "dump", "-", "--json"]), &archive).json();
+    assert_eq!(dumped, of_archive);
+    assert_eq!(dumped.len(), 11);
+    assert_eq!(
+        (&dumped[3]["topic"], &dumped[3]["offset"], &dumped[3]["body"]),
+        (&"orders".into(), &3.into(), &"message 3".into())
+    );
+    let full = &dumped[10];
+    assert_eq!(
+        (&full["producer"], &full["sequence"], &full["priority"]),
+        (&"shop".into(), &1.into(), &0.into())
+    );
+    assert_eq!(
+        (&full["key"], &full["headers"]["a"], &full["body"]),
+        (&"k".into(), &"b".into(), &"with \"quotes\"".into())
+    );
+    let some = run(&["store", "dump", &store, "--topic", "orders", "--from", "4", "--count", "2"]).ok();
+    let lines: Vec<&str> = some.lines().collect();
+    assert!(
+        lines.len() == 2 && lines[0].starts_with("orders 4  ") && lines[1].ends_with("message 5"),
+        "{some}"
+    );
+    let unknown = run(&["store", "dump", &store, "--topic", "nothing"]).failed(1);
+    assert!(unknown.contains("there is no topic nothing"), "{unknown}");
+
+    let stats = run(&["store", "stats", "--store", &store, "--json"]).json();
+    assert_eq!((&stats[0]["mode"], &stats[0]["messages"]), (&"database".into(), &11.into()));
+    let orders =
+        stats[0]["topics"].as_array().unwrap().iter().find(|topic| topic["topic"] == "orders").unwrap();
+    let held = &orders["held_back_by"];
+    assert_eq!((&held["group"], &held["floor"], &held["messages"]), (&"slow".into(), &0.into(), &6.into()));
+    assert!(held["bytes"].as_u64().unwrap() < orders["bytes"].as_u64().unwrap());
+    assert!(stats[0]["file_bytes"].as_u64().unwrap() > 4096 && orders["oldest_at"].is_string());
+    let text = run(&["store", "stats", "--store", &store]).ok();
+    assert!(text.contains("slow") && text.contains(".db"), "{text}");
+}

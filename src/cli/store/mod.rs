@@ -2,19 +2,23 @@
 
 mod backup;
 mod convert;
+mod dump;
 mod query;
 mod restore;
 mod salvage;
+mod stats;
 mod verify;
 
 use clap::Subcommand;
 
-/// Ask, back up, restore or convert the store.
+/// The store as a whole: ask it, back it up, convert it, look for damage
 #[derive(Debug, Subcommand)]
 pub enum StoreCommand {
     Query(query::QueryArgs),
     Backup(backup::BackupArgs),
     Restore(restore::RestoreArgs),
+    Dump(dump::DumpArgs),
+    Stats(stats::StatsArgs),
     Verify(verify::VerifyArgs),
     Salvage(salvage::SalvageArgs),
     Convert(convert::ConvertArgs),
@@ -26,6 +30,8 @@ pub fn run(command: StoreCommand) -> anyhow::Result<()> {
         StoreCommand::Query(args) => query::run(args),
         StoreCommand::Backup(args) => backup::run(&args),
         StoreCommand::Restore(args) => restore::run(&args),
+        StoreCommand::Dump(args) => dump::run(&args),
+        StoreCommand::Stats(args) => stats::run(&args),
         StoreCommand::Verify(args) => verify::run(&args),
         StoreCommand::Salvage(args) => salvage::run(&args),
         StoreCommand::Convert(args) => convert::run(&args),

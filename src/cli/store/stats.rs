@@ -1,0 +1,189 @@
+//! `baton store stats`: what takes the space of a store, and which group holds it back.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use batonmq::model::chunk::Chunk;
+use batonmq::model::id::{Offset, TopicId};
+use batonmq::model::snapshot::Snapshot;
+use batonmq::model::time::Timestamp;
+use batonmq::offline::{self, Origin};
+use batonmq::store::archive::ArchiveError;
+use batonmq::store::conversion::{bytes_in, files_of};
+use clap::Args;
+use serde::Serialize;
+
+use crate::cli::output::{Output, Progress, Table, bytes_text, counted, grouped, seconds_text};
+
+/// Show what takes the space of a store that no node serves, or of a backup: topics, and the group that holds each back.
+///
+/// Messages and bytes are counted by reading all of them; nothing is estimated. What the files have beyond the messages
+/// is what is settled and not removed yet, what the mode needs around each message, and room for what comes next. On a
+/// store that is served, `baton topic list` and `baton group list` have the messages.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Example, with both nodes stopped:
+  baton store stats --store /srv/baton")]
+pub struct StatsArgs {
+    /// The shared directory, or a backup
+    #[arg(long, env = "BATON_STORE", value_name = "DIR", default_value = "./baton-data")]
+    store: PathBuf,
+    /// One JSON object: mode, messages, bytes, file_bytes, files, and topics, each with the group that holds it back
+    #[arg(long)]
+    json: bool,
+}
+
+/// The group of a topic with the lowest floor, and what would be free without it.
+#[derive(Clone, Debug, Serialize)]
+struct Holding {
+    group: String,
+    floor: u64,
+    messages: u64,
+    bytes: u64,
+    #[serde(skip)]
+    below: Offset,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct TopicStats {
+    topic: String,
+    messages: u64,
+    bytes: u64,
+    oldest_at: Option<String>,
+    oldest_age_seconds: Option<u64>,
+    held_back_by: Option<Holding>,
+}
+
+#[derive(Serialize)]
+struct FileStats {
+    file: String,
+    bytes: u64,
+}
+
+#[derive(Serialize)]
+struct Stats {
+    mode: String,
+    messages: u64,
+    bytes: u64,
+    file_bytes: u64,
+    files: Vec<FileStats>,
+    topics: Vec<TopicStats>,
+}
+
+/// Runs it.
+pub fn run(args: &StatsArgs) -> anyhow::Result<()> {
+    let stats = collect(args)?;
+    let mut output = Output::new();
+    if args.json {
+        output.json(&stats)?;
+        return output.flush();
+    }
+    output.line(format_args!(
+        "{} mode, {}, {} of messages in {} of files",
+        stats.mode,
+        counted(stats.messages, "message"),
+        bytes_text(stats.bytes),
+        bytes_text(stats.file_bytes)
+    ))?;
+    let mut table =
+        Table::new(&["topic", "messages", "size", "oldest", "held back by", "floor", "holds", "size held"]);
+    for topic in &stats.topics {
+        let oldest = topic.oldest_age_seconds.map_or_else(|| "-".to_owned(), seconds_text);
+        let held = match &topic.held_back_by {
+            Some(held) => {
+                [held.group.clone(), grouped(held.floor), grouped(held.messages), bytes_text(held.bytes)]
+            }
+            None => ["-"; 4].map(str::to_owned),
+        };
+        let cells = [topic.topic.clone(), grouped(topic.messages), bytes_text(topic.bytes), oldest];
+        table.row(cells.into_iter().chain(held));
+    }
+    table.print(&mut output)?;
+    let mut table = Table::new(&["file", "size"]);
+    for file in &stats.files {
+        table.row([file.file.clone(), bytes_text(file.bytes)]);
+    }
+    table.print(&mut output)?;
+    output.flush()
+}
+
+fn collect(args: &StatsArgs) -> anyhow::Result<Stats> {
+    let origin = Origin::directory(&args.store)?;
+    let mut files = Vec::new();
+    for path in files_of(&args.store, origin.mode)? {
+        let inner = if path.is_dir() {
+            std::fs::read_dir(&path)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?
+        } else {
+            vec![path]
+        };
+        for path in inner {
+            let name = path.strip_prefix(&args.store).unwrap_or(&path).display().to_string();
+            files.push(FileStats { file: name, bytes: bytes_in(&path)? });
+        }
+    }
+    files.sort_by(|one, other| other.bytes.cmp(&one.bytes).then_with(|| one.file.cmp(&other.file)));
+    let now = offline::wall_clock();
+    let mode = origin.mode.to_string();
+    let mut topics = topics(origin.source.snapshot());
+    let progress = Progress::new(None, "messages");
+    origin.source.read(|topic, chunk| {
+        if let Some(stats) = topics.get_mut(&topic) {
+            count(stats, chunk, now);
+        }
+        progress.add(chunk.block.count() as u64);
+        Ok::<_, ArchiveError>(())
+    })?;
+    let mut topics: Vec<TopicStats> = topics.into_values().collect();
+    topics.sort_by(|one, other| other.bytes.cmp(&one.bytes).then_with(|| one.topic.cmp(&other.topic)));
+    Ok(Stats {
+        mode,
+        messages: topics.iter().map(|topic| topic.messages).sum(),
+        bytes: topics.iter().map(|topic| topic.bytes).sum(),
+        file_bytes: files.iter().map(|file| file.bytes).sum(),
+        files,
+        topics,
+    })
+}
+
+/// The topics, nothing counted yet.
+fn topics(snapshot: &Snapshot) -> BTreeMap<TopicId, TopicStats> {
+    let stats = |id: TopicId| {
+        let mut groups: Vec<_> = snapshot.groups.values().filter(|group| group.topic == id).collect();
+        groups.sort_by_key(|group| group.floor);
+        let state = &snapshot.topics[&id];
+        let held_back_by = groups.first().map(|first| Holding {
+            group: first.name.to_string(),
+            floor: first.floor.0,
+            messages: 0,
+            bytes: 0,
+            // Without it, the next one would hold it back.
+            below: groups.get(1).map_or(state.end, |second| second.floor),
+        });
+        TopicStats {
+            topic: state.name.to_string(),
+            messages: 0,
+            bytes: 0,
+            oldest_at: None,
+            oldest_age_seconds: None,
+            held_back_by,
+        }
+    };
+    snapshot.topics.keys().map(|&id| (id, stats(id))).collect()
+}
+
+/// Counts messages of a topic.
+fn count(stats: &mut TopicStats, chunk: &Chunk, now: Timestamp) {
+    if let (None, Some(first)) = (&stats.oldest_at, chunk.stamps.first()) {
+        stats.oldest_at = Some(first.published_at.to_string());
+        stats.oldest_age_seconds = Some(now.since(first.published_at).as_secs());
+    }
+    let (messages, bytes) = (chunk.block.count(), chunk.block.bytes().len() as u64);
+    stats.messages += messages as u64;
+    stats.bytes += bytes;
+    if let Some(held) = &mut stats.held_back_by {
+        let below = held.below.0.saturating_sub(chunk.first.0);
+        let index = messages.min(usize::try_from(below).unwrap_or(usize::MAX));
+        held.messages += index as u64;
+        held.bytes += chunk.block.position(index) as u64;
+    }
+}
