@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use cli_support::{free_address, wait_for_end};
 
 /// A command, and what README shows as its output.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Step {
     command: String,
     output: Vec<String>,
@@ -42,7 +42,8 @@ fn run(steps: &[Step], dir: &Path, replaced: &[(&str, &str)], environment: &[(&s
             Some(node) => script += &format!("{node} 2>>nodes.log &\n"),
             None if command.starts_with("export ") => script += &format!("{command}\n"),
             None => {
-                script += &format!("{command} >output-{index} || {{ echo 'failed: {command}'; exit 1; }}\n")
+                script +=
+                    &format!("{{ {command}\n}} >output-{index} || {{ echo 'failed: {command}'; exit 1; }}\n")
             }
         }
     }
@@ -68,7 +69,7 @@ fn run(steps: &[Step], dir: &Path, replaced: &[(&str, &str)], environment: &[(&s
 #[test]
 fn the_quick_start_works_as_it_stands() {
     let text = include_str!("../README.md");
-    let [single, pair] = &blocks(text)[..] else { panic!("one block for a node and one for a pair") };
+    let [single, pair, ..] = &blocks(text)[..] else { panic!("one block for a node and one for a pair") };
     assert!(single.iter().any(|step| step.output == ["first", "second"]));
     let dir = tempfile::tempdir().unwrap();
     let address = free_address();
@@ -80,4 +81,27 @@ fn the_quick_start_works_as_it_stands() {
     let (a, b) = (free_address(), free_address());
     let store = store.to_str().unwrap();
     run(pair, dir.path(), &[("/srv/baton", store), ("127.0.0.1:7470", &a), ("127.0.0.1:7480", &b)], &[]);
+}
+
+#[test]
+fn what_is_said_about_looking_after_the_store_works_as_it_stands() {
+    let text = include_str!("../README.md");
+    let [_, _, backup, offline @ ..] = &blocks(text)[..] else {
+        panic!("a block for the backup, and others")
+    };
+    assert!(backup.iter().all(|step| step.command.starts_with("baton store backup")), "{backup:?}");
+    let dir = tempfile::tempdir().unwrap();
+    let (address, store, backups) = (free_address(), dir.path().join("store"), dir.path().join("backups"));
+    std::fs::create_dir(&backups).unwrap();
+    let replaced = [("/srv/baton", store.to_str().unwrap()), ("/backups", backups.to_str().unwrap())];
+    let serve = format!("baton serve --store {} --listen {address} &", store.display());
+    let first = [serve.as_str(), "baton publish orders one two three"];
+    let first = first.map(|command| Step { command: command.to_owned(), output: Vec::new() });
+    let served = [&first[..], backup].concat();
+    run(&served, dir.path(), &replaced, &[("BATON_SERVER", &address)]);
+    assert_eq!(offline.len(), 4, "restore, convert, damage, what is in it");
+    for steps in offline {
+        run(steps, dir.path(), &replaced, &[]);
+    }
+    assert!(dir.path().join("store-salvaged").is_dir() && dir.path().join("store-as-file").is_dir());
 }

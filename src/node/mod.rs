@@ -10,6 +10,9 @@
 //! A node that is told to stop does so in each of these states, also where the storage does not answer: as standby and
 //! while it recovers at once, as master when the drain has had its time.
 //!
+//! A node that finds the lock free when it starts, and a store that was released and has another mode than configured,
+//! converts it in an epoch before the one in which it serves. A standby that takes over never does.
+//!
 //! Everything that can refuse (directory, rights, format, addresses) is checked before an epoch is claimed, so that
 //! a node that cannot serve never unseats one that does.
 

@@ -9,6 +9,8 @@
 //! [`commit`](Store::commit) and [`maintain`](Store::maintain) by one thread, while [`Reader`]s read on others.
 //! The first error of a write or a sync is final: the process ends without touching the store again. Only a write that
 //! finds no space is none: see [`StoreError::Full`].
+//!
+//! [`image`] has what whole stores are; [`archive`], [`conversion`] and [`survey`] are built on it.
 
 pub mod archive;
 pub mod check;
