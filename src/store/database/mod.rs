@@ -337,6 +337,10 @@ impl Store for DatabaseStore {
     }
 
     fn image(&mut self, _snapshot: &mut dyn FnMut() -> Snapshot) -> Result<Box<dyn Image>, StoreError> {
+        if let Some(message) = &self.failed {
+            let message = format!("the store has failed before: {message}");
+            return Err(StoreError::Database { action: "make an image", message });
+        }
         Ok(Box::new(DatabaseImage::of(&self.path, &self.catalog, &mut self.pins)?))
     }
 
