@@ -119,7 +119,7 @@ impl Node {
         let mastership = Arc::new(mastership);
         let (mut guard, stop) = (self.guard(&mastership), self.shutdown.clone());
         let converting = spawn_blocking(move || {
-            let mut said_at = Instant::now();
+            let mut said_at: Option<Instant> = None;
             let mut watch = |done: Done| {
                 let started = Instant::now();
                 if stop.is_cancelled() {
@@ -127,9 +127,9 @@ impl Node {
                 }
                 crate::engine::Guard::check(&mut guard)?;
                 progress.made(started);
-                if said_at.elapsed() > SAY_INTERVAL {
+                if said_at.is_none_or(|at| at.elapsed() > SAY_INTERVAL) {
                     say(done);
-                    said_at = Instant::now();
+                    said_at = Some(Instant::now());
                 }
                 Ok(())
             };
