@@ -7,9 +7,9 @@ mod scene;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use batonmq::model::id::Epoch;
+use batonmq::model::id::{Epoch, TopicId};
 use batonmq::offline::{self, OfflineError};
-use batonmq::store::conversion::{Old, clear, convert};
+use batonmq::store::conversion::{Done, Old, clear, compare, convert};
 use batonmq::store::manifest::Manifest;
 use batonmq::store::{Fenced, Mode, OpenOptions, Predecessor, Predecessors, StoreError};
 use scene::whole::{MODES, check, close, digest, furnished, look, opener};
@@ -191,4 +191,24 @@ fn offline_work_needs_a_store() {
     assert!(matches!(refused, Err(OfflineError::NoStore(_))), "{refused:?}");
     let refused = offline::convert(dir.path(), Mode::File, Old::Removed, &mut |_| {});
     assert!(matches!(refused, Err(OfflineError::Directory(_))), "{refused:?}");
+}
+
+/// A copy that lacks a message, or has one more, must never take the place of its original.
+#[test]
+fn a_copy_that_differs_is_found() {
+    for mode in MODES {
+        let mut one = furnished(mode);
+        drop(one.store.take());
+        let mut other = furnished(mode);
+        other.publish(&[TopicId(1)], &bodies(1, 10, 1));
+        drop(other.store.take());
+        let digests = [&one, &other].map(|scene| digest(look(scene.dir.path()).as_mut()));
+        for (original, copy, same) in [(0, &one, true), (1, &one, false), (0, &other, false)] {
+            let mut done = Done::default();
+            let compared =
+                compare(&digests[original], look(copy.dir.path()).as_mut(), &mut done, &mut |_| Ok(()));
+            assert_eq!(compared.is_ok(), same, "{compared:?}");
+            assert!(same || matches!(compared, Err(StoreError::Differs(_))), "{compared:?}");
+        }
+    }
 }
