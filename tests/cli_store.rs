@@ -565,6 +565,9 @@ fn what_is_in_a_store_is_dumped_and_summed_up() {
     let archive = world.run(&["store", "backup", "-"]).stdout;
     let refused = run(&["store", "dump", &store]).failed(1);
     assert!(refused.contains("a node serves this store"), "{refused}");
+    let served = world.run(&["store", "stats", "--json"]).json();
+    let text = world.run(&["store", "stats"]).ok();
+    assert!(text.contains("slow") && !text.contains(".db"), "{text}");
     world.stop();
 
     let dumped = run(&["store", "dump", &store, "--json"]).json();
@@ -596,6 +599,15 @@ fn what_is_in_a_store_is_dumped_and_summed_up() {
 
     let stats = run(&["store", "stats", "--store", &store, "--json"]).json();
     assert_eq!((&stats[0]["mode"], &stats[0]["messages"]), (&"database".into(), &11.into()));
+    assert_eq!(served[0]["file_bytes"], serde_json::Value::Null);
+    let without_age = |stats: &serde_json::Value| {
+        let mut topics = stats["topics"].clone();
+        for topic in topics.as_array_mut().unwrap() {
+            topic["oldest_age_seconds"].take();
+        }
+        topics
+    };
+    assert_eq!(without_age(&served[0]), without_age(&stats[0]), "of the master and of its files");
     let orders =
         stats[0]["topics"].as_array().unwrap().iter().find(|topic| topic["topic"] == "orders").unwrap();
     let held = &orders["held_back_by"];
@@ -604,4 +616,27 @@ fn what_is_in_a_store_is_dumped_and_summed_up() {
     assert!(stats[0]["file_bytes"].as_u64().unwrap() > 4096 && orders["oldest_at"].is_string());
     let text = run(&["store", "stats", "--store", &store]).ok();
     assert!(text.contains("slow") && text.contains(".db"), "{text}");
+}
+
+/// The service manager ends a node whose start takes too long, unless it hears that it gets on.
+#[test]
+fn the_service_manager_hears_of_a_conversion() {
+    let mut world = World::new();
+    world.start(0, "file", "master");
+    world.publish(0, 5);
+    world.stop();
+    let socket = std::os::unix::net::UnixDatagram::bind(world.path("notify")).unwrap();
+    socket.set_read_timeout(Some(cli_support::PATIENCE)).unwrap();
+    let (store, notify) = (world.store(), world.path("notify"));
+    world.start_on(0, &store, &[("BATON_MODE", "database"), ("NOTIFY_SOCKET", &notify)]);
+    let mut heard = String::new();
+    while !heard.contains("STATUS=master") {
+        let mut bytes = [0; 4096];
+        let count = socket.recv(&mut bytes).expect("it says nothing more");
+        heard.push_str(std::str::from_utf8(&bytes[..count]).unwrap());
+        heard.push('\n');
+    }
+    assert!(heard.contains("EXTEND_TIMEOUT_USEC=60000000"), "{heard}");
+    assert!(heard.contains("STATUS=converting the store, "), "{heard}");
+    assert_eq!(world.mode(0), "database");
 }

@@ -127,13 +127,14 @@ fn to_stream(args: &BackupArgs) -> anyhow::Result<()> {
 }
 
 /// The archive that a master hands out, received by a thread of its own.
-struct Parts {
+pub struct Parts {
     received: Option<Receiver<Bytes>>,
     receiving: Option<std::thread::JoinHandle<anyhow::Result<()>>>,
 }
 
 impl Parts {
-    fn of_master(args: &ClientArgs) -> anyhow::Result<Self> {
+    /// Begins to receive one.
+    pub fn of_master(args: &ClientArgs) -> anyhow::Result<Self> {
         let (sender, received) = sync_channel(PARTS_AHEAD);
         let options = args.options();
         let receiving = std::thread::spawn(move || {
@@ -155,12 +156,12 @@ impl Parts {
     }
 
     /// What is received.
-    fn take(&mut self) -> Received {
+    pub fn take(&mut self) -> Received {
         Received { parts: self.received.take(), part: Bytes::new() }
     }
 
     /// Waits for the end; an error says why nothing more came.
-    fn end(&mut self) -> anyhow::Result<()> {
+    pub fn end(&mut self) -> anyhow::Result<()> {
         match self.receiving.take().map(std::thread::JoinHandle::join) {
             Some(Ok(ended)) => ended,
             Some(Err(_)) => {
@@ -172,7 +173,7 @@ impl Parts {
 }
 
 /// The bytes of an archive as they come.
-struct Received {
+pub struct Received {
     parts: Option<Receiver<Bytes>>,
     part: Bytes,
 }

@@ -1,36 +1,43 @@
 //! `baton store stats`: what takes the space of a store, and which group holds it back.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use batonmq::model::chunk::Chunk;
 use batonmq::model::id::{Offset, TopicId};
 use batonmq::model::snapshot::Snapshot;
 use batonmq::model::time::Timestamp;
 use batonmq::offline::{self, Origin};
+use batonmq::store::Mode;
 use batonmq::store::archive::ArchiveError;
 use batonmq::store::conversion::{bytes_in, files_of};
 use clap::Args;
 use serde::Serialize;
 
+use super::backup::Parts;
+use crate::cli::client::ClientArgs;
 use crate::cli::output::{Output, Progress, Table, bytes_text, counted, grouped, seconds_text};
 
-/// Show what takes the space of a store that no node serves, or of a backup: topics, and the group that holds each back.
+/// Show what takes the space of a store: its topics, and the group that holds each of them back.
 ///
-/// Messages and bytes are counted by reading all of them; nothing is estimated. What the files have beyond the messages
-/// is what is settled and not removed yet, what the mode needs around each message, and room for what comes next. On a
-/// store that is served, `baton topic list` and `baton group list` have the messages.
+/// Messages and bytes are counted by reading all of them, as a backup does; nothing is estimated. With --store the files
+/// are listed too: what they have beyond the messages is what is settled and not removed yet, what the mode needs around
+/// each message, and room for what comes next.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Example, with both nodes stopped:
-  baton store stats --store /srv/baton")]
+Examples:
+  baton store stats
+  baton store stats --store /srv/baton
+  baton store stats --store /backups/monday")]
 pub struct StatsArgs {
-    /// The shared directory, or a backup
-    #[arg(long, env = "BATON_STORE", value_name = "DIR", default_value = "./baton-data")]
-    store: PathBuf,
+    /// The shared directory of a store that no node serves, or a backup, instead of asking the master
+    #[arg(long, value_name = "DIR")]
+    store: Option<PathBuf>,
     /// One JSON object: mode, messages, bytes, file_bytes, files, and topics, each with the group that holds it back
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    client: ClientArgs,
 }
 
 /// The group of a topic with the lowest floor, and what would be free without it.
@@ -65,7 +72,8 @@ struct Stats {
     mode: String,
     messages: u64,
     bytes: u64,
-    file_bytes: u64,
+    /// Of a store that is asked through its master, nothing is known of its files.
+    file_bytes: Option<u64>,
     files: Vec<FileStats>,
     topics: Vec<TopicStats>,
 }
@@ -78,12 +86,13 @@ pub fn run(args: &StatsArgs) -> anyhow::Result<()> {
         output.json(&stats)?;
         return output.flush();
     }
+    let files =
+        stats.file_bytes.map(|bytes| format!(" in {} of files", bytes_text(bytes))).unwrap_or_default();
     output.line(format_args!(
-        "{} mode, {}, {} of messages in {} of files",
+        "{} mode, {}, {} of messages{files}",
         stats.mode,
         counted(stats.messages, "message"),
         bytes_text(stats.bytes),
-        bytes_text(stats.file_bytes)
     ))?;
     let mut table =
         Table::new(&["topic", "messages", "size", "oldest", "held back by", "floor", "holds", "size held"]);
@@ -99,29 +108,55 @@ pub fn run(args: &StatsArgs) -> anyhow::Result<()> {
         table.row(cells.into_iter().chain(held));
     }
     table.print(&mut output)?;
-    let mut table = Table::new(&["file", "size"]);
-    for file in &stats.files {
-        table.row([file.file.clone(), bytes_text(file.bytes)]);
+    if !stats.files.is_empty() {
+        let mut table = Table::new(&["file", "size"]);
+        for file in &stats.files {
+            table.row([file.file.clone(), bytes_text(file.bytes)]);
+        }
+        table.print(&mut output)?;
     }
-    table.print(&mut output)?;
     output.flush()
 }
 
 fn collect(args: &StatsArgs) -> anyhow::Result<Stats> {
-    let origin = Origin::directory(&args.store)?;
+    match &args.store {
+        Some(store) => {
+            let origin = Origin::directory(store)?;
+            let files = files(store, origin.mode)?;
+            let stats = read(origin)?;
+            let file_bytes = Some(files.iter().map(|file| file.bytes).sum());
+            Ok(Stats { file_bytes, files, ..stats })
+        }
+        None => {
+            let mut parts = Parts::of_master(&args.client)?;
+            let stats = Origin::archive(Box::new(parts.take())).map_err(Into::into).and_then(read);
+            // What the node says tells more than that the archive was cut off.
+            parts.end()?;
+            stats
+        }
+    }
+}
+
+/// The files of a store, the largest first.
+fn files(store: &Path, mode: Mode) -> anyhow::Result<Vec<FileStats>> {
     let mut files = Vec::new();
-    for path in files_of(&args.store, origin.mode)? {
+    for path in files_of(store, mode)? {
         let inner = if path.is_dir() {
             std::fs::read_dir(&path)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?
         } else {
             vec![path]
         };
         for path in inner {
-            let name = path.strip_prefix(&args.store).unwrap_or(&path).display().to_string();
+            let name = path.strip_prefix(store).unwrap_or(&path).display().to_string();
             files.push(FileStats { file: name, bytes: bytes_in(&path)? });
         }
     }
     files.sort_by(|one, other| other.bytes.cmp(&one.bytes).then_with(|| one.file.cmp(&other.file)));
+    Ok(files)
+}
+
+/// Counts what a store holds.
+fn read(origin: Origin) -> anyhow::Result<Stats> {
     let now = offline::wall_clock();
     let mode = origin.mode.to_string();
     let mut topics = topics(origin.source.snapshot());
@@ -139,8 +174,8 @@ fn collect(args: &StatsArgs) -> anyhow::Result<Stats> {
         mode,
         messages: topics.iter().map(|topic| topic.messages).sum(),
         bytes: topics.iter().map(|topic| topic.bytes).sum(),
-        file_bytes: files.iter().map(|file| file.bytes).sum(),
-        files,
+        file_bytes: None,
+        files: Vec::new(),
         topics,
     })
 }
