@@ -7,8 +7,9 @@
 
 PRAGMA application_id = 0x4241544E; -- "BATN"
 
--- Every row has a checksum of its other columns: a CRC32C as a signed number, whose bytes are described in
--- src/store/database/checksum.rs. Those of messages are checked on every read, all others when a master starts.
+-- Every row but a body's part has a checksum of its other columns: a CRC32C as a signed number, whose bytes are
+-- described in src/store/database/checksum.rs. Those of messages and their bodies are checked on every read, all others
+-- when a master starts.
 
 -- Numbers of the whole store, in one row. Ids are never used twice. The counts say how many rows the tables of topics,
 -- groups and producers must have.
@@ -57,7 +58,8 @@ CREATE TABLE stretch (
 ) STRICT;
 
 -- One row for each message. The columns that are NULL for most come before the body, which is read last.
--- The checksum covers topic and offset too, so that a row that stands in the place of another is noticed.
+-- The checksum covers topic and offset too, so that a row that stands in the place of another is noticed, and the body
+-- wherever it lies.
 CREATE TABLE message (
     id           INTEGER PRIMARY KEY,
     published_at INTEGER NOT NULL,
@@ -69,7 +71,28 @@ CREATE TABLE message (
     deliver_at   INTEGER,
     expires_at   INTEGER,
     priority     INTEGER,          -- NULL: 0
-    body         BLOB NOT NULL
+    body         BLOB              -- NULL: it is large, see large_body
+) STRICT;
+
+-- Bodies of 256 KiB and more: which message has which one. They lie in parts, so that they can be written, a part at a
+-- time, before the message is.
+CREATE TABLE large_body (
+    message  INTEGER PRIMARY KEY, -- message.id
+    body     INTEGER NOT NULL,
+    bytes    INTEGER NOT NULL,    -- of all parts
+    checksum INTEGER NOT NULL
+) STRICT;
+
+-- Part n of a body has the id body * 2^16 + n, n counts from 0.
+CREATE TABLE body_part (
+    id    INTEGER PRIMARY KEY,
+    bytes BLOB NOT NULL          -- 1 MiB, the last part what is left
+) STRICT;
+
+-- Bodies that no message has: they are being written, or their parts are being deleted.
+CREATE TABLE unused_body (
+    body     INTEGER PRIMARY KEY,
+    checksum INTEGER NOT NULL
 ) STRICT;
 
 CREATE TABLE consumer_group (
@@ -123,8 +146,20 @@ SELECT topic.name AS topic,
        coalesce(message.priority, 0) AS priority,
        strftime('%Y-%m-%dT%H:%M:%fZ', message.deliver_at / 1000.0, 'unixepoch') AS deliver_at,
        strftime('%Y-%m-%dT%H:%M:%fZ', message.expires_at / 1000.0, 'unixepoch') AS expires_at,
-       length(message.body) AS body_bytes,
-       message.body
+       coalesce(
+           length(message.body),
+           (SELECT bytes FROM large_body WHERE large_body.message = message.id)
+       ) AS body_bytes,
+       coalesce(message.body, (
+           SELECT CAST(group_concat(bytes, '') AS BLOB)
+           FROM (
+               SELECT body_part.bytes
+               FROM large_body
+               CROSS JOIN body_part ON body_part.id >= body << 16 AND body_part.id < (body + 1) << 16
+               WHERE large_body.message = message.id
+               ORDER BY body_part.id
+           )
+       )) AS body
 FROM topic
 CROSS JOIN stretch ON stretch.topic = topic.id
 CROSS JOIN message ON message.id >= stretch.id << 32 AND message.id < (stretch.id + 1) << 32

@@ -7,6 +7,7 @@ pub mod whole;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
 use batonmq::model::chunk::Origin;
@@ -212,11 +213,43 @@ impl Scene {
 
     /// Has the block of a publish staged, and waits until it is.
     pub fn stage(&mut self, record: &Record) {
+        let staged = self.begin_to_stage(record);
+        self.wait_until_staged(&staged);
+    }
+
+    /// Has the block of a publish staged, and answers where the word comes that it is.
+    pub fn begin_to_stage(&mut self, record: &Record) -> Receiver<()> {
         let Record::Published(published) = record else { panic!("only a publish has a block") };
-        let (sender, staged) = std::sync::mpsc::channel();
-        let word = Box::new(move || sender.send(()).unwrap());
+        let (sender, staged) = channel();
+        let word = Box::new(move || {
+            // Nobody waits for the word of a block that is forgotten.
+            let _ = sender.send(());
+        });
         self.store().stage(published.block.bytes().clone(), word);
-        staged.recv_timeout(std::time::Duration::from_secs(30)).expect("the block is not staged");
+        staged
+    }
+
+    /// Waits for the word that a block is staged, and does the upkeep that this may take.
+    pub fn wait_until_staged(&mut self, staged: &Receiver<()>) {
+        let started = Instant::now();
+        loop {
+            match staged.try_recv() {
+                Ok(()) => return,
+                Err(TryRecvError::Empty) => assert!(started.elapsed() < PATIENCE, "the block is not staged"),
+                Err(TryRecvError::Disconnected) => panic!("the word is lost"),
+            }
+            if self.store().maintenance_due() {
+                self.maintain_once();
+            } else {
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    /// One step of upkeep.
+    pub fn maintain_once(&mut self) {
+        let snapshot = self.model.snapshot.clone();
+        self.store().maintain(&mut || snapshot.clone(), &mut || Ok(())).unwrap();
     }
 
     /// Forgets the block of a publish that was staged.

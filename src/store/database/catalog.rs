@@ -12,6 +12,7 @@ use rusqlite::{Connection, Row};
 use serde::de::DeserializeOwned;
 
 use super::super::StoreError;
+use super::bodies::Bodies;
 use super::connection::failed;
 use super::rows::{self, ReadError, Tolerance};
 use crate::model::id::{GroupId, Offset, OffsetRange, ProducerId, Sequence, TopicId};
@@ -47,6 +48,8 @@ pub(super) struct Catalog {
     pub(super) orphans: Vec<i64>,
     /// Id of the next stretch: above all that are there.
     pub(super) next_stretch: i64,
+    /// Large bodies.
+    pub(super) bodies: Bodies,
 }
 
 impl Catalog {
@@ -111,6 +114,7 @@ impl Catalog {
             self.snapshot.producers.insert(ProducerId(number(row, 0)?), state);
             Ok(())
         })?;
+        self.bodies = Bodies::load(connection, tolerance)?;
         self.read_meta(connection, tolerance)
     }
 

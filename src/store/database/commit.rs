@@ -13,6 +13,7 @@ use super::catalog::{Catalog, Place};
 use super::message::{InsertError, Inserts, Target, first_row, split};
 use super::rows;
 use super::schema::STRETCH_BITS;
+use super::staging::Staging;
 use crate::model::id::{GroupId, Offset, OffsetRange, ProducerId, TopicId};
 use crate::model::message::MessageError;
 use crate::model::ranges::RangeSet;
@@ -71,9 +72,10 @@ pub(super) fn write(
     connection: &Connection,
     catalog: &mut Catalog,
     inserts: &Inserts,
+    staging: &Staging,
     records: &[Record],
 ) -> Result<(), CommitError> {
-    let mut commit = Commit { connection, catalog, inserts, touched: Touched::default() };
+    let mut commit = Commit { connection, catalog, inserts, staging, touched: Touched::default() };
     for record in records {
         commit.record(record)?;
     }
@@ -84,6 +86,7 @@ struct Commit<'a> {
     connection: &'a Connection,
     catalog: &'a mut Catalog,
     inserts: &'a Inserts,
+    staging: &'a Staging,
     touched: Touched,
 }
 
@@ -184,7 +187,8 @@ impl Commit<'_> {
                 let room = (1 << STRETCH_BITS) - low as u64;
                 let to = count.min(from.saturating_add(usize::try_from(room).unwrap_or(usize::MAX)));
                 let target = Target { topic, first: Offset(offset), row };
-                self.inserts.insert(self.connection, published, (from, to), target)?;
+                let bodies = &mut self.catalog.bodies;
+                self.inserts.insert(self.connection, published, (from, to), target, bodies, self.staging)?;
                 from = to;
             }
         }

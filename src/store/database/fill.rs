@@ -17,10 +17,12 @@ use super::super::course::Course;
 use super::super::image::Fill;
 use super::super::manifest::{Manifest, sync_dir};
 use super::super::{Mode, OpenOptions, StoreError};
+use super::bodies::Bodies;
 use super::catalog::{Catalog, Place};
 use super::connection::{self, Access, failed, is_full};
 use super::message::{InsertError, Inserts, Target, first_row, split};
 use super::schema::{self, STRETCH_BITS};
+use super::staging::Staging;
 use super::unserved::Unserved;
 use super::{files, rows};
 use crate::model::chunk::Chunk;
@@ -40,6 +42,7 @@ pub(super) struct DatabaseFill {
     path: PathBuf,
     epoch: Epoch,
     inserts: Inserts,
+    bodies: Bodies,
     course: Course,
     topics: BTreeMap<TopicId, TopicState>,
     /// The stretch that is being filled: topic, number and id.
@@ -69,6 +72,7 @@ impl DatabaseFill {
             file,
             epoch: options.epoch,
             inserts: Inserts::new(),
+            bodies: Bodies::default(),
             course: Course::new(snapshot),
             topics: snapshot.topics.clone(),
             stretch: None,
@@ -97,7 +101,8 @@ impl DatabaseFill {
             let room = (1 << STRETCH_BITS) - low as u64;
             let to = count.min(from.saturating_add(usize::try_from(room).unwrap_or(usize::MAX)));
             let target = Target { topic, first: offset, row };
-            self.inserts.insert(&self.connection, published, (from, to), target)?;
+            let (bodies, staging) = (&mut self.bodies, Staging::default());
+            self.inserts.insert(&self.connection, published, (from, to), target, bodies, &staging)?;
             from = to;
         }
         Ok(())

@@ -197,7 +197,7 @@ impl Image for DatabaseImage {
         let mut statement = connection.prepare_cached(ROWS).map_err(&database)?;
         let rows = statement.query((first, first + count as i64)).map_err(&database)?;
         let (bytes, stamps) =
-            gather(rows, (topic, from), bytes_max, bytes_max, &self.path)?.ok_or_else(missing)?;
+            gather(connection, rows, (topic, from), bytes_max, bytes_max, &self.path)?.ok_or_else(missing)?;
         let block = MessageBlock::from_store(bytes.freeze())
             .map_err(|error| damaged(&self.path, topic, from, &error.to_string()))?;
         Ok(Some(Chunk { first: from, block, stamps }))

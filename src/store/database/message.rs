@@ -2,12 +2,15 @@
 //!
 //! This is the hot path of a commit. Messages with nothing but a small body, which is most of them, go in by many
 //! rows a statement that share time, producer and the first id and sequence; the others one by one. Two parameters a
-//! message in place of eleven, and one statement for 64, is what brings the eleven columns to the speed of two.
+//! message in place of eleven, and one statement for 64, is what brings the eleven columns to the speed of two. A large
+//! body goes to [its own tables](super::bodies).
 
 use rusqlite::{CachedStatement, Connection};
 
+use super::bodies::{Bodies, LARGE_BYTES_MIN};
 use super::checksum::{self, RowHead};
 use super::schema::STRETCH_BITS;
+use super::staging::Staging;
 use crate::model::id::{Offset, TopicId};
 use crate::model::message::{MessageError, Parts};
 use crate::model::record::Published;
@@ -73,6 +76,8 @@ impl Inserts {
         published: &Published,
         (from, to): (usize, usize),
         target: Target,
+        bodies: &mut Bodies,
+        staging: &Staging,
     ) -> Result<(), InsertError> {
         let block = &published.block;
         let bytes = block.bytes().as_ref();
@@ -109,7 +114,7 @@ impl Inserts {
                 }
                 at += run;
             } else {
-                insert(at).insert_full(connection, at)?;
+                insert(at).insert_full(connection, at, bodies, staging)?;
                 at += 1;
             }
         }
@@ -142,13 +147,31 @@ impl Insert<'_> {
         statement.raw_bind_parameter(at + 1, &self.encoded[PLAIN_HEAD..])
     }
 
-    fn insert_full(&self, connection: &Connection, index: usize) -> Result<(), InsertError> {
+    fn insert_full(
+        &self,
+        connection: &Connection,
+        index: usize,
+        bodies: &mut Bodies,
+        staging: &Staging,
+    ) -> Result<(), InsertError> {
         let encoded = self.encoded;
         let parts = Parts::read(encoded, index).map_err(InsertError::Message)?;
+        let is_large = parts.body.len() >= LARGE_BYTES_MIN;
+        let written = if is_large { staging.find(parts.body) } else { None };
+        // Another target of the same publish may have taken it.
+        let checksum = if let Some(written) = written.filter(|written| bodies.is_unused(written.id)) {
+            bodies.take(connection, self.id, written.id, parts.body.len())?;
+            checksum::of_summed(&self.head, written.sum, encoded.len())
+        } else {
+            if is_large {
+                bodies.write(connection, self.id, parts.body)?;
+            }
+            checksum::of_message(&self.head, encoded)
+        };
         let mut statement = connection.prepare_cached(FULL)?;
         self.bind(&mut statement)?;
-        statement.raw_bind_parameter(5, checksum::of_message(&self.head, encoded))?;
-        statement.raw_bind_parameter(6, parts.body)?;
+        statement.raw_bind_parameter(5, checksum)?;
+        statement.raw_bind_parameter(6, (!is_large).then_some(parts.body))?;
         statement.raw_bind_parameter(7, parts.key)?;
         statement.raw_bind_parameter(8, headers(encoded, &parts))?;
         statement.raw_bind_parameter(9, parts.deliver_at.map(|at| at.0 as i64))?;

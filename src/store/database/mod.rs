@@ -8,6 +8,7 @@
 //! names is never created; nothing is written once the fence is known to be broken, nor when the store is dropped
 //! without [`close`](Store::close).
 
+mod bodies;
 mod catalog;
 mod checksum;
 mod commit;
@@ -22,12 +23,14 @@ mod query;
 mod reader;
 mod rows;
 mod schema;
+mod staging;
 mod takeover;
 mod unserved;
 mod upkeep;
 
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use rusqlite::Connection;
 use rusqlite::wal::CheckpointMode;
 use rustix::fs::Access as Rights;
@@ -51,6 +54,7 @@ use message::Inserts;
 use query::DatabaseInspector;
 use reader::DatabaseReader;
 pub use schema::FORMAT;
+use staging::Staging;
 use unserved::Unserved;
 use upkeep::{Deletion, StepError, Thrift, Upkeep};
 
@@ -149,6 +153,15 @@ const COPIES: u64 = 2;
 /// Bytes that a commit is said to need at least: a few pages of the log.
 const COMMIT_BYTES: u64 = 64 << 10;
 
+/// What is done between two commits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// A piece of a block that is staged is written.
+    Staging,
+    /// What the database needs.
+    Upkeep,
+}
+
 /// A store whose records are rows.
 struct DatabaseStore {
     path: PathBuf,
@@ -157,6 +170,9 @@ struct DatabaseStore {
     catalog: Catalog,
     inserts: Inserts,
     upkeep: Upkeep,
+    staging: Staging,
+    /// What the last step was, so that the other comes next.
+    last: Step,
     space: FreeSpace,
     /// The images that may be alive.
     pins: Pins,
@@ -223,6 +239,8 @@ impl DatabaseStore {
             catalog,
             inserts: Inserts::new(),
             upkeep,
+            staging: Staging::default(),
+            last: Step::Upkeep,
             space: FreeSpace::around(dir),
             pins: Pins::default(),
             failed: None,
@@ -246,10 +264,11 @@ impl DatabaseStore {
     }
 
     fn commit_records(&mut self, records: &[Record]) -> Result<(), StoreError> {
-        let bytes = published_bytes(records);
+        let bytes = self.published_bytes(records);
         self.space.spend(COPIES * bytes);
         self.run("BEGIN IMMEDIATE").map_err(failed("begin a commit"))?;
-        let written = commit::write(&self.connection, &mut self.catalog, &self.inserts, records);
+        let written =
+            commit::write(&self.connection, &mut self.catalog, &self.inserts, &self.staging, records);
         let written = written.and_then(|()| {
             if self.deletion() == Deletion::Allowed {
                 self.upkeep.ride_along(&self.connection, &mut self.catalog)?;
@@ -267,6 +286,19 @@ impl DatabaseStore {
                 Err(StoreError::Database { action: "insert messages", message: error.to_string() })
             }
         })
+    }
+
+    /// Bytes of the messages in the records, once for each topic they go to, less what is written ahead.
+    fn published_bytes(&self, records: &[Record]) -> u64 {
+        let bytes = |record: &Record| match record {
+            Record::Published(published) => {
+                let block = published.block.bytes();
+                let all = block.len() as u64 * published.targets.len() as u64;
+                all.saturating_sub(self.staging.bytes_of(block))
+            }
+            _ => 0,
+        };
+        records.iter().map(bytes).sum()
     }
 
     /// Takes everything back that the transaction did, in the file and in memory.
@@ -287,10 +319,50 @@ impl DatabaseStore {
         if self.pins.are_held() { Deletion::Waits } else { Deletion::Allowed }
     }
 
-    fn step(&mut self) -> Result<(), StoreError> {
+    /// The next step, if there is one. A checkpoint goes before everything, so that the log keeps its bounds; else what
+    /// is written ahead and what is cleared away take turns.
+    fn next_step(&self) -> Option<Step> {
+        let upkeep = self.upkeep_due();
+        let first = upkeep && (self.last == Step::Staging || self.upkeep.checkpoint_due());
+        match (upkeep, self.staging.is_pending()) {
+            (_, true) if !first => Some(Step::Staging),
+            (true, _) => Some(Step::Upkeep),
+            (false, _) => None,
+        }
+    }
+
+    fn upkeep_due(&self) -> bool {
+        self.upkeep.due(&self.catalog, &self.staging, self.deletion())
+    }
+
+    fn step(&mut self, step: Step) -> Result<(), StoreError> {
+        self.last = step;
+        match step {
+            Step::Staging => self.stage_a_piece(),
+            Step::Upkeep => self.keep_up(),
+        }
+    }
+
+    /// Writes a piece of a block ahead. A block for which there is no space is left to its commit, or refused by then.
+    fn stage_a_piece(&mut self) -> Result<(), StoreError> {
+        match self.staging.step(&self.connection, &mut self.catalog.bodies) {
+            Ok(bytes) => {
+                self.space.spend(COPIES * bytes);
+                Ok(())
+            }
+            Err(error) if is_full(&error, &self.path) => {
+                self.roll_back()?;
+                self.staging.give_up();
+                Ok(())
+            }
+            Err(error) => Err(failed("write a message ahead")(error)),
+        }
+    }
+
+    fn keep_up(&mut self) -> Result<(), StoreError> {
         let deletion = self.deletion();
-        let Self { connection, catalog, upkeep, path, epoch, .. } = self;
-        let step = upkeep.step(connection, catalog, path, *epoch, deletion);
+        let Self { connection, catalog, upkeep, staging, path, epoch, .. } = self;
+        let step = upkeep.step(connection, catalog, staging, path, *epoch, deletion);
         let is_full = match &step {
             Err(StepError::Store(error)) => matches!(error, StoreError::Full(_)),
             Err(StepError::Database(error)) => is_full(error, path),
@@ -317,11 +389,12 @@ impl Store for DatabaseStore {
         self.guarded(|store| store.commit_records(records))
     }
 
-    fn stage(&mut self, _block: bytes::Bytes, staged: Box<dyn FnOnce() + Send>) {
-        staged();
+    fn stage(&mut self, block: Bytes, staged: Box<dyn FnOnce() + Send>) {
+        self.staging.stage(block, staged);
     }
 
-    fn unstage(&mut self, _block: &bytes::Bytes) -> Result<(), StoreError> {
+    fn unstage(&mut self, block: &Bytes) -> Result<(), StoreError> {
+        self.staging.forget(block);
         Ok(())
     }
 
@@ -349,7 +422,7 @@ impl Store for DatabaseStore {
     }
 
     fn maintenance_due(&self) -> bool {
-        self.failed.is_none() && self.upkeep.due(&self.catalog, self.deletion())
+        self.failed.is_none() && self.next_step().is_some()
     }
 
     fn maintain(
@@ -358,17 +431,21 @@ impl Store for DatabaseStore {
         fence: FenceCheck<'_>,
     ) -> Result<(), StoreError> {
         self.guarded(|store| {
-            if store.upkeep.due(&store.catalog, store.deletion()) {
-                fence()?;
-                store.step()?;
-            }
-            Ok(())
+            let Some(step) = store.next_step() else { return Ok(()) };
+            fence()?;
+            store.step(step)
         })
     }
 
     fn make_space(&mut self, fence: FenceCheck<'_>) -> Result<(), StoreError> {
         // The store folds by itself what is committed: no upkeep needs the state of the caller.
-        self.maintain(&mut Snapshot::default, fence)
+        self.guarded(|store| {
+            if store.upkeep_due() {
+                fence()?;
+                store.step(Step::Upkeep)?;
+            }
+            Ok(())
+        })
     }
 
     fn leave(self: Box<Self>, fence: FenceCheck<'_>) -> Result<(), StoreError> {
@@ -406,15 +483,6 @@ fn database_of(manifest: &Manifest, dir: &Path) -> Result<String, StoreError> {
             what: format!("it is of a store in {} mode and names no database", manifest.mode),
         }),
     }
-}
-
-/// Bytes of the messages in the records, once for each topic they go to.
-fn published_bytes(records: &[Record]) -> u64 {
-    let bytes = |record: &Record| match record {
-        Record::Published(published) => published.block.bytes().len() as u64 * published.targets.len() as u64,
-        _ => 0,
-    };
-    records.iter().map(bytes).sum()
 }
 
 #[cfg(test)]

@@ -4,6 +4,9 @@
 //! checkpoint from finishing for longer than it takes. Rows become encoded messages again, byte for byte, in one
 //! piece of memory.
 //!
+//! A large body is read from its parts into that memory, while the statement that found its message has not ended: so
+//! both are of one state.
+//!
 //! Each row is checked against its [checksum](super::checksum). A read ends before a row that is damaged, so that
 //! what is in front of it can be had, and fails where the damaged row is the first one.
 
@@ -14,9 +17,11 @@ use rusqlite::types::FromSqlError;
 use rusqlite::{Connection, Row, Rows};
 
 use super::super::{Reader, StoreError};
+use super::bodies::LargeBody;
 use super::checksum::{self, RowHead};
 use super::connection::{self, Access, failed, is_damage};
 use super::message::{PLAIN_HEAD, split};
+use super::rows::ReadError;
 use crate::model::chunk::{Chunk, Origin, Stamp};
 use crate::model::id::{Offset, ProducerId, Sequence, TopicId};
 use crate::model::message::{
@@ -80,7 +85,7 @@ impl DatabaseReader {
         let parameters = (topic.0, from.0 as i64, number as i64, low);
         let rows = statement.query(parameters).map_err(&database)?;
         let capacity = self.last_bytes.max(CAPACITY.0).min(bytes_max).min(CAPACITY.1);
-        gather(rows, (topic, from), bytes_max, capacity, &self.path)
+        gather(&self.connection, rows, (topic, from), bytes_max, capacity, &self.path)
     }
 
     fn expects(&self, topic: TopicId, offset: Offset) -> rusqlite::Result<bool> {
@@ -100,12 +105,13 @@ pub(super) fn damaged(path: &Path, topic: TopicId, offset: Offset, what: &str) -
     StoreError::Damaged { path: path.to_owned(), position: 0, what }
 }
 
-/// Puts together what consecutive rows have, whose columns are those of [`MESSAGES`]: the messages of a topic from an
-/// offset on. `None` where the first row is not that of the offset.
+/// Puts together what consecutive rows of a connection have, whose columns are those of [`MESSAGES`]: the messages of a
+/// topic from an offset on. `None` where the first row is not that of the offset.
 ///
 /// # Errors
 /// Where the first message cannot be read or is damaged.
 pub(super) fn gather(
+    connection: &Connection,
     mut rows: Rows<'_>,
     (topic, from): (TopicId, Offset),
     bytes_max: usize,
@@ -134,10 +140,11 @@ pub(super) fn gather(
         if !consecutive {
             break;
         }
-        let (published_at, origin) = match append(row, topic, offset, &mut bytes, bytes_max) {
+        let (published_at, origin) = match append(connection, row, (topic, offset), &mut bytes, bytes_max) {
             Ok(Appended::Stamped(published_at, origin)) => (published_at, origin),
             Ok(Appended::DoesNotFit) => break,
             Err(_) if !stamps.is_empty() => break,
+            Err(RowError::Database(error)) if !is_damage(&error) => return Err(database(error)),
             Err(error) => return Err(damaged(path, topic, offset, &error.to_string())),
         };
         expected = Some(id + 1);
@@ -194,6 +201,12 @@ enum RowError {
     /// A value is outside what a message can have.
     #[error("the {0} of its row is not one that a message can have")]
     Value(&'static str),
+    /// The row has no body, and its large body is not there.
+    #[error("{0}")]
+    Body(String),
+    /// The parts of its large body cannot be read.
+    #[error("a part of its body: {0}")]
+    Database(rusqlite::Error),
     /// The checksum does not fit.
     #[error(
         "its row, or what says where it stands, was changed: its checksum is {stored:#010x} and would be {found:#010x}"
@@ -206,12 +219,44 @@ enum RowError {
     },
 }
 
+/// Where the body of a message is.
+enum Body<'a> {
+    InRow(&'a [u8]),
+    Large(LargeBody),
+}
+
+impl Body<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::InRow(bytes) => bytes.len(),
+            Self::Large(large) => large.bytes(),
+        }
+    }
+
+    fn append_to(&self, connection: &Connection, out: &mut BytesMut) -> Result<(), RowError> {
+        match self {
+            Self::InRow(bytes) => out.put_slice(bytes),
+            Self::Large(large) => large.append_to(connection, out)?,
+        }
+        Ok(())
+    }
+}
+
+impl From<ReadError> for RowError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Database(error) => Self::Database(error),
+            ReadError::Damaged(what) => Self::Body(what),
+        }
+    }
+}
+
 /// Appends the message at `offset` of `topic`, which `row` should be, in its encoded form. On an error nothing is
 /// appended.
 fn append(
+    connection: &Connection,
     row: &Row<'_>,
-    topic: TopicId,
-    offset: Offset,
+    (topic, offset): (TopicId, Offset),
     bytes: &mut BytesMut,
     bytes_max: usize,
 ) -> Result<Appended, RowError> {
@@ -231,7 +276,10 @@ fn append(
     let expires_at = column(8)?.as_i64_or_null()?;
     let priority = column(9)?.as_i64_or_null()?.map(u8::try_from);
     let priority = priority.transpose().map_err(|_| RowError::Value("priority"))?;
-    let body = column(10)?.as_blob()?;
+    let body = match column(10)?.as_blob_or_null()? {
+        Some(body) => Body::InRow(body),
+        None => Body::Large(LargeBody::find(connection, column(0)?.as_i64()?)?),
+    };
     let mut len = PLAIN_HEAD + body.len();
     let mut flags = 0;
     let mut field = |flag: u8, field_len: Option<usize>| {
@@ -263,7 +311,10 @@ fn append(
     if let Some(priority) = priority {
         bytes.put_u8(priority);
     }
-    bytes.put_slice(body);
+    if let Err(error) = body.append_to(connection, bytes) {
+        bytes.truncate(start);
+        return Err(error);
+    }
     let found = checksum::of_message(&head, &bytes[start..]);
     if found != stored {
         bytes.truncate(start);

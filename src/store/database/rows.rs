@@ -1,7 +1,8 @@
-//! Rows of the catalog and of progress: every table but the one of messages.
+//! Rows of the catalog and of progress: every table but those of messages and of parts of bodies.
 //!
 //! A row is written whole, from what the writer has in memory, and with its [checksum](super::checksum): so a row that
-//! was damaged on disk is never carried on under a right checksum. Loading checks each one.
+//! was damaged on disk is never carried on under a right checksum. Loading checks each one; which message has which
+//! large body is not loaded, and is checked by who looks for it.
 
 use rusqlite::types::{Value, ValueRef};
 use rusqlite::{Connection, Row};
@@ -19,7 +20,8 @@ use crate::model::snapshot::{GroupState, ProducerState, TopicState};
 pub(super) struct Table {
     name: &'static str,
     put: &'static str,
-    all: &'static str,
+    /// Selects all rows, or those of a range.
+    pub(super) all: &'static str,
 }
 
 pub(super) const META: Table = Table {
@@ -61,6 +63,16 @@ pub(super) const PRODUCER: Table = Table {
     name: "producer",
     put: "INSERT OR REPLACE INTO producer VALUES (?1, ?2, ?3, ?4, ?5)",
     all: "SELECT id, name, last_sequence, seen_at, checksum FROM producer",
+};
+pub(super) const LARGE_BODY: Table = Table {
+    name: "large_body",
+    put: "INSERT INTO large_body VALUES (?1, ?2, ?3, ?4)",
+    all: "SELECT message, body, bytes, checksum FROM large_body WHERE message >= ?1 AND message < ?2",
+};
+pub(super) const UNUSED_BODY: Table = Table {
+    name: "unused_body",
+    put: "INSERT INTO unused_body VALUES (?1, ?2)",
+    all: "SELECT body, checksum FROM unused_body",
 };
 
 /// Why rows could not be read.
@@ -133,7 +145,11 @@ impl Table {
         }
     }
 
-    fn check(&self, row: &Row<'_>) -> Result<(), String> {
+    /// Checks a row against its checksum.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(super) fn check(&self, row: &Row<'_>) -> Result<(), String> {
         let count = row.as_ref().column_count();
         let mut sum = OfRow::begin(self.name);
         for column in 0..count - 1 {
@@ -292,6 +308,21 @@ pub(super) fn put_producer(
     let cells =
         [id.0.into(), producer.name.as_str().into(), producer.last.0.into(), producer.seen_at.0.into()];
     PRODUCER.put(connection, &cells)
+}
+
+/// Writes that the message of a row has this body, of so many bytes.
+pub(super) fn put_large_body(
+    connection: &Connection,
+    row: i64,
+    body: i64,
+    bytes: usize,
+) -> rusqlite::Result<()> {
+    LARGE_BODY.put(connection, &[Cell::Number(row), Cell::Number(body), (bytes as u64).into()])
+}
+
+/// Writes that no message has this body.
+pub(super) fn put_unused_body(connection: &Connection, body: i64) -> rusqlite::Result<()> {
+    UNUSED_BODY.put(connection, &[Cell::Number(body)])
 }
 
 fn json(settings: &impl Serialize) -> rusqlite::Result<String> {

@@ -17,12 +17,14 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension};
 
 use super::super::StoreError;
 use super::super::space::FreeSpace;
+use super::bodies::Bodies;
 use super::catalog::Catalog;
 use super::connection::{PAGE_BYTES, growth_bytes};
 use super::files;
 use super::message::{first_row, split};
 use super::rows;
 use super::schema::STRETCH_BITS;
+use super::staging::Staging;
 use crate::model::id::{Epoch, Offset, OffsetRange, TopicId};
 
 /// Bytes of a page and its frame's header in the log.
@@ -34,7 +36,7 @@ const LOG_PATIENCE: u64 = 4;
 /// Bytes of zeros that one step writes ahead into the log.
 const AHEAD_BYTES: u64 = 1 << 20;
 /// How long a step that deletes rows should take; the number of rows is adjusted to it.
-const STEP: Duration = Duration::from_millis(3);
+pub(super) const STEP: Duration = Duration::from_millis(3);
 /// Rows that the first step deletes, and bounds for the others.
 const STEP_ROWS: (u64, u64, u64) = (1_000, 16, 20_000);
 /// Gives back to the file system what one step does.
@@ -158,7 +160,7 @@ impl Upkeep {
     }
 
     /// Whether there is something to do.
-    pub(super) fn due(&self, catalog: &Catalog, deletion: Deletion) -> bool {
+    pub(super) fn due(&self, catalog: &Catalog, staging: &Staging, deletion: Deletion) -> bool {
         let may_delete = deletion == Deletion::Allowed;
         let due = self.checkpoint_due()
             || self.ahead == Ahead::Growing
@@ -166,7 +168,8 @@ impl Upkeep {
             || self.vacuum == Vacuum::Unknown
             || may_delete && !catalog.trimmed.is_empty()
             || may_delete && !catalog.removed.is_empty()
-            || may_delete && !catalog.orphans.is_empty();
+            || may_delete && !catalog.orphans.is_empty()
+            || staging.unheld(&catalog.bodies).is_some();
         due && self.resting_until.is_none_or(|until| Instant::now() >= until)
     }
 
@@ -193,7 +196,8 @@ impl Upkeep {
         }
     }
 
-    fn checkpoint_due(&self) -> bool {
+    /// Whether the log is long enough to be written back.
+    pub(super) fn checkpoint_due(&self) -> bool {
         let frames = self.log.frames.load(Ordering::Relaxed);
         let since = frames.saturating_sub(self.log.checkpointed.load(Ordering::Relaxed));
         since * FRAME_BYTES > self.log_bytes && self.checkpoint_from.is_none_or(|from| Instant::now() >= from)
@@ -207,6 +211,7 @@ impl Upkeep {
         &mut self,
         connection: &Connection,
         catalog: &mut Catalog,
+        staging: &Staging,
         database: &Path,
         epoch: Epoch,
         deletion: Deletion,
@@ -225,12 +230,21 @@ impl Upkeep {
                 transaction.commit()
             })?;
         } else if may_delete && let Some((topic, range)) = catalog.removed.pop() {
-            let left = self.timed(|rows| clear_range(connection, catalog, topic, range, rows))?;
+            let left = self.timed(|rows| {
+                let transaction = connection.unchecked_transaction()?;
+                let left = clear_range(&transaction, catalog, topic, range, rows)?;
+                transaction.commit()?;
+                Ok(left)
+            })?;
             catalog.removed.extend(left.map(|left| (topic, left)));
         } else if may_delete && let Some(&stretch) = catalog.orphans.last() {
-            if self.timed(|rows| clear_stretch(connection, stretch, rows))? == Left::Nothing {
+            if self.timed(|rows| clear_stretch(connection, catalog, stretch, rows))? == Left::Nothing {
                 catalog.orphans.pop();
             }
+        } else if let Some(body) = staging.unheld(&catalog.bodies) {
+            // Images need none of these: what they read has a message.
+            catalog.bodies.delete(connection, body)?;
+            self.vacuum = Vacuum::Unknown;
         } else if self.vacuum == Vacuum::Unknown {
             self.vacuum = give_back(connection, self.thrift)?;
         } else if self.ahead == Ahead::Growing {
@@ -320,8 +334,8 @@ fn clear_topic(
     topic: TopicId,
     rows: u64,
 ) -> rusqlite::Result<()> {
-    let (Some(state), Some(place)) = (catalog.snapshot.topics.get(&topic), catalog.places.get_mut(&topic))
-    else {
+    let Catalog { snapshot, places, bodies, .. } = catalog;
+    let (Some(state), Some(place)) = (snapshot.topics.get(&topic), places.get_mut(&topic)) else {
         catalog.trimmed.remove(&topic);
         return Ok(());
     };
@@ -331,7 +345,7 @@ fn clear_topic(
     let stretch = place.stretches.iter().position(|&(of, _)| of == number);
     if let Some(at) = stretch {
         let first = first_row(place.stretches[at].1) + low;
-        delete_rows(connection, first, first + (to.0.saturating_sub(place.cleared.0)) as i64)?;
+        delete_rows(connection, bodies, first, first + (to.0.saturating_sub(place.cleared.0)) as i64)?;
         if to == stretch_end {
             let mut delete = connection.prepare_cached("DELETE FROM stretch WHERE id = ?1")?;
             delete.execute((place.stretches[at].1,))?;
@@ -348,10 +362,11 @@ fn clear_topic(
     Ok(())
 }
 
-/// Deletes up to `rows` messages of a range in the middle of a topic. Answers what is left of the range.
+/// Deletes up to `rows` messages of a range in the middle of a topic, within a transaction. Answers what is left of the
+/// range.
 fn clear_range(
     connection: &Connection,
-    catalog: &Catalog,
+    catalog: &mut Catalog,
     topic: TopicId,
     range: OffsetRange,
     rows: u64,
@@ -367,13 +382,18 @@ fn clear_range(
     let place = catalog.places.get(&topic);
     if let Some(&(_, id)) = place.and_then(|place| place.stretches.iter().find(|&&(of, _)| of == number)) {
         let first = first_row(id) + low;
-        delete_rows(connection, first, first + (end.0 - range.start.0) as i64)?;
+        delete_rows(connection, &mut catalog.bodies, first, first + (end.0 - range.start.0) as i64)?;
     }
     Ok((end < range.end).then_some(OffsetRange { start: end, end: range.end }))
 }
 
 /// Deletes up to `rows` messages of a stretch whose topic is gone, and the stretch when it is empty.
-fn clear_stretch(connection: &Connection, stretch: i64, rows: u64) -> rusqlite::Result<Left> {
+fn clear_stretch(
+    connection: &Connection,
+    catalog: &mut Catalog,
+    stretch: i64,
+    rows: u64,
+) -> rusqlite::Result<Left> {
     let (start, end) = (first_row(stretch), first_row(stretch + 1));
     let transaction = connection.unchecked_transaction()?;
     let first: Option<i64> = transaction
@@ -382,7 +402,7 @@ fn clear_stretch(connection: &Connection, stretch: i64, rows: u64) -> rusqlite::
         .optional()?;
     let left = match first {
         Some(first) => {
-            delete_rows(&transaction, first, end.min(first + rows as i64))?;
+            delete_rows(&transaction, &mut catalog.bodies, first, end.min(first + rows as i64))?;
             Left::Something
         }
         None => {
@@ -394,7 +414,14 @@ fn clear_stretch(connection: &Connection, stretch: i64, rows: u64) -> rusqlite::
     Ok(left)
 }
 
-fn delete_rows(connection: &Connection, first: i64, end: i64) -> rusqlite::Result<usize> {
+/// Deletes the rows of messages, within a transaction; their large bodies are unused from then on.
+fn delete_rows(
+    connection: &Connection,
+    bodies: &mut Bodies,
+    first: i64,
+    end: i64,
+) -> rusqlite::Result<usize> {
+    bodies.give_up(connection, (first, end))?;
     connection.prepare_cached("DELETE FROM message WHERE id >= ?1 AND id < ?2")?.execute((first, end))
 }
 
