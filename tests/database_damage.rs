@@ -247,6 +247,10 @@ fn a_change_in_any_other_table_is_refused_before_a_master_serves() {
             refused(&mut scene, &format!("{table}.{column}"), table);
         }
     }
+    scene.change(|connection| {
+        connection.execute("INSERT INTO unused_body VALUES (7, 7)", []).unwrap();
+    });
+    refused(&mut scene, "unused_body", "unused_body");
     for table in ["meta", "topic", "consumer_group", "producer"] {
         scene.change(|connection| {
             connection.execute(&format!("DELETE FROM {table}"), []).unwrap();
@@ -282,4 +286,103 @@ fn rows_that_stand_in_each_others_place_are_named() {
     });
     assert_eq!(scene.read(TOPIC).0, COUNT);
     scene.finds(OTHER, 9, "a row that is gone");
+}
+
+/// A part of a large body stands in no row of a message; nothing but the message's checksum tells what it must be.
+#[test]
+fn a_large_body_is_delivered_only_as_it_was_written() {
+    const PART: usize = 1 << 20;
+    let mut scene = Scene::new();
+    let (mut store, _) = open(scene.dir.path(), 2).unwrap();
+    scene.epoch = 2;
+    let body = |mark: u8| (0..2 * PART + 99).map(|at| (at / 1000) as u8 ^ mark).collect::<Vec<u8>>();
+    let messages = [Message::new(body(1)), Message { body: body(2).into(), ..full() }, Message::new("last")];
+    let published = Published {
+        targets: vec![(TOPIC, Offset(COUNT))],
+        origin: None,
+        at: Timestamp(3_000),
+        block: MessageBlock::encode(&messages),
+    };
+    store.commit(&[Record::Published(published)]).unwrap();
+    store.close(&mut Snapshot::default, &mut || Ok(())).unwrap();
+    assert_eq!(scene.read(TOPIC).0, COUNT + 3);
+    let before = std::fs::read(scene.path()).unwrap();
+    let (first, second) = (row(TOPIC, COUNT), row(TOPIC, COUNT + 1));
+    let taken = |row: i64, body: i64| {
+        // The row of another message, with the checksum that belongs to it.
+        let cells = [row, body, (2 * PART + 99) as i64].map(i64::to_le_bytes).concat();
+        let bytes = [&10_u32.to_le_bytes()[..], b"large_body", &cells].concat();
+        let sum = crc32c::crc32c(&bytes).cast_signed();
+        format!("UPDATE large_body SET body = {body}, checksum = {sum} WHERE message = {row}")
+    };
+    let part = |body: i64, number: i64| (body << 16) + number;
+    let swap = |one: i64, other: i64| {
+        [(one, -1), (other, one), (-1, other)]
+            .map(|(from, to)| format!("UPDATE body_part SET id = {to} WHERE id = {from};"))
+            .concat()
+    };
+    for (offset, id, body) in [(COUNT, first, 1), (COUNT + 1, second, 2)] {
+        let mut changes = vec![
+            format!("DELETE FROM large_body WHERE message = {id}"),
+            format!("UPDATE large_body SET body = 3 - body WHERE message = {id}"),
+            format!("UPDATE large_body SET bytes = bytes - 1 WHERE message = {id}"),
+            format!("UPDATE large_body SET checksum = checksum + 1 WHERE message = {id}"),
+            format!("UPDATE large_body SET message = 77 WHERE message = {id}"),
+            format!("UPDATE message SET body = x'' WHERE id = {id}"),
+            taken(id, 3 - body),
+            taken(id, 7),
+            swap(part(body, 0), part(body, 1)),
+        ];
+        for number in 0..3 {
+            let id = part(body, number);
+            changes.push(format!("DELETE FROM body_part WHERE id = {id}"));
+            for bytes in [
+                "substr(bytes, 1, 50) || x'00' || substr(bytes, 52)",
+                "substr(bytes, 1, length(bytes) - 1)",
+                "bytes || x'00'",
+                "x''",
+            ] {
+                changes.push(format!("UPDATE body_part SET bytes = CAST({bytes} AS BLOB) WHERE id = {id}"));
+            }
+        }
+        for sql in changes {
+            scene.change(|connection| connection.execute_batch(&sql).unwrap());
+            scene.finds(TOPIC, offset, &sql);
+            std::fs::write(scene.path(), &before).unwrap();
+        }
+    }
+    scene.change(|connection| connection.execute_batch(&swap(part(1, 1), part(2, 1))).unwrap());
+    scene.finds(TOPIC, COUNT, "parts of two bodies");
+    std::fs::write(scene.path(), &before).unwrap();
+    assert_eq!(scene.read(TOPIC).0, COUNT + 3);
+}
+
+/// What belongs to a message that goes is found by a row which may be damaged: it must not delete what another has.
+#[test]
+fn a_damaged_row_deletes_no_body_of_another_message() {
+    let mut scene = Scene::new();
+    let (mut store, _) = open(scene.dir.path(), 2).unwrap();
+    scene.epoch = 2;
+    let published = |first: u64| {
+        Record::Published(Published {
+            targets: vec![(TOPIC, Offset(first))],
+            origin: None,
+            at: Timestamp(3_000),
+            block: MessageBlock::encode(&[Message::new(vec![first as u8; 300_000])]),
+        })
+    };
+    store.commit(&[published(COUNT), published(COUNT + 1)]).unwrap();
+    store.close(&mut Snapshot::default, &mut || Ok(())).unwrap();
+    scene.change(|connection| {
+        let sql = "UPDATE large_body SET body = 2 WHERE message = ?1";
+        assert_eq!(connection.execute(sql, [row(TOPIC, COUNT)]).unwrap(), 1);
+    });
+    let (mut store, _) = open(scene.dir.path(), 3).unwrap();
+    scene.epoch = 3;
+    store.commit(&[Record::Trimmed { topic: TOPIC, start: Offset(COUNT + 1) }]).unwrap();
+    while store.maintenance_due() {
+        store.maintain(&mut Snapshot::default, &mut || Ok(())).unwrap();
+    }
+    let chunk = store.reader().unwrap().read(TOPIC, Offset(COUNT + 1), 1 << 20).unwrap().unwrap();
+    assert_eq!(chunk.block.message(0).unwrap().body, vec![(COUNT + 1) as u8; 300_000]);
 }

@@ -747,9 +747,10 @@ impl Making<'_> {
     }
 
     fn message(&mut self) -> Message {
-        let size = match self.below(20) {
-            0 => 5_000,
-            1 => 70_000,
+        let size = match self.below(100) {
+            0..5 => 5_000,
+            5..9 => 70_000,
+            9 => 260_000 + self.below(3) as usize * 900_000,
             _ => self.below(40) as usize,
         };
         let mut message = Message::new(vec![size as u8; size]);
@@ -883,6 +884,14 @@ impl Making<'_> {
     }
 }
 
+/// The block of a publish.
+fn block(record: &Record) -> Option<Bytes> {
+    match record {
+        Record::Published(published) => Some(published.block.bytes().clone()),
+        _ => None,
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 40, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
@@ -903,7 +912,18 @@ proptest! {
             let mut making = Making { model: &mut model, numbers: numbers.into_iter() };
             records.extend(making.records());
             if what > 5 {
+                let staged: Vec<Bytes> = records.iter().filter(|_| what % 2 == 0).filter_map(block).collect();
+                for block in &staged {
+                    store.stage(block.clone(), Box::new(|| {}));
+                }
+                // As many steps as it takes, or not all of them.
+                for _ in 0..what * 2 {
+                    store.maintain(&mut Snapshot::default, &mut || Ok(())).unwrap();
+                }
                 store.commit(&records).unwrap();
+                for block in &staged {
+                    store.unstage(block).unwrap();
+                }
                 records.clear();
             }
             match what {
@@ -937,5 +957,14 @@ proptest! {
         let rows: i64 = connection.query_row("SELECT count(*) FROM message", [], |row| row.get(0)).unwrap();
         let living = model.snapshot.topics.values().map(TopicState::message_count).sum::<u64>();
         prop_assert_eq!(rows as u64, living, "what was trimmed or deleted is reclaimed");
+        let sql = "SELECT count(*) FROM body_part WHERE id >> 16 NOT IN (
+                       SELECT large_body.body FROM large_body JOIN message ON message.id = large_body.message
+                   )";
+        let parts: i64 = connection.query_row(sql, [], |row| row.get(0)).unwrap();
+        let rest: i64 = connection
+            .query_row("SELECT (SELECT count(*) FROM large_body WHERE message NOT IN (SELECT id FROM message))
+                        + (SELECT count(*) FROM unused_body)", [], |row| row.get(0))
+            .unwrap();
+        prop_assert_eq!((parts, rest), (0, 0), "nothing stays of what was staged in vain or is gone");
     }
 }

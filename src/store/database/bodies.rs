@@ -28,6 +28,9 @@ pub(super) const LARGE_BYTES_MIN: usize = 256 << 10;
 pub(super) const PART_BYTES: usize = 1 << 20;
 /// Bits of a part's row id that are its number in the body.
 const PART_BITS: u32 = 16;
+/// Bytes of the largest body whose parts can be numbered.
+#[cfg(test)]
+pub(super) const BODY_BYTES_MAX: u64 = (PART_BYTES as u64) << PART_BITS;
 
 /// Row id of the first part of a body.
 const fn first_part(body: i64) -> i64 {

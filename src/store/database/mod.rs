@@ -4,6 +4,14 @@
 //! counts. The schema is in `sql/`. One connection writes and checkpoints, on the thread that owns the store; each
 //! reader has its own. The name of the database stays below this module.
 //!
+//! It is one file, and not a bounded hot one beside sealed ones that never change, though a takeover would then copy
+//! less and trimming would remove files. A commit over several attached databases is not atomic while they have
+//! write-ahead logs, so sealing would need a protocol of its own between the files, its crashes included. What is not
+//! settled would have to be copied out of sealed files, or one message would hold a file back for ever: that is the
+//! file mode, which has it. Queries, readers, images and `sqlite3` on a backup would need to find all files and join
+//! them, and one file with tables to be read by a person is what this mode is for. The copy is only needed where an old
+//! master may still write; whoever cannot wait for it takes the file mode.
+//!
 //! Invariants: a file is named in a durable manifest before anything is committed to it; a file that a manifest
 //! names is never created; nothing is written once the fence is known to be broken, nor when the store is dropped
 //! without [`close`](Store::close).
@@ -555,6 +563,71 @@ mod tests {
         assert_eq!(Catalog::load(&store.connection, &store.path).unwrap(), store.catalog);
     }
 
+    /// Has a block staged, and answers where the word comes that it is.
+    fn stage(store: &mut DatabaseStore, block: &Bytes) -> std::sync::mpsc::Receiver<()> {
+        let (sender, staged) = std::sync::mpsc::channel();
+        store.stage(block.clone(), Box::new(move || sender.send(()).unwrap()));
+        staged
+    }
+
+    #[test]
+    fn a_full_disk_takes_back_what_was_written_ahead_and_lets_the_commit_come() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = opened(dir.path());
+        let maintain = |store: &mut DatabaseStore| {
+            store.maintain(&mut Snapshot::default, &mut || Ok(())).unwrap();
+        };
+        while store.maintenance_due() {
+            maintain(&mut store);
+        }
+        let block = MessageBlock::encode(&[Message::new(vec![7; 5 << 20]), Message::new(vec![8; 300_000])]);
+        let published = Record::Published(Published {
+            targets: vec![(TopicId(0), Offset(0))],
+            origin: None,
+            at: Timestamp(7),
+            block: block.clone(),
+        });
+        let staged = stage(&mut store, block.bytes());
+        maintain(&mut store);
+        let pages: u32 = store.connection.pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
+        store.connection.pragma_update(None, "max_page_count", pages).unwrap();
+        for _ in 0..4 {
+            maintain(&mut store);
+        }
+        assert_eq!(staged.try_recv(), Ok(()), "nobody waits for a word that does not come");
+        while store.maintenance_due() {
+            maintain(&mut store);
+        }
+        let count = |store: &DatabaseStore, table: &str| -> u32 {
+            let sql = format!("SELECT count(*) FROM {table}");
+            store.connection.query_row(&sql, [], |row| row.get(0)).unwrap()
+        };
+        assert_eq!(["body_part", "unused_body"].map(|table| count(&store, table)), [0, 0]);
+        assert!(matches!(store.commit(std::slice::from_ref(&published)), Err(StoreError::Full(_))));
+        store.unstage(block.bytes()).unwrap();
+
+        // There is space again, but not for the commit: it finds what was written when it is tried once more.
+        store.connection.pragma_update(None, "max_page_count", 1 << 20).unwrap();
+        let staged = stage(&mut store, block.bytes());
+        while staged.try_recv().is_err() {
+            maintain(&mut store);
+        }
+        let bodies = store.catalog.bodies.clone();
+        let free: u32 = store.connection.pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
+        store.connection.pragma_update(None, "max_page_count", free).unwrap();
+        let other = self::published(2, 5_000);
+        let refused = store.commit(&[published.clone(), other]);
+        assert!(matches!(refused, Err(StoreError::Full(5_025_000))), "{refused:?}");
+        assert_eq!(store.catalog.bodies, bodies, "it is unused again, and still there");
+        store.connection.pragma_update(None, "max_page_count", 1 << 20).unwrap();
+        store.commit(&[published]).unwrap();
+        store.unstage(block.bytes()).unwrap();
+        assert_eq!(["body_part", "unused_body"].map(|table| count(&store, table)), [6, 0]);
+        let chunk = store.reader().unwrap().read(TopicId(0), Offset(0), 64 << 20).unwrap().unwrap();
+        assert_eq!(chunk.block.bytes(), block.bytes());
+        assert_eq!(Catalog::load(&store.connection, &store.path).unwrap(), store.catalog);
+    }
+
     fn row_count(store: &DatabaseStore) -> u32 {
         store.connection.query_row("SELECT count(*) FROM message", [], |row| row.get(0)).unwrap()
     }
@@ -605,7 +678,8 @@ mod tests {
         assert!(!store.maintenance_due());
     }
 
-    /// A message that the configuration allowed but no row can hold ended the master, and after it each next one.
+    /// A message that the configuration allowed but no row can hold ended the master, and after it each next one. The view
+    /// of messages puts a body together again as one value.
     #[test]
     fn the_largest_message_that_can_be_configured_fits_into_a_row() {
         let max = |name| LIMITS.iter().find(|row| row.name == name).unwrap().max;
@@ -621,6 +695,7 @@ mod tests {
         };
         assert_eq!(length(row_bytes).unwrap(), row_bytes as i64);
         assert!(length(1_000_000_001).is_err(), "the database has another limit than was thought");
+        assert!(max("body_bytes_max") <= bodies::BODY_BYTES_MAX, "its parts can be numbered");
     }
 
     /// The readers' statement must walk the messages in order: a sort would read all of them for each read.
