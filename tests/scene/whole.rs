@@ -93,6 +93,8 @@ pub fn furnished(mode: Mode) -> Scene {
         let record = full_messages(&scene.model, topics[round as usize % 2], producer);
         scene.commit(&[record]);
     }
+    // Its body lies apart in a database.
+    scene.publish(&topics[1..2], &bodies(1, 300 << 10, 7));
     let retry = Retry { attempts: 2, due_at: Timestamp(99), reason: ReturnReason::LeaseExpired };
     scene.commit(&[
         Record::Trimmed { topic: topics[0], start: Offset(100) },
