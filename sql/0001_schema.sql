@@ -165,19 +165,25 @@ CROSS JOIN stretch ON stretch.topic = topic.id
 CROSS JOIN message ON message.id >= stretch.id << 32 AND message.id < (stretch.id + 1) << 32
 LEFT JOIN producer ON producer.id = message.producer
 WHERE (stretch.number << 32) + (message.id & 0xFFFFFFFF) >= topic.start_offset
-  AND NOT EXISTS (
-      SELECT 1
+  -- What is removed is deleted a little later: the last range that begins at or before the message does not hold it.
+  AND coalesce((
+      SELECT removed_range.end_offset
       FROM removed_range
       WHERE removed_range.topic = topic.id
         AND removed_range.start_offset <= (stretch.number << 32) + (message.id & 0xFFFFFFFF)
-        AND removed_range.end_offset > (stretch.number << 32) + (message.id & 0xFFFFFFFF)
-  );
+      ORDER BY removed_range.start_offset DESC
+      LIMIT 1
+  ), 0) <= (stretch.number << 32) + (message.id & 0xFFFFFFFF);
 
 -- How many messages each topic holds, since when the oldest of them, and which group has come least far: what it has
 -- not settled stays.
 CREATE VIEW topics AS
 SELECT topic.name AS topic,
-       topic.end_offset - topic.start_offset AS messages,
+       topic.end_offset - topic.start_offset - coalesce((
+           SELECT sum(removed_range.end_offset - removed_range.start_offset)
+           FROM removed_range
+           WHERE removed_range.topic = topic.id
+       ), 0) AS messages,
        coalesce(behind.consumer_groups, 0) AS consumer_groups,
        CASE WHEN topic.end_offset > topic.start_offset THEN (
            SELECT strftime('%Y-%m-%dT%H:%M:%fZ', message.published_at / 1000.0, 'unixepoch')

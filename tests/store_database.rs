@@ -652,6 +652,36 @@ fn a_person_can_ask_what_waits() {
     assert_eq!(row, (0, "shop".into(), 1, 100));
 }
 
+/// The count of a topic held what was removed from its middle, and an answer took as long as there are removed ranges
+/// for each message.
+#[test]
+fn what_is_removed_from_the_middle_is_not_counted_and_costs_no_look_at_each_range() {
+    const RANGES: u64 = 20_000;
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, mut model) = filled(dir.path(), 0);
+    let record = model.publish(&[TOPIC], Some(PRODUCER), &messages(2 * RANGES as usize, 10), 2_000);
+    model.commit(&mut *store, &[record]);
+    let every_second = || (1..RANGES).map(|at| OffsetRange::one(Offset(2 * at)));
+    let settled = Record::Settled { group: GROUP, ranges: every_second().collect() };
+    let removed = Record::Removed { topic: TOPIC, ranges: every_second().collect() };
+    model.commit(&mut *store, &[settled, removed]);
+    let mut inspector = store.inspector().unwrap().unwrap();
+    let mut number = |sql: &str| inspector.query(sql, &bounds()).unwrap().rows[0][0].clone();
+    let there = Value::Integer(RANGES as i64 + 1);
+    assert_eq!(number("SELECT messages FROM topics"), there);
+    assert_eq!(number("SELECT waiting FROM backlog"), there);
+    // One look at each range for each message would be 400 million.
+    assert_eq!(number("SELECT count(*) FROM messages"), there);
+    let mut reader = store.reader().unwrap();
+    for at in RANGES - 2_000..RANGES {
+        assert!(reader.read(TOPIC, Offset(2 * at), 100).unwrap().is_none());
+        let chunk = reader.read(TOPIC, Offset(2 * at + 1), 100).unwrap().unwrap();
+        assert_eq!(chunk.block.count(), 1);
+    }
+    drop((inspector, reader));
+    close(store);
+}
+
 fn bounds() -> QueryBounds {
     QueryBounds { rows_max: 100, bytes_max: 1 << 20, time_max: None, stop: Arc::default() }
 }

@@ -41,15 +41,19 @@ pub(super) const MESSAGES: &str = "\
             (SELECT min(start_offset) FROM removed_range WHERE topic = ?1 AND start_offset > ?2) - ?2, 1 << 32
         )
     )
-    WHERE topic.id = ?1 AND topic.start_offset <= ?2 AND NOT EXISTS (
-        SELECT 1 FROM removed_range WHERE topic = ?1 AND start_offset <= ?2 AND removed_range.end_offset > ?2
-    )
+    WHERE topic.id = ?1 AND topic.start_offset <= ?2 AND coalesce(
+        (SELECT removed_range.end_offset FROM removed_range WHERE topic = ?1 AND removed_range.start_offset <= ?2
+         ORDER BY removed_range.start_offset DESC LIMIT 1),
+        0
+    ) <= ?2
     ORDER BY message.id";
 /// Whether an offset must be there.
 const EXPECTED: &str = "\
-    SELECT start_offset <= ?2 AND ?2 < end_offset AND NOT EXISTS (
-        SELECT 1 FROM removed_range WHERE topic = ?1 AND start_offset <= ?2 AND ?2 < removed_range.end_offset
-    )
+    SELECT start_offset <= ?2 AND ?2 < end_offset AND coalesce(
+        (SELECT removed_range.end_offset FROM removed_range WHERE topic = ?1 AND removed_range.start_offset <= ?2
+         ORDER BY removed_range.start_offset DESC LIMIT 1),
+        0
+    ) <= ?2
     FROM topic WHERE id = ?1";
 /// Smallest and largest memory that is set aside before a read.
 const CAPACITY: (usize, usize) = (4 * 1024, 4 * 1024 * 1024);
