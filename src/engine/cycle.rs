@@ -171,7 +171,7 @@ impl Cycle {
                         self.stage(session, publish, VecDeque::from([rest]));
                     }
                 }
-                Input::Staged(session) => self.go_on(now, session),
+                Input::Staged(session) => bytes += self.go_on(now, session),
                 Input::Loaded(read, answer, loaded) => {
                     self.broker.loaded(now, read, answer?, &mut self.output);
                     drop(loaded);
@@ -210,19 +210,24 @@ impl Cycle {
         self.staging.wait(session, Waiting { publish, batches });
     }
 
-    /// Goes on with a session whose block is staged.
-    fn go_on(&mut self, now: Timestamp, session: SessionId) {
+    /// Goes on with a session whose block is staged. Answers how many bytes the commit has more by that: a store that
+    /// writes nothing ahead has all of the block to write.
+    fn go_on(&mut self, now: Timestamp, session: SessionId) -> u64 {
         let Some(Waiting { publish: Large { head, block }, mut batches }) = self.staging.take(session) else {
-            return;
+            return 0;
         };
+        let mut bytes = block.bytes().len() as u64;
         self.staged.push(block.bytes().clone());
         self.command(now, session, Command::Publish(head, block));
         while let Some(batch) = batches.pop_front() {
+            bytes += batch.held.bytes;
             if let Some((publish, rest)) = self.batch(now, session, batch) {
                 batches.push_front(rest);
-                return self.stage(session, publish, batches);
+                self.stage(session, publish, batches);
+                break;
             }
         }
+        bytes
     }
 
     fn command(&mut self, now: Timestamp, session: SessionId, command: Command) {

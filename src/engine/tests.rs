@@ -623,6 +623,39 @@ async fn a_large_publish_is_staged_and_only_its_own_session_waits() {
     while confirmed(&mut large) < 4 {}
 }
 
+/// However many large publishes became ready at once were one commit: gigabytes, where the store writes nothing ahead.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_publishes_that_are_ready_at_once_are_commits_of_their_own() {
+    let (mut scene, mut first) = publishing().await;
+    let mut second = scene.client(1 << 20).await;
+    let other = OpenProducer { request: 1, producer: 1, name: "q".into(), resume: None };
+    scene.submit(&second, vec![Command::OpenProducer(other)]);
+    assert!(matches!(second.next(), Response::Reply(1, Ok(_))));
+    scene.submit(&first, vec![publish(1, 1, 5 << 20)]);
+    let one = scene.staging();
+    scene.submit(&second, vec![publish(1, 1, 5 << 20)]);
+    let two = scene.staging();
+    // Both become ready while a commit is under way.
+    let (open_gate, gate) = channel();
+    scene.script.lock().unwrap().gate = Some(gate);
+    let mut third = scene.client(1 << 20).await;
+    let other = OpenProducer { request: 1, producer: 1, name: "r".into(), resume: None };
+    scene.calls();
+    scene.submit(&third, vec![Command::OpenProducer(other)]);
+    let deadline = Instant::now() + PATIENCE;
+    while !scene.script.lock().unwrap().calls.contains(&Call::Commit(0)) {
+        assert!(Instant::now() < deadline, "nothing is committed");
+        std::thread::yield_now();
+    }
+    one();
+    two();
+    open_gate.send(()).unwrap();
+    assert!(matches!(third.next(), Response::Reply(1, Ok(_))));
+    assert_eq!((confirmed(&mut first), confirmed(&mut second)), (1, 1));
+    let commits = scene.calls().iter().filter(|call| matches!(call, Call::Commit(_))).count();
+    assert_eq!(commits, 3);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_waits_for_its_block_at_the_end_of_a_drain_is_committed_as_it_is() {
     let (scene, mut client) = publishing().await;
