@@ -182,6 +182,14 @@ fn what_is_no_question_is_refused_and_says_why() {
         ("SAVEPOINT s", no_reading),
         ("SELECT load_extension('x')", "not authorized to use function: load_extension"),
         ("SELECT writefile('x', 'y')", "no such function: writefile"),
+        // It took two gigabytes in five seconds.
+        ("SELECT json_group_array(name) FROM topic", "not authorized to use function: json_group_array"),
+        ("SELECT jsonb_group_object(name, 1) OVER () FROM topic", "not authorized to use function"),
+        // One call took more than a minute, and nothing could end it.
+        (
+            "SELECT hex(zeroblob(500000)) LIKE '%' || hex(zeroblob(24000)) || '1'",
+            "the query failed: LIKE or GLOB pattern too complex",
+        ),
         ("SELECT json('{')", "the query failed: malformed JSON"),
         (
             "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 10001) SELECT x FROM n",

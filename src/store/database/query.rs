@@ -5,7 +5,11 @@
 //!
 //! A query is one statement, and so one read transaction. While it runs, no checkpoint can pass the state that it
 //! sees: the write-ahead log grows by whatever is committed meanwhile. Whoever asks beside a writer must bound its
-//! time. What is to be sorted or grouped beyond the cache goes to temporary files, so that memory is bounded too.
+//! time. What is to be sorted or grouped beyond the cache goes to temporary files, so that memory is bounded too:
+//! functions that gather all rows of a group in memory, whatever a value may have, cannot be called.
+//!
+//! A query is given up between two steps of the database's machine, and a function is one step: how long that takes is
+//! bounded by the lengths of values and patterns.
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -23,8 +27,14 @@ use super::{database_of, files, log, schema};
 use crate::model::limits::{QUERY_COLUMNS_MAX, QUERY_VALUE_BYTES_MAX};
 use crate::model::table::{Real, Table, Value};
 
-/// Steps of the database's machine between two looks at whether a query is to be given up: a few microseconds.
-const STEPS: i32 = 1_000;
+/// Steps of the database's machine between two looks at whether a query is to be given up: about a microsecond, unless
+/// they call functions on long values.
+const STEPS: i32 = 100;
+/// Bytes of the pattern of LIKE and GLOB: one may be compared at each place of a value, in one step.
+const PATTERN_BYTES_MAX: usize = 256;
+/// Functions that cannot be called: what loads code, and what gathers a group in memory without bound.
+const REFUSED_FUNCTIONS: [&str; 5] =
+    ["load_extension", "json_group_array", "jsonb_group_array", "json_group_object", "jsonb_group_object"];
 
 /// A connection that answers queries.
 #[derive(Debug)]
@@ -70,6 +80,7 @@ impl DatabaseInspector {
         };
         limit(Limit::SQLITE_LIMIT_LENGTH, QUERY_VALUE_BYTES_MAX)?;
         limit(Limit::SQLITE_LIMIT_COLUMN, QUERY_COLUMNS_MAX)?;
+        limit(Limit::SQLITE_LIMIT_LIKE_PATTERN_LENGTH, PATTERN_BYTES_MAX)?;
         limit(Limit::SQLITE_LIMIT_ATTACHED, 0)?;
         connection.authorizer(Some(may)).map_err(failed("guard the connection"))?;
         Ok(Self { connection })
@@ -102,7 +113,9 @@ impl Inspector for DatabaseInspector {
 fn may(context: AuthContext<'_>) -> Authorization {
     match context.action {
         AuthAction::Select | AuthAction::Read { .. } | AuthAction::Recursive => Authorization::Allow,
-        AuthAction::Function { function_name } if !function_name.eq_ignore_ascii_case("load_extension") => {
+        AuthAction::Function { function_name }
+            if !REFUSED_FUNCTIONS.iter().any(|refused| function_name.eq_ignore_ascii_case(refused)) =>
+        {
             Authorization::Allow
         }
         _ => Authorization::Deny,
