@@ -229,14 +229,8 @@ impl Upkeep {
                 clear_topic(&transaction, catalog, topic, rows)?;
                 transaction.commit()
             })?;
-        } else if may_delete && let Some((topic, range)) = catalog.removed.pop() {
-            let left = self.timed(|rows| {
-                let transaction = connection.unchecked_transaction()?;
-                let left = clear_range(&transaction, catalog, topic, range, rows)?;
-                transaction.commit()?;
-                Ok(left)
-            })?;
-            catalog.removed.extend(left.map(|left| (topic, left)));
+        } else if may_delete && !catalog.removed.is_empty() {
+            self.timed(|rows| clear_ranges(connection, catalog, rows))?;
         } else if may_delete && let Some(&stretch) = catalog.orphans.last() {
             if self.timed(|rows| clear_stretch(connection, catalog, stretch, rows))? == Left::Nothing {
                 catalog.orphans.pop();
@@ -360,6 +354,20 @@ fn clear_topic(
         catalog.trimmed.remove(&topic);
     }
     Ok(())
+}
+
+/// Deletes up to `rows` messages of ranges in the middle of topics, all in one transaction: there may be as many ranges
+/// as messages. Where that fails, the catalog is not to be used.
+fn clear_ranges(connection: &Connection, catalog: &mut Catalog, mut rows: u64) -> rusqlite::Result<()> {
+    let transaction = connection.unchecked_transaction()?;
+    while rows > 0
+        && let Some((topic, range)) = catalog.removed.pop()
+    {
+        let left = clear_range(&transaction, catalog, topic, range, rows)?;
+        rows = rows.saturating_sub(range.len() - left.map_or(0, OffsetRange::len));
+        catalog.removed.extend(left.map(|left| (topic, left)));
+    }
+    transaction.commit()
 }
 
 /// Deletes up to `rows` messages of a range in the middle of a topic, within a transaction. Answers what is left of the
