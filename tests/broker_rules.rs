@@ -137,6 +137,41 @@ fn what_all_groups_have_settled_is_removed_behind_a_message_that_waits() {
     assert_eq!(group_numbers(&mut world, "h"), (2, 0, 2));
 }
 
+/// What only a group that is gone had not settled stayed until others had settled as much again.
+#[test]
+fn what_a_deleted_group_alone_had_not_settled_is_removed() {
+    let (mut world, topic) = world_with(Limits { pinned_bytes_max: 1 << 10, ..Limits::default() });
+    world.subscribe(0, 0, "t", "g", messages(100), None);
+    world.subscribe(0, 1, "t", "h", messages(100), None);
+    publish(&mut world, topic, 100);
+    world.finish();
+    world.settle(0, 0, Settlement::Ack, [range(0, 10), range(20, 90)].concat());
+    world.finish();
+    let delete = AdminCommand::DeleteGroup { topic: "t".into(), name: "h".into() };
+    world.admin(0, delete);
+    world.finish();
+    // The start goes along, so that it stays at a message that is there.
+    let state = &world.fold.topics[&topic];
+    assert_eq!((state.start, state.removed.iter().collect::<Vec<_>>()), (Offset(10), range(20, 90)));
+}
+
+/// More than one record holds was left where nobody settled anything afterwards.
+#[test]
+fn what_is_removed_goes_on_by_itself() {
+    let (mut world, topic) = world_with(Limits { pinned_bytes_max: 1 << 10, ..Limits::default() });
+    world.subscribe(0, 0, "t", "g", messages(10_000), None);
+    publish(&mut world, topic, 10_000);
+    world.finish();
+    world.settle(0, 0, Settlement::Ack, (0..4_500).map(|at| OffsetRange::one(Offset(2 * at + 1))).collect());
+    world.finish();
+    let removed = |world: &World| world.fold.topics[&topic].removed.range_count();
+    assert_eq!(removed(&world), 4_096);
+    assert_eq!(world.broker.next_timeout(), Some(world.now), "it asks for another cycle");
+    world.finish();
+    assert_eq!(removed(&world), 4_500);
+    assert_ne!(world.broker.next_timeout(), Some(world.now));
+}
+
 #[test]
 fn a_slow_consumer_never_holds_more_than_its_prefetch_while_another_idles() {
     let (mut world, topic) = world();

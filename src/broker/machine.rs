@@ -219,7 +219,8 @@ impl Broker {
         for &topic in &topics {
             self.trim(topic, out);
         }
-        self.cycle.floor_moved = recycled(topics);
+        let moved = std::mem::replace(&mut self.cycle.floor_moved, recycled(topics));
+        self.cycle.floor_moved.extend(moved);
         let producers = std::mem::take(&mut self.cycle.unconfirmed);
         for &producer in &producers {
             self.producers.confirm(producer, out);

@@ -150,6 +150,7 @@ impl Broker {
         let mut topic_name = String::new();
         if let Some(topic) = self.topics.get_mut(&topic_id) {
             topic.groups.remove(&group.state.name);
+            topic.garbage.group_gone();
             topic_name = topic.state.name.to_string();
         }
         let refusal = refusals::deleted(&topic_name, group.state.name.as_str());

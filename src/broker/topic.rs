@@ -12,7 +12,7 @@ use crate::model::message::MessageBlock;
 use crate::model::name::Name;
 use crate::model::record::{Published, Record};
 use crate::model::settings::TopicSettings;
-use crate::model::snapshot::TopicState;
+use crate::model::snapshot::{GroupState, TopicState};
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::request::FindTopic;
 use crate::protocol::response::Reply;
@@ -158,29 +158,37 @@ impl Broker {
     pub(super) fn trim(&mut self, id: TopicId, out: &mut Output) {
         let Some(topic) = self.topics.get_mut(&id) else { return };
         topic.floor_moved = false;
-        let groups = || topic.groups.values().filter_map(|group| Some(&self.groups.get(group)?.state));
-        let Some(floor) = groups().map(|group| group.floor).min() else {
+        let groups = topic.groups.values().filter_map(|group| Some(&self.groups.get(group)?.state));
+        let groups: Vec<&GroupState> = groups.collect();
+        let Some(floor) = groups.iter().map(|group| group.floor).min() else {
             topic.floor = topic.state.start;
             return;
         };
         topic.floor = floor;
+        let pinned_max = self.limits.pinned_bytes_max;
+        let mut ranges = if topic.garbage.may_be_much(pinned_max) {
+            topic.garbage.find(pinned_max, &topic.state, &groups)
+        } else {
+            Vec::new()
+        };
         let gone = floor.0.saturating_sub(topic.state.start.0);
-        if gone >= TRIM_STEP || (gone > 0 && floor == topic.state.end) {
+        if gone >= TRIM_STEP || (gone > 0 && (floor == topic.state.end || !ranges.is_empty())) {
             self.totals.messages -= topic.state.message_count_below(floor);
             topic.state.trim(floor);
             self.cache.trim(id, floor);
             out.records.push(Record::Trimmed { topic: id, start: floor });
+            ranges.retain(|range| range.start >= floor);
         }
-        let pinned_max = self.limits.pinned_bytes_max;
-        if topic.garbage.may_be_much(pinned_max) {
-            let ranges = topic.garbage.find(pinned_max, &topic.state, groups());
-            if !ranges.is_empty() {
-                for &range in &ranges {
-                    topic.state.removed.insert(range);
-                    self.totals.messages -= range.len();
-                }
-                out.records.push(Record::Removed { topic: id, ranges });
+        if !ranges.is_empty() {
+            for &range in &ranges {
+                topic.state.removed.insert(range);
+                self.totals.messages -= range.len();
             }
+            out.records.push(Record::Removed { topic: id, ranges });
+        }
+        if topic.garbage.may_be_much(pinned_max) {
+            self.work_left = true;
+            self.check_floor(id);
         }
     }
 }
