@@ -83,8 +83,10 @@ impl Cycle {
     pub(super) fn run(mut self) -> Result<(), EngineError> {
         match self.rounds() {
             Ok(()) => self.stop(),
-            // A commit that finds no space comes back only where a drain has waited for some as long as it may.
-            Err(EngineError::Store(StoreError::Full(bytes))) => self.leave(bytes),
+            // A drain has waited for space as long as it may. Without one nobody would notice that nobody is served.
+            Err(EngineError::Store(StoreError::Full(bytes))) if self.drain_deadline().is_some() => {
+                self.leave(bytes)
+            }
             Err(error) => Err(error),
         }
     }

@@ -64,6 +64,7 @@ struct Script {
     /// Words that the store owes: a block is staged.
     staging: Vec<Box<dyn FnOnce() + Send>>,
     upkeep_is_due: bool,
+    upkeep: Option<Fate>,
 }
 
 type Shared = Arc<Mutex<Script>>;
@@ -143,8 +144,12 @@ impl Store for FakeStore {
     fn maintain(&mut self, _: &mut dyn FnMut() -> Snapshot, fence: FenceCheck<'_>) -> Result<(), StoreError> {
         fence()?;
         note(&self.0, Call::Maintain);
-        self.0.lock().unwrap().upkeep_is_due = false;
-        Ok(())
+        let mut script = self.0.lock().unwrap();
+        script.upkeep_is_due = false;
+        match script.upkeep {
+            Some(Fate::FindsNoSpace) => Err(StoreError::Full(1)),
+            _ => Ok(()),
+        }
     }
 
     fn make_space(&mut self, _: FenceCheck<'_>) -> Result<(), StoreError> {
@@ -621,6 +626,18 @@ async fn a_large_publish_is_staged_and_only_its_own_session_waits() {
     second();
     assert!(matches!(large.next(), Response::Reply(3, Ok(_))), "in the order in which it was asked");
     while confirmed(&mut large) < 4 {}
+}
+
+/// An engine that ended by itself as after a drain left a node that kept the lock and served nobody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_space_without_a_drain_is_not_the_end_of_one() {
+    let (scene, client) = publishing().await;
+    {
+        let mut script = scene.script.lock().unwrap();
+        (script.upkeep_is_due, script.upkeep) = (true, Some(Fate::FindsNoSpace));
+    }
+    scene.submit(&client, vec![publish(1, 1, 10)]);
+    assert!(matches!(scene.end(), Err(EngineError::Store(StoreError::Full(1)))));
 }
 
 /// However many large publishes became ready at once were one commit: gigabytes, where the store writes nothing ahead.
