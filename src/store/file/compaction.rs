@@ -69,9 +69,7 @@ impl Compaction {
             disk::free(&shared.journal).map_err(io_error("ask for the free space of", &shared.journal))?;
         let space = free.saturating_sub(UNPACKED_BYTES);
         let places = shared.places();
-        let is_free = |file: &FileId| !shared.pins.hold(*file);
-        let mut sparse: Vec<(FileId, FilePlace)> =
-            places.files().sparse().filter(|(file, _)| is_free(file)).collect();
+        let mut sparse: Vec<(FileId, FilePlace)> = places.files().sparse().collect();
         sparse.sort_unstable_by_key(|(_, place)| place.held);
         let mut bytes = PACK_BYTES_MIN;
         let mut files = Vec::new();
@@ -85,7 +83,7 @@ impl Compaction {
             files.push(file);
         }
         if files.is_empty() {
-            tracing::debug!("no file can be packed now: an image needs it, or there is no space");
+            tracing::debug!("no file can be packed now: there is no space");
             self.wait();
             return Ok(None);
         }
@@ -93,7 +91,8 @@ impl Compaction {
         for (file, place) in places.files().iter() {
             let with = bytes + place.held;
             let is_small = place.bytes < self.segment_bytes / SMALL_PACK_FRACTION;
-            let can_go = place.held > 0 && place.copies == Copies::Possible && is_free(&file);
+            let can_go =
+                place.held > 0 && place.copies == Copies::Possible && !places.files().is_pinned(file);
             let is_taken = file.segment().is_some() || files.contains(&file);
             if is_small && can_go && !is_taken && with <= space.min(self.segment_bytes) {
                 bytes = with;
@@ -151,6 +150,7 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::AtomicBool;
 
+    use super::super::image::Pinned;
     use super::super::{FileStore, open_file};
     use super::*;
     use crate::model::id::{Offset, OffsetRange, TopicId};
@@ -229,10 +229,10 @@ mod tests {
         let (_dir, store) = store(8);
         let mut compaction = Compaction::new(Epoch(1), SEGMENT);
         let needed = store.shared.places().files().sparse().map(|(file, _)| file).collect();
-        let pinned = store.shared.pins.pin(needed);
-        assert!(compaction.choose(&store.shared).unwrap().is_none());
+        let pinned = Pinned::new(&store.shared, needed);
         assert!(!compaction.is_due(&store.shared, Pressure::High), "it does not spin");
         drop(pinned);
+        assert!(compaction.is_due(&store.shared, Pressure::Low));
         assert!(compaction.choose(&store.shared).unwrap().is_some());
     }
 

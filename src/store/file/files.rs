@@ -5,7 +5,8 @@
 //! pack are counted anew when it is made.
 //!
 //! A file is *dead* when it holds nothing, and *sparse* when a pack of what it holds would be less than half as large.
-//! The segment that is being written is neither.
+//! The segment that is being written is neither, and neither is a file that is *pinned*: an image reads it, so it cannot
+//! go. So whoever looks for files that can go finds them at once, however many are kept for an image.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -71,6 +72,8 @@ pub struct Files {
     sparse: BTreeSet<FileId>,
     /// Bytes that packing all sparse files would save.
     sparse_garbage: u64,
+    /// The files that images read, with the number of images.
+    pinned: BTreeMap<FileId, usize>,
     active: FileId,
 }
 
@@ -104,9 +107,9 @@ impl Files {
             self.sparse_garbage -= place.garbage();
         }
         change(place);
-        let is_sealed = file != self.active;
-        note(&mut self.dead, file, is_sealed && place.held == 0);
-        if note(&mut self.sparse, file, is_sealed && place.is_sparse()) {
+        let can_go = file != self.active && !self.pinned.contains_key(&file);
+        note(&mut self.dead, file, can_go && place.held == 0);
+        if note(&mut self.sparse, file, can_go && place.is_sparse()) {
             self.sparse_garbage += place.garbage();
         }
     }
@@ -119,6 +122,28 @@ impl Files {
     /// The file holds this much less.
     pub fn release(&mut self, file: FileId, bytes: u64) {
         self.change(file, |place| place.held -= bytes);
+    }
+
+    /// An image reads the file from now on.
+    pub fn pin(&mut self, file: FileId) {
+        *self.pinned.entry(file).or_default() += 1;
+        self.change(file, |_| {});
+    }
+
+    /// An image that has read the file does not any more.
+    pub fn unpin(&mut self, file: FileId) {
+        let Some(count) = self.pinned.get_mut(&file) else { return };
+        *count -= 1;
+        if *count == 0 {
+            self.pinned.remove(&file);
+            self.change(file, |_| {});
+        }
+    }
+
+    /// Whether an image reads the file.
+    #[must_use]
+    pub fn is_pinned(&self, file: FileId) -> bool {
+        self.pinned.contains_key(&file)
     }
 
     /// Takes a file out.
@@ -145,7 +170,7 @@ impl Files {
         self.all.get(&file).is_some_and(|place| place.held == 0)
     }
 
-    /// The files that hold nothing any more and are not written, in order.
+    /// The files that hold nothing any more and can go: neither written nor pinned. In order.
     pub fn dead(&self) -> impl Iterator<Item = FileId> + '_ {
         self.dead.iter().copied()
     }
@@ -201,5 +226,20 @@ mod tests {
         assert_eq!((files.sparse_garbage(), files.dead().collect::<Vec<_>>()), (0, vec![first]));
         files.forget(first);
         assert_eq!((files.dead().count(), files.get(first)), (0, None));
+    }
+
+    #[test]
+    fn a_file_is_held_as_long_as_one_image_needs_it() {
+        let mut files = Files::default();
+        let all = [1, 2, 3].map(|number| FileId::pack(Epoch(1), number));
+        all.iter().for_each(|&file| files.add(file, FilePlace::new(20_000, Some(19_000), 40_000)));
+        files.hold(all[2], 100);
+        all.iter().for_each(|&file| files.pin(file));
+        files.pin(all[0]);
+        assert_eq!((files.dead().count(), files.sparse().count(), files.sparse_garbage()), (0, 0, 0));
+        all.iter().for_each(|&file| files.unpin(file));
+        assert_eq!((files.dead().collect::<Vec<_>>(), files.sparse_garbage()), (vec![all[1]], 39_900));
+        files.unpin(all[0]);
+        assert_eq!((files.dead().collect::<Vec<_>>(), files.is_pinned(all[0])), (all[..2].to_vec(), false));
     }
 }

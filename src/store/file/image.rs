@@ -4,9 +4,8 @@
 //! there, the store removes none of the files that the image reads; what is trimmed, removed or copied out of them
 //! stays in them. Nothing is copied to make an image but places.
 
-use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use super::file_id::FileId;
 use super::places::Places;
@@ -19,48 +18,25 @@ use crate::store::image::Image;
 use crate::store::manifest::Manifest;
 use crate::store::{Reader, StoreError};
 
-/// The files that images need.
-#[derive(Debug, Default)]
-pub struct Pins(Mutex<BTreeMap<FileId, usize>>);
-
-impl Pins {
-    /// Keeps these files from being removed until what is answered is dropped.
-    pub fn pin(self: &Arc<Self>, files: Vec<FileId>) -> Pinned {
-        let mut counts = self.lock();
-        files.iter().for_each(|file| *counts.entry(*file).or_default() += 1);
-        drop(counts);
-        Pinned { pins: Arc::clone(self), files }
-    }
-
-    /// Whether an image needs the file.
-    #[must_use]
-    pub fn hold(&self, file: FileId) -> bool {
-        self.lock().contains_key(&file)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<FileId, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Files that are not removed while this is there.
+/// Files of a store that is served, which are not removed while this is there.
 #[derive(Debug)]
 pub struct Pinned {
-    pins: Arc<Pins>,
+    store: Arc<Shared>,
     files: Vec<FileId>,
+}
+
+impl Pinned {
+    /// Keeps these files from being removed.
+    #[must_use]
+    pub fn new(store: &Arc<Shared>, files: Vec<FileId>) -> Self {
+        store.places_mut().pin(&files);
+        Self { store: Arc::clone(store), files }
+    }
 }
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        let mut counts = self.pins.lock();
-        for file in &self.files {
-            if let Some(count) = counts.get_mut(file) {
-                *count -= 1;
-                if *count == 0 {
-                    counts.remove(file);
-                }
-            }
-        }
+        self.store.places_mut().unpin(&self.files);
     }
 }
 
@@ -77,10 +53,10 @@ pub struct FileImage {
 impl FileImage {
     /// What a store that is served holds now, with this state.
     #[must_use]
-    pub fn of(store: &Shared, snapshot: Snapshot) -> Self {
+    pub fn of(store: &Arc<Shared>, snapshot: Snapshot) -> Self {
         let places = store.places().clone();
         let needed = places.files().iter().filter(|(_, place)| place.held > 0).map(|(file, _)| file);
-        let pinned = store.pins.pin(needed.collect());
+        let pinned = Pinned::new(store, needed.collect());
         Self::new(&store.journal, places, snapshot, Some(pinned))
     }
 
@@ -130,23 +106,5 @@ impl Image for FileImage {
             ));
         }
         Ok(chunk)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::id::Epoch;
-
-    #[test]
-    fn a_file_is_held_as_long_as_one_image_needs_it() {
-        let pins = Arc::new(Pins::default());
-        let files = [1, 2].map(|number| FileId::pack(Epoch(1), number));
-        let both = pins.pin(files.to_vec());
-        let one = pins.pin(vec![files[0]]);
-        drop(both);
-        assert_eq!(files.map(|file| pins.hold(file)), [true, false]);
-        drop(one);
-        assert_eq!(files.map(|file| pins.hold(file)), [false, false]);
     }
 }

@@ -57,8 +57,8 @@ use self::checkpoint::CheckpointBody;
 use self::file_id::FileId;
 pub use self::fill::fill;
 use self::folder::Folder;
+use self::image::FileImage;
 pub use self::image::look;
-use self::image::{FileImage, Pins};
 use self::index::SegmentIndex;
 use self::journal::Journal;
 use self::open_files::OpenFiles;
@@ -314,7 +314,6 @@ pub struct Shared {
     places: RwLock<Places>,
     indexes: Mutex<IndexCache>,
     open: OpenFiles,
-    pins: Arc<Pins>,
     /// Packs begun in this epoch.
     packs: AtomicU32,
 }
@@ -322,8 +321,8 @@ pub struct Shared {
 impl Shared {
     fn new(journal: PathBuf, places: Places) -> Self {
         let (places, indexes) = (RwLock::new(places), Mutex::new(IndexCache::default()));
-        let (open, pins, packs) = (OpenFiles::default(), Arc::default(), AtomicU32::new(0));
-        Self { journal, places, indexes, open, pins, packs }
+        let (open, packs) = (OpenFiles::default(), AtomicU32::new(0));
+        Self { journal, places, indexes, open, packs }
     }
 
     /// A pack of the own epoch that there was none of.

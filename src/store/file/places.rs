@@ -279,6 +279,16 @@ impl Places {
         self.files.change(file, |place| place.copies = Copies::Impossible);
     }
 
+    /// An image reads these files from now on.
+    pub fn pin(&mut self, files: &[FileId]) {
+        files.iter().for_each(|&file| self.files.pin(file));
+    }
+
+    /// An image that has read these files does not any more.
+    pub fn unpin(&mut self, files: &[FileId]) {
+        files.iter().for_each(|&file| self.files.unpin(file));
+    }
+
     /// A file was removed.
     pub fn forget(&mut self, file: FileId) {
         self.files.forget(file);

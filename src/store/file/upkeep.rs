@@ -147,20 +147,14 @@ impl Upkeep {
     }
 
     fn is_removal_waiting(&self, shared: &Shared) -> bool {
-        let dead = shared.places().files().dead().next();
-        dead.is_some_and(|dead| !self.is_unneeded(dead))
+        shared.places().files().dead().next().is_some_and(|dead| !self.is_unneeded(dead))
             && (self.pending >= self.due_for_removal_at
                 || self.pressure == Pressure::High
                 || self.written_at.elapsed() >= REMOVAL_WAIT)
     }
 
     fn is_removal_due(&self, shared: &Shared) -> bool {
-        self.strays == Rest::Possible
-            || shared.places().files().dead().any(|dead| self.is_removable(shared, dead))
-    }
-
-    fn is_removable(&self, shared: &Shared, file: FileId) -> bool {
-        self.is_unneeded(file) && !shared.pins.hold(file)
+        self.strays == Rest::Possible || shared.places().files().dead().any(|dead| self.is_unneeded(dead))
     }
 
     fn is_unneeded(&self, file: FileId) -> bool {
@@ -290,15 +284,10 @@ impl Upkeep {
 
     /// The files that may go now. They are forgotten before they are gone: nobody looks for them.
     fn removal(&self, shared: &Shared) -> Job {
-        let unneeded = |file: &FileId| self.is_unneeded(*file);
-        let (held, dead): (Vec<FileId>, Vec<FileId>) = {
+        let dead: Vec<FileId> = {
             let places = shared.places();
-            places.files().dead().filter(unneeded).partition(|&file| shared.pins.hold(file))
+            places.files().dead().filter(|&file| self.is_unneeded(file)).take(REMOVALS_MAX).collect()
         };
-        if !held.is_empty() {
-            tracing::debug!("{} files that nobody else needs are kept for an image", held.len());
-        }
-        let dead: Vec<FileId> = dead.into_iter().take(REMOVALS_MAX).collect();
         dead.iter().for_each(|&file| shared.forget(file));
         let is_kept = self.kept.len() == CHECKPOINTS_KEPT;
         let kept: BTreeSet<CheckpointId> = self.kept.iter().filter(|_| is_kept).map(|(id, _)| *id).collect();
@@ -462,5 +451,32 @@ mod tests {
             assert!(!scene.first_is_there());
             assert!(!scene.store.maintenance_due());
         }
+    }
+
+    /// The first file that an image needs was taken for the only one that could go, so that no checkpoint was written for
+    /// the others: while a backup was taken, a full disk stayed full.
+    #[test]
+    fn files_that_an_image_needs_do_not_keep_others() {
+        let mut scene = Scene::new();
+        let path = |scene: &Scene| scene.store.journal.segment().path(&scene.dir.path().join("journal"));
+        let block = MessageBlock::encode([&Message::new(vec![7; 16 << 10])]);
+        let targets = vec![(TOPIC, Offset(0))];
+        scene.end = 1;
+        scene.commit(&[Record::Published(Published { targets, origin: None, at: Timestamp(1), block })]);
+        let needed = path(&scene);
+        let image = scene.store.image(&mut Snapshot::default).unwrap();
+        scene.store.upkeep.be_under(Pressure::High);
+        let mut other = needed.clone();
+        for _ in 0..2 {
+            other = path(&scene);
+            for _ in 0..8 {
+                scene.publish();
+            }
+            scene.maintain();
+        }
+        assert_eq!((needed.exists(), other.exists()), (true, false));
+        drop(image);
+        scene.maintain();
+        assert!(!needed.exists());
     }
 }
