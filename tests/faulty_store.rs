@@ -352,6 +352,47 @@ fn a_disk_that_is_full_for_a_while_loses_nothing() {
     each(Operation::Write, Effect::Fails(Errno::ENOSPC), Lasting::Always, goes_on);
 }
 
+/// What raises the reach of a segment was written behind the entry: where only that found no space, the entry was whole.
+/// A commit that was refused counted then, and so did a pack that had been removed because it was refused: the store
+/// missed it and did not open any more.
+#[test]
+fn what_was_refused_for_want_of_space_does_not_count() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::new(dir.path());
+    let mut refused = 0;
+    for nth in 1.. {
+        let folder = disk.path.join(nth.to_string());
+        std::fs::create_dir(&folder).unwrap();
+        let options = |epoch, predecessor| OpenOptions {
+            segment_bytes: 16 << 20,
+            ..options(&folder, Mode::File, epoch, predecessor)
+        };
+        let (mut store, mut snapshot) = file::open(&options(1, Predecessor::None)).unwrap();
+        let (operation, effect) = (Operation::Write, Effect::Fails(Errno::ENOSPC));
+        // The second segment is the first that is large enough for a reach of its own.
+        disk.faults.plan(Fault { operation, effect, lasting: Lasting::Once, path: "000002.log", nth });
+        let records = vec![topic_created(&snapshot), producer_opened(&snapshot, Timestamp(1))];
+        store.commit(&records).unwrap();
+        records.iter().for_each(|record| snapshot.apply(record).unwrap());
+        let refusal = (0..6).find_map(|_| {
+            let records = publish(&snapshot, 1, 600 << 10);
+            let refusal = store.commit(&records).err();
+            if refusal.is_none() {
+                records.iter().for_each(|record| snapshot.apply(record).unwrap());
+            }
+            refusal
+        });
+        disk.faults.clear();
+        drop(store);
+        let Some(refusal) = refusal else { break };
+        assert!(matches!(refusal, StoreError::Full(_)), "{refusal}");
+        let (_, recovered) = file::open(&options(2, Predecessor::MayWrite)).unwrap();
+        assert_eq!(recovered, snapshot, "the {nth}. write");
+        refused += 1;
+    }
+    assert!(refused > 5, "{refused}");
+}
+
 #[test]
 fn a_quota_that_is_used_up_for_a_while_loses_nothing() {
     each_of((Operation::Write, 5), Effect::Fails(Errno::EDQUOT), Lasting::Always, goes_on);

@@ -308,14 +308,17 @@ impl Journal {
         let (bytes, chain) = head.encode(self.head.seed);
         self.front[..ENTRY_HEAD_BYTES].copy_from_slice(&bytes);
         let end = head.end();
-        entry::write(&self.file, self.at, &self.front, blocks)
-            .and_then(|()| self.reach.cover(&self.file, self.head.seed, end))
+        // The entry comes last: one that found no space must not be whole, or it would count though it was refused.
+        self.reach
+            .cover(&self.file, self.head.seed, end)
+            .and_then(|()| entry::write(&self.file, self.at, &self.front, blocks))
             .map_err(|error| match error {
                 error if is_full(&error) => StoreError::Full(end - self.at),
                 error => io_error("write to", &self.path)(error),
             })?;
         // No error of a sync is that of a full disk: what was to be synced may be gone from memory too.
         rustix::fs::fdatasync(&self.file).map_err(|error| io_error("sync", &self.path)(error.into()))?;
+        self.reach.synced();
         self.at = end;
         self.chain = chain;
         self.synced = Position { segment: self.head.id, at: end };

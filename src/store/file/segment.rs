@@ -229,18 +229,21 @@ pub fn write_zeros(file: &File, from: u64, to: u64) -> io::Result<()> {
 #[derive(Clone, Copy, Debug)]
 pub struct Reach {
     bytes: u64,
+    /// The highest that is synced.
+    synced: u64,
     slot: usize,
 }
 
 impl Default for Reach {
     fn default() -> Self {
-        Self { bytes: ENTRIES_START + REACH_STEP, slot: 0 }
+        let bytes = ENTRIES_START + REACH_STEP;
+        Self { bytes, synced: bytes, slot: 0 }
     }
 }
 
 impl Reach {
-    /// Called with each entry that is written and ends at `end`, before it is synced: raises the reach where the
-    /// next entry would come near it.
+    /// Called before each entry that is written and ends at `end`: raises the reach where the next entry would come
+    /// near it.
     ///
     /// # Errors
     /// Where it cannot be written; the reach is as before then.
@@ -254,8 +257,15 @@ impl Reach {
         let sum = crc32c::crc32c_append(seed, &slot[..8]);
         slot[8..].copy_from_slice(&sum.to_le_bytes());
         file.write_all_at(&slot, REACH_AT[self.slot])?;
-        (self.bytes, self.slot) = (bytes, 1 - self.slot);
+        self.bytes = bytes;
         Ok(())
+    }
+
+    /// Called once what was written is synced. Until then the other slot is left alone, however often an entry is tried.
+    pub const fn synced(&mut self) {
+        if self.bytes > self.synced {
+            (self.synced, self.slot) = (self.bytes, 1 - self.slot);
+        }
     }
 
     /// Before which position every entry of a segment begins.
@@ -356,11 +366,18 @@ mod tests {
         let mut reach = Reach::default();
         for end in [5000, REACH_STEP, 3 * REACH_STEP, 3 * REACH_STEP + 9, 90 * REACH_STEP] {
             reach.cover(&file, HEAD.seed, end).unwrap();
+            reach.synced();
             let read = Reach::read(&file, HEAD.seed).unwrap();
             assert!(read >= end + REACH_STEP / 2, "{end}: {read}");
         }
         let whole = Reach::read(&file, HEAD.seed).unwrap();
         // The slot that is written next is the older one: it may be torn by that.
+        file.write_all_at(&[0xff; 12], REACH_AT[reach.slot]).unwrap();
+        assert_eq!(Reach::read(&file, HEAD.seed).unwrap(), whole);
+        // And so may each attempt at an entry that was not synced.
+        for steps in [200, 300] {
+            reach.cover(&file, HEAD.seed, steps * REACH_STEP).unwrap();
+        }
         file.write_all_at(&[0xff; 12], REACH_AT[reach.slot]).unwrap();
         assert_eq!(Reach::read(&file, HEAD.seed).unwrap(), whole);
     }
