@@ -57,11 +57,18 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Makes the first segment of an epoch.
+    /// Makes the first segment of an epoch. Messages leave alone `checkpoint_bytes` of the disk, which the next checkpoints
+    /// take.
     ///
     /// # Errors
     /// Where it cannot be made.
-    pub fn start(shared: Arc<Shared>, head: SegmentHead, segment_bytes: u64) -> Result<Self, StoreError> {
+    pub fn start(
+        shared: Arc<Shared>,
+        head: SegmentHead,
+        segment_bytes: u64,
+        checkpoint_bytes: u64,
+    ) -> Result<Self, StoreError> {
+        let kept_bytes = FREE_BYTES.saturating_add(checkpoint_bytes);
         let segment_bytes = segment_bytes.max(SMALLEST_BYTES);
         let capacity = segment_bytes.min(FIRST_SEGMENT_BYTES);
         let (file, capacity) = match head.create(&shared.journal, capacity, 0) {
@@ -73,7 +80,7 @@ impl Journal {
         shared.places_mut().open_segment(head.id, ENTRIES_START, capacity);
         let free = FreeSpace::around(&shared.journal);
         let next = SegmentHead { id: head.id.next(), ..head };
-        preallocation.ask(next, planned_bytes(segment_bytes, capacity), FREE_BYTES);
+        preallocation.ask(next, planned_bytes(segment_bytes, capacity), kept_bytes);
         Ok(Self {
             path: head.id.path(&shared.journal),
             shared,
@@ -88,7 +95,7 @@ impl Journal {
             reach: Reach::default(),
             front: Vec::new(),
             free,
-            kept_bytes: FREE_BYTES,
+            kept_bytes,
             failed: false,
         })
     }
@@ -435,5 +442,30 @@ mod tests {
             }
         }
         panic!("segments are made of what is for checkpoints");
+    }
+
+    /// A master that took over a disk that was just full gave messages what the old one had kept for checkpoints.
+    #[test]
+    fn a_takeover_goes_on_keeping_what_checkpoints_take() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = OpenOptions {
+            dir: dir.path().to_owned(),
+            mode: Mode::File,
+            epoch: Epoch(1),
+            predecessors: Predecessors::default(),
+            segment_bytes: 1,
+        };
+        let (mut store, mut snapshot) = open_file(&options).unwrap();
+        assert_eq!(store.journal.kept_bytes, FREE_BYTES);
+        for topic in 0..500 {
+            store.commit(&created(topic)).unwrap();
+            snapshot.apply(&created(topic)[0]).unwrap();
+        }
+        Box::new(store).close(&mut || snapshot.clone(), &mut || Ok(())).unwrap();
+        let (mut store, _) = open_file(&OpenOptions { epoch: Epoch(2), ..options }).unwrap();
+        let kept_bytes = store.journal.kept_bytes;
+        assert!(kept_bytes > FREE_BYTES + 2 * 500 * 8, "{kept_bytes}");
+        store.space().unwrap();
+        assert_eq!(store.journal.kept_bytes, kept_bytes);
     }
 }

@@ -169,14 +169,8 @@ fn open_file(options: &OpenOptions) -> Result<(FileStore, Snapshot), StoreError>
     let id = SegmentId { epoch: options.epoch, number: 1 };
     let head = SegmentHead { id, seed: random_seed(), continues: recovered.end };
     let shared = Arc::new(Shared::new(journal, recovered.places));
-    let journal = Journal::start(Arc::clone(&shared), head, options.segment_bytes)?;
-    let upkeep = Upkeep::new(
-        &options.dir,
-        options.epoch,
-        options.segment_bytes,
-        recovered.checkpoint,
-        recovered.tail_bytes,
-    );
+    let upkeep = Upkeep::new(options, recovered.checkpoint, recovered.checkpoint_bytes, recovered.tail_bytes);
+    let journal = Journal::start(Arc::clone(&shared), head, options.segment_bytes, upkeep.reserve_bytes())?;
     let worker = Worker::start(&shared)?;
     let staging = Staging::start(&shared, options.epoch)?;
     Ok((FileStore { shared, journal, upkeep, worker, staging }, recovered.snapshot))

@@ -45,6 +45,8 @@ pub struct Recovered {
     pub end: Position,
     /// The checkpoint that was used, and its position.
     pub checkpoint: Option<(CheckpointId, Position)>,
+    /// Bytes of its file.
+    pub checkpoint_bytes: u64,
     /// Bytes of entries that were read after the checkpoint.
     pub tail_bytes: u64,
     /// The manifest of the own epoch, not yet written.
@@ -142,6 +144,13 @@ fn read(
         tail_bytes: 0,
     };
     let checkpoint = recovery.restore_checkpoint()?;
+    let checkpoint_bytes = match checkpoint {
+        Some((id, ..)) => {
+            let path = id.path(&recovery.journal);
+            disk::length_at(&path).map_err(io_error("look at", &path))?
+        }
+        None => 0,
+    };
     let mut sealed = BTreeMap::new();
     let cut_off = match recovery.apply_all(checkpoint, &mut sealed) {
         Err(error) if purpose == Purpose::Salvage => Some(error),
@@ -157,6 +166,7 @@ fn read(
         places: recovery.places,
         end: recovery.end,
         checkpoint: checkpoint.map(|(id, position, _)| (id, position)),
+        checkpoint_bytes,
         tail_bytes: recovery.tail_bytes,
         manifest,
         cut_off,

@@ -10,7 +10,7 @@
 //! a checkpoint is of the state at that moment, and counts once it is known to be durable.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ use super::segment::Position;
 use super::worker::{Done, Job, Progress, Worker};
 use crate::model::id::Epoch;
 use crate::model::snapshot::Snapshot;
-use crate::store::{FenceCheck, StoreError};
+use crate::store::{FenceCheck, OpenOptions, StoreError};
 
 /// Bytes of commits after which a checkpoint is due, where segments are not smaller.
 pub const CHECKPOINT_BYTES: u64 = 16 << 20;
@@ -51,6 +51,8 @@ pub struct Upkeep {
     due_at: u64,
     /// Bytes at which it is due already where it helps to remove a segment.
     due_for_removal_at: u64,
+    /// What the last checkpoint takes of the disk.
+    checkpoint_bytes: u64,
     /// When the last checkpoint was written.
     written_at: Instant,
     /// Whether space is short in general.
@@ -82,24 +84,25 @@ pub enum Pressure {
 }
 
 impl Upkeep {
-    /// Begins with the checkpoint that recovery used, and the bytes that it read behind that.
+    /// Begins with the checkpoint that recovery used, the bytes of that, and those that it read behind it.
     #[must_use]
     pub fn new(
-        dir: &Path,
-        epoch: Epoch,
-        segment_bytes: u64,
+        options: &OpenOptions,
         checkpoint: Option<(CheckpointId, Position)>,
+        checkpoint_bytes: u64,
         tail_bytes: u64,
     ) -> Self {
+        let &OpenOptions { epoch, segment_bytes, .. } = options;
         let interval = segment_bytes.min(CHECKPOINT_BYTES);
         Self {
-            dir: dir.to_owned(),
+            dir: options.dir.clone(),
             epoch,
             interval,
             pending: tail_bytes,
             writing: 0,
             due_at: interval,
             due_for_removal_at: 0,
+            checkpoint_bytes,
             written_at: Instant::now(),
             pressure: Pressure::Low,
             next: 1,
@@ -132,7 +135,7 @@ impl Upkeep {
     /// Bytes that checkpoints may need though the disk is full: a segment goes only once two more are written.
     #[must_use]
     pub const fn reserve_bytes(&self) -> u64 {
-        2 * (self.due_for_removal_at / CHECKPOINT_RATIO)
+        CHECKPOINTS_KEPT as u64 * self.checkpoint_bytes
     }
 
     /// From now on removes segments as soon as it can, or only where it costs little.
@@ -250,6 +253,7 @@ impl Upkeep {
                 self.pending -= self.writing;
                 self.due_at = self.interval.max(CHECKPOINT_RATIO * bytes);
                 self.due_for_removal_at = CHECKPOINT_RATIO * bytes;
+                self.checkpoint_bytes = bytes;
                 self.written_at = Instant::now();
                 self.kept.push((id, position));
                 let surplus = self.kept.len().saturating_sub(CHECKPOINTS_KEPT);
@@ -396,7 +400,7 @@ mod tests {
             scene.maintain();
         }
         assert!(begun.segment < scene.store.journal.segment());
-        let checkpoint_bytes = scene.store.upkeep.due_for_removal_at / CHECKPOINT_RATIO;
+        let checkpoint_bytes = scene.store.upkeep.checkpoint_bytes;
         assert!(checkpoint_bytes > 64 << 10, "{checkpoint_bytes}");
         let allowed = 200 * (17 << 10) / (CHECKPOINT_RATIO * checkpoint_bytes);
         assert!(scene.checkpoint_count() <= allowed + 2, "{} of {allowed}", scene.checkpoint_count());
