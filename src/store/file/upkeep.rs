@@ -63,15 +63,9 @@ pub struct Upkeep {
     kept: Vec<(CheckpointId, Position)>,
     /// Whether the folder may have files to be removed that are not known here.
     strays: Rest,
-    /// Whether the last checkpoint found space.
-    space: Space,
+    /// When the last checkpoint was tried, where it found no space.
+    refused_at: Option<Instant>,
     compaction: Compaction,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Space {
-    Enough,
-    Short,
 }
 
 /// Whether there is space for what is published.
@@ -108,7 +102,7 @@ impl Upkeep {
             next: 1,
             kept: checkpoint.into_iter().collect(),
             strays: Rest::Possible,
-            space: Space::Enough,
+            refused_at: None,
             compaction: Compaction::new(epoch, segment_bytes),
         }
     }
@@ -144,9 +138,11 @@ impl Upkeep {
     }
 
     /// Whether a checkpoint is to be written: enough was committed, or a segment could go once two checkpoints lie
-    /// behind it, and that one costs little for what was committed, or has waited, or the space is needed.
+    /// behind it, and that one costs little for what was committed, or has waited, or the space is needed. One that found
+    /// no space is tried again after a while though nothing is committed: what it lets go may be all that makes space.
     fn is_checkpoint_due(&self, shared: &Shared) -> bool {
-        self.pending >= self.due_at || (self.space == Space::Enough && self.is_removal_waiting(shared))
+        let may_fit = self.refused_at.is_none_or(|refused_at| refused_at.elapsed() >= REMOVAL_WAIT);
+        self.pending >= self.due_at || (may_fit && self.is_removal_waiting(shared))
     }
 
     fn is_removal_waiting(&self, shared: &Shared) -> bool {
@@ -258,11 +254,11 @@ impl Upkeep {
                 self.kept.push((id, position));
                 let surplus = self.kept.len().saturating_sub(CHECKPOINTS_KEPT);
                 self.kept.drain(..surplus);
-                (self.strays, self.space) = (Rest::Possible, Space::Enough);
+                (self.strays, self.refused_at) = (Rest::Possible, None);
             }
             Done::NoSpaceForCheckpoint(bytes) => {
                 tracing::warn!("no space for a checkpoint of {bytes} bytes, tried again later");
-                (self.due_at, self.space) = (self.pending + self.interval, Space::Short);
+                (self.due_at, self.refused_at) = (self.pending + self.interval, Some(Instant::now()));
             }
             Done::Packing(pack, outcome) => {
                 self.pending += self.compaction.note(pack, outcome, shared, journal)?;
@@ -482,5 +478,24 @@ mod tests {
         drop(image);
         scene.maintain();
         assert!(!needed.exists());
+    }
+
+    /// A checkpoint that had found no space was tried again only once more was committed. Where all was settled and nothing
+    /// could be published for want of space, that was never.
+    #[test]
+    fn a_checkpoint_that_found_no_space_is_tried_again_though_nothing_is_committed() {
+        let mut scene = Scene::new();
+        scene.maintain();
+        for _ in 0..8 {
+            scene.publish();
+        }
+        scene.store.upkeep.be_under(Pressure::High);
+        let FileStore { shared, journal, upkeep, .. } = &mut scene.store;
+        upkeep.note(Done::NoSpaceForCheckpoint(1), shared, journal).unwrap();
+        scene.maintain();
+        assert!(scene.first_is_there());
+        scene.store.upkeep.refused_at = scene.store.upkeep.refused_at.map(|at| at - REMOVAL_WAIT);
+        scene.maintain();
+        assert!(!scene.first_is_there());
     }
 }
