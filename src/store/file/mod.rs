@@ -83,6 +83,9 @@ pub const FOLDER: &str = "journal";
 /// Bytes of segment indexes that all readers together keep in memory.
 pub const INDEX_CACHE_BYTES: u64 = 16 << 20;
 
+/// Indexes that they keep at most, however small: looking for one passes over those that were used later.
+pub const INDEXES_MAX: usize = 1024;
+
 /// Checks that this version can read the newest files of the journal in a shared directory. Changes nothing.
 ///
 /// # Errors
@@ -365,7 +368,7 @@ impl IndexCache {
         self.forget(file);
         self.indexes.insert(0, (file, index));
         let mut bytes = 0;
-        let fitting = self.indexes.iter().take_while(|(_, index)| {
+        let fitting = self.indexes.iter().take(INDEXES_MAX).take_while(|(_, index)| {
             bytes += index.memory_bytes();
             bytes <= INDEX_CACHE_BYTES
         });
@@ -405,4 +408,26 @@ fn remove(path: &Path) -> Result<(), StoreError> {
 /// Whether the error says that there is no space left.
 fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::id::{OffsetRange, TopicId};
+
+    /// Each large message has a file of its own with an index of next to no bytes. 200,000 of these were kept, and every
+    /// read looked through them.
+    #[test]
+    fn small_indexes_are_not_kept_without_end() {
+        let mut cache = IndexCache::default();
+        let file = |number| FileId::pack(Epoch(1), number);
+        for number in 1..=2 * INDEXES_MAX as u32 {
+            let mut index = SegmentIndex::default();
+            index.add(TopicId(0), OffsetRange::new(0, 1), 4096, 1 << 20);
+            cache.insert(file(number), Arc::new(index));
+            assert!(cache.find(file(1)).is_some(), "used last");
+        }
+        assert_eq!(cache.indexes.len(), INDEXES_MAX);
+        assert!(cache.find(file(2)).is_none());
+    }
 }
