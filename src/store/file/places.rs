@@ -366,3 +366,40 @@ impl Places {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::pack::PackRun;
+    use super::super::segment::ENTRIES_START;
+    use super::*;
+    use crate::model::id::Epoch;
+
+    const TOPIC: TopicId = TopicId(3);
+
+    fn packed(number: u32, range: OffsetRange, replaced: FileId) -> Packed {
+        let runs = vec![(TOPIC, vec![PackRun { range, bytes: 50 * range.len() }])];
+        let pack = Pack { id: FileId::pack(Epoch(1), number), index: 9_000, bytes: 10_000, runs };
+        Packed { pack, replaced: vec![replaced] }
+    }
+
+    /// A copy counts only for what is still where it was copied from: not for what is gone, and not for what has moved.
+    #[test]
+    fn a_pack_takes_over_what_the_replaced_files_still_hold() {
+        let mut places = Places::default();
+        let segment = SegmentId { epoch: Epoch(1), number: 1 };
+        places.open_segment(segment, ENTRIES_START, 1 << 20);
+        places.publish(TOPIC, OffsetRange::new(0, 100), ENTRIES_START, 4_000);
+        places.end_writing();
+        places.pack(&packed(1, OffsetRange::new(40, 60), segment.into()));
+        places.remove(TOPIC, [OffsetRange::new(10, 20)]);
+        places.pack(&packed(2, OffsetRange::new(0, 100), segment.into()));
+        let file = |offset| places.find(TOPIC, Offset(offset)).map(|found| found.file.number);
+        let expected = [(0, Some(2)), (9, Some(2)), (10, None), (19, None), (20, Some(2)), (39, Some(2))];
+        assert_eq!(expected.map(|(offset, _)| (offset, file(offset))), expected);
+        let expected = [(40, Some(1)), (59, Some(1)), (60, Some(2)), (99, Some(2)), (100, None)];
+        assert_eq!(expected.map(|(offset, _)| (offset, file(offset))), expected);
+        assert!(places.files().is_dead(segment.into()));
+        let held = |number| places.files().get(FileId::pack(Epoch(1), number)).unwrap().held;
+        assert_eq!((held(1), held(2)), (1_000, 50 * 70));
+    }
+}
