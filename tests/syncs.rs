@@ -16,7 +16,7 @@ use batonmq::model::id::{Epoch, TopicId};
 use batonmq::model::name::Name;
 use batonmq::model::record::Record;
 use batonmq::model::settings::TopicSettings;
-use batonmq::store::{Mode, OpenOptions, Predecessor, Predecessors, Store, database};
+use batonmq::store::{Mode, OpenOptions, Predecessor, Predecessors, STAGED_BYTES_MIN, Store, database};
 use cli_support::{command, free_address, run, wait_for_end, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use trace::{Call, TRACED};
@@ -100,19 +100,37 @@ fn everything_is_synced_before_it_counts(mode: &str) {
     let store = dir.path().join("store");
     let filler = dir.path().join("filler");
     std::fs::write(&filler, vec![b'x'; 48 << 10]).unwrap();
-    let filler = filler.to_str().unwrap();
+    let small = dir.path().join("small");
+    std::fs::write(&small, vec![b'z'; 16 << 10]).unwrap();
+    let (filler, small) = (filler.to_str().unwrap(), small.to_str().unwrap());
 
     let node = Traced::start(dir.path(), mode, 1);
     node.baton(&["topic", "create", "t"]);
     node.baton(&["group", "create", "t", "g"]);
     node.baton(&["publish", "t", "first-marker"]);
-    // Several segments, checkpoints and removals.
+    // Several segments, checkpoints and removals, and of each segment something that stays.
+    node.baton(&["topic", "create", "kept"]);
     for _ in 0..6 {
         node.baton(&["publish", "t", "--files", filler]);
+        node.baton(&["publish", "kept", "x"]);
     }
     node.baton(&["consume", "t", "--group", "g", "--count", "7"]);
+    if mode == "file" {
+        wait_until(|| names(&store).iter().any(|path| path.extension().is_some_and(|end| end == "pack")));
+        std::fs::write(filler, vec![b'y'; STAGED_BYTES_MIN as usize]).unwrap();
+        node.baton(&["publish", "t", "--files", filler]);
+        // What the pack replaces goes while commits go on.
+        let first = store.join("journal").join(format!("{:020}-{:06}.log", 1, 2));
+        wait_until(|| {
+            node.baton(&["publish", "t", "--files", small]);
+            !first.exists()
+        });
+    }
     node.baton(&["publish", "t", "second-marker"]);
     let calls = node.end(Signal::KILL);
+    if mode == "file" {
+        check_packs(&calls);
+    }
     check_all(&calls, &store, &BTreeSet::new(), mode);
     for marker in ["first-marker", "second-marker"] {
         check_confirm(&calls, &store, marker);
@@ -227,6 +245,34 @@ fn check_new_names(calls: &[Call], store: &Path, before: &BTreeSet<PathBuf>) {
         });
         assert!(synced, "the name {} is not synced before it counts", made.path.display());
     }
+}
+
+/// Messages were copied into a pack; and a large one has a pack of its own, which is durable with its name before the
+/// journal says that it counts.
+fn check_packs(calls: &[Call]) {
+    let is_pack = |path: &Path| path.extension().is_some_and(|end| end == "pack");
+    assert!(calls.iter().any(|call| call.is_rename() && is_pack(&call.target())), "nothing is packed");
+    let mut count = 0;
+    for made in calls.iter().filter(|call| call.is_open() && is_pack(&call.path)) {
+        if !made.arguments.contains("O_CREAT") {
+            continue;
+        }
+        let last = calls.iter().rfind(|call| call.is_write() && call.path == made.path).unwrap();
+        let commit = calls.iter().find(|call| {
+            call.is_write() && call.start > last.end && call.path.extension().is_some_and(|end| end == "log")
+        });
+        let commit = commit.expect("the commit of the large message");
+        let is_synced = |path: &Path, after: &Call| {
+            calls.iter().any(|call| {
+                call.is_sync() && call.path == path && call.start > after.end && call.end < commit.start
+            })
+        };
+        assert!(is_synced(&made.path, last), "{} counts before it is synced", made.path.display());
+        let folder = made.path.parent().unwrap();
+        assert!(is_synced(folder, made), "{} counts before its name is synced", made.path.display());
+        count += 1;
+    }
+    assert!(count > 0, "nothing is staged");
 }
 
 /// Claims and blocks of `control` are synced by whoever wrote them, at once.
