@@ -331,7 +331,7 @@ impl DatabaseStore {
     /// is written ahead and what is cleared away take turns.
     fn next_step(&self) -> Option<Step> {
         let upkeep = self.upkeep_due();
-        let first = upkeep && (self.last == Step::Staging || self.upkeep.checkpoint_due());
+        let first = upkeep && (self.last == Step::Staging || self.upkeep.checkpoint_due(&self.staging));
         match (upkeep, self.staging.is_pending()) {
             (_, true) if !first => Some(Step::Staging),
             (true, _) => Some(Step::Upkeep),

@@ -31,6 +31,9 @@ use crate::model::id::{Epoch, Offset, OffsetRange, TopicId};
 const FRAME_BYTES: u64 = PAGE_BYTES as u64 + 24;
 /// The log is not let grow beyond this, whatever the settings: a takeover has to read it.
 const LOG_BYTES_MAX: u64 = 16 << 20;
+/// The same while a large block is written ahead: the log fills several times a second then, and each checkpoint is a
+/// wait for the commits beside it. Four short ones write as much as one that is long.
+const LOG_BYTES_STAGING: u64 = 4 << 20;
 /// From so many times its limit on, a checkpoint waits for the readers, so that the log is started over.
 const LOG_PATIENCE: u64 = 4;
 /// Bytes of zeros that one step writes ahead into the log.
@@ -162,7 +165,7 @@ impl Upkeep {
     /// Whether there is something to do.
     pub(super) fn due(&self, catalog: &Catalog, staging: &Staging, deletion: Deletion) -> bool {
         let may_delete = deletion == Deletion::Allowed;
-        let due = self.checkpoint_due()
+        let due = self.checkpoint_due(staging)
             || self.ahead == Ahead::Growing
             || self.old_files == OldFiles::NotLookedFor
             || self.vacuum == Vacuum::Unknown
@@ -197,10 +200,11 @@ impl Upkeep {
     }
 
     /// Whether the log is long enough to be written back.
-    pub(super) fn checkpoint_due(&self) -> bool {
+    pub(super) fn checkpoint_due(&self, staging: &Staging) -> bool {
+        let limit = if staging.is_pending() { self.log_bytes.min(LOG_BYTES_STAGING) } else { self.log_bytes };
         let frames = self.log.frames.load(Ordering::Relaxed);
         let since = frames.saturating_sub(self.log.checkpointed.load(Ordering::Relaxed));
-        since * FRAME_BYTES > self.log_bytes && self.checkpoint_from.is_none_or(|from| Instant::now() >= from)
+        since * FRAME_BYTES > limit && self.checkpoint_from.is_none_or(|from| Instant::now() >= from)
     }
 
     /// Does one step. The fence was checked.
@@ -218,7 +222,7 @@ impl Upkeep {
     ) -> Result<(), StepError> {
         self.resting_until = None;
         let may_delete = deletion == Deletion::Allowed;
-        if self.checkpoint_due() {
+        if self.checkpoint_due(staging) {
             // Taken back where it succeeds; longer than the rest, so that deleting gets its turn.
             self.checkpoint_from = Some(Instant::now() + 2 * REST);
             self.checkpoint(connection, database)?;
