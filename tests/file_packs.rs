@@ -101,6 +101,52 @@ fn packs_do_not_become_many() {
     scene.check_everything(1000);
 }
 
+/// Whatever stays behind, and for however long, copying writes no more than was published: a file is copied only when more
+/// than half of it is gone, and small packs that go along are soon large.
+#[test]
+fn copying_writes_no_more_than_was_published() {
+    type Stays = fn(u64, u64) -> bool;
+    let patterns: [(&str, Stays); 5] = [
+        ("every 50th, for ever", |at, _| at % 50 == 0),
+        ("every third, for ever", |at, _| at % 3 == 0),
+        ("every second, and of these half after each round", |at, age| at % (2 << age.min(20)) == 0),
+        ("whole segments in turn, for some rounds", |at, age| at / 50 % 3 == 0 && age < 5),
+        ("all but a few, which then go from everywhere", |at, age| at % 5 >= age),
+    ];
+    for (name, stays) in patterns {
+        let (mut scene, topic) = scene(0, 1);
+        let mut copied = 0;
+        let mut seen = Vec::new();
+        let rounds = 8;
+        for round in 0..rounds {
+            for part in 0..PER_SEGMENT * 4 / 10 {
+                // Large and small ones.
+                let len = if part % 7 == 3 { 4_800 } else { 600 };
+                scene.publish(&[topic], &bodies(10, len, round * 1_000 + part));
+            }
+            let per_round = PER_SEGMENT * 4;
+            let gone = live(&scene, topic).into_iter().filter(|range| {
+                let at = range.start.0;
+                !stays(at, round - at / per_round)
+            });
+            let gone = Record::Removed { topic, ranges: gone.collect() };
+            scene.commit(&[gone]);
+            while step(&mut scene) || scene.store().maintenance_under_way() {
+                for pack in paths(&scene, "pack") {
+                    if !seen.contains(&pack) {
+                        copied += fs::metadata(&pack).map_or(0, |pack| pack.len());
+                        seen.push(pack);
+                    }
+                }
+            }
+        }
+        let published: u64 = rounds * PER_SEGMENT * 4 / 10 * (3 * 48_000 + 17 * 6_000) / 20;
+        println!("{name}: {copied} bytes copied, {published} published, {} packs", seen.len());
+        assert!(copied < published, "{name}: {copied} of {published}, {} packs", seen.len());
+        scene.check_everything(3000);
+    }
+}
+
 /// A copy of the store as it is on the disk, for the next epoch to recover.
 fn image_of(scene: &Scene) -> Scene {
     let dir = tempfile::tempdir().unwrap();
