@@ -2,17 +2,30 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::id::{Offset, OffsetRange};
 
 /// A set of offsets. Memory and time depend on the number of ranges, not on the number of offsets.
 ///
 /// Ranges in it are not empty, do not overlap and do not touch.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct RangeSet {
     ends: BTreeMap<u64, u64>,
+}
+
+/// Refuses what is no set of ranges: to go through one that ends before it starts would never end.
+impl<'de> Deserialize<'de> for RangeSet {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let ends = BTreeMap::<u64, u64>::deserialize(deserializer)?;
+        let follows = ends.keys().skip(1).zip(ends.values()).all(|(start, end_before)| end_before < start);
+        if !follows || ends.iter().any(|(start, end)| end <= start) {
+            return Err(D::Error::custom("ranges that are empty, overlap or touch"));
+        }
+        Ok(Self { ends })
+    }
 }
 
 impl RangeSet {
@@ -151,6 +164,21 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// An archive whose state had a range that ended before it started kept its reader busy for ever.
+    #[test]
+    fn what_is_no_set_of_ranges_is_not_read() {
+        for (text, valid) in [
+            ("{}", true),
+            ("{\"1\":2,\"3\":9}", true),
+            ("{\"5\":3}", false),
+            ("{\"5\":5}", false),
+            ("{\"1\":3,\"3\":4}", false),
+            ("{\"1\":9,\"3\":4}", false),
+        ] {
+            assert_eq!(serde_json::from_str::<RangeSet>(text).is_ok(), valid, "{text}");
+        }
+    }
 
     proptest! {
         #[test]
