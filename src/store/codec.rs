@@ -27,11 +27,23 @@ pub const ENCODED_BYTES_MAX: usize = 1 << 30;
 /// 8 bytes may be encoded in a single one.
 const DECODED_RATIO: usize = 8;
 
-const CONFIG: bincode::config::Configuration<
+/// What fits into this many encoded bytes is decoded with a limit of its own: a text that claims to be long is
+/// allocated before it is read.
+const SMALL_BYTES: usize = 64 << 10;
+/// As [`SMALL_BYTES`].
+const MEDIUM_BYTES: usize = 8 << 20;
+
+type Config<const LIMIT: usize> = bincode::config::Configuration<
     bincode::config::LittleEndian,
     bincode::config::Varint,
-    bincode::config::Limit<{ DECODED_RATIO * ENCODED_BYTES_MAX }>,
-> = bincode::config::standard().with_limit::<{ DECODED_RATIO * ENCODED_BYTES_MAX }>();
+    bincode::config::Limit<LIMIT>,
+>;
+
+const fn config<const LIMIT: usize>() -> Config<LIMIT> {
+    bincode::config::standard().with_limit::<LIMIT>()
+}
+
+const CONFIG: Config<{ DECODED_RATIO * ENCODED_BYTES_MAX }> = config();
 
 /// The tags of records.
 pub mod tag {
@@ -289,7 +301,15 @@ struct Input<'a> {
 
 impl Input<'_> {
     fn take<T: DeserializeOwned>(&mut self) -> Result<T, CodecError> {
-        let (value, used) = bincode::serde::decode_from_slice(self.rest, CONFIG)?;
+        let (value, used) = match self.rest.len() {
+            len if len <= SMALL_BYTES => {
+                bincode::serde::decode_from_slice(self.rest, config::<{ DECODED_RATIO * SMALL_BYTES }>())
+            }
+            len if len <= MEDIUM_BYTES => {
+                bincode::serde::decode_from_slice(self.rest, config::<{ DECODED_RATIO * MEDIUM_BYTES }>())
+            }
+            _ => bincode::serde::decode_from_slice(self.rest, CONFIG),
+        }?;
         self.rest = &self.rest[used..];
         Ok(value)
     }
@@ -349,6 +369,27 @@ mod tests {
             (Record::Trimmed { topic, start: Offset(9) }, b"\x0c\x01\x09"),
             (Record::Removed { topic, ranges: vec![OffsetRange::new(2, 5)] }, b"\x0d\x01\x01\x02\x05"),
         ]
+    }
+
+    /// A state of a few bytes in an archive could ask for 4 GiB of memory.
+    #[test]
+    fn a_text_is_no_longer_than_what_is_there() {
+        let mut bytes = vec![0xfc];
+        bytes.extend(u32::MAX.to_le_bytes());
+        let refused = decode::<String>(&bytes);
+        let limit = bincode::error::DecodeError::LimitExceeded;
+        assert!(
+            matches!(&refused, Err(CodecError::Decode(error)) if error.to_string() == limit.to_string()),
+            "{refused:?}"
+        );
+        let text = "x".repeat(3 * SMALL_BYTES);
+        let mut bytes = Vec::new();
+        encode(&text, &mut bytes).unwrap();
+        assert_eq!(decode::<String>(&bytes).unwrap(), text);
+        let numbers: Vec<u64> = vec![1; SMALL_BYTES - 9];
+        bytes.clear();
+        encode(&numbers, &mut bytes).unwrap();
+        assert_eq!(decode::<Vec<u64>>(&bytes).unwrap(), numbers);
     }
 
     #[test]
