@@ -31,13 +31,16 @@
 //!               .      the encoded messages, one behind the other: see `model::message`
 //! 4 end        once; the encoded Digest, then the checksum of all bytes before this section
 //! ```
+//!
+//! An archive comes from outside: checksums tell of accidents, and whoever means harm writes right ones. So nothing in
+//! it is believed: memory grows with the bytes that are there, and what contradicts itself is damage.
 
 use std::io::{self, ErrorKind, Read, Write};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::codec::{self, CodecError};
+use super::codec::{self, CodecError, ENCODED_BYTES_MAX};
 use super::course::Course;
 use super::digest::Digest;
 use super::image::{Image, walk};
@@ -257,10 +260,16 @@ impl<R: Read> Reader<R> {
             if section.kind != kind::STATE {
                 break section;
             }
+            if state.len() + section.content.len() > ENCODED_BYTES_MAX {
+                return Err(section.damaged("the state is larger than any can be"));
+            }
             state.extend_from_slice(&section.content);
         };
         reader.snapshot =
             codec::decode(&state).map_err(|error| behind.damaged(format!("the state before it: {error}")))?;
+        if let Some(what) = contradiction(&reader.snapshot) {
+            return Err(behind.damaged(format!("the state before it: {what}")));
+        }
         reader.course = Course::new(&reader.snapshot);
         reader.digest = Digest::begin(&reader.snapshot)?;
         reader.ahead = Some(behind);
@@ -393,6 +402,23 @@ impl<R: Read> Reader<R> {
     }
 }
 
+/// What in a state cannot be, and whoever goes on with it relies on.
+fn contradiction(snapshot: &Snapshot) -> Option<String> {
+    let Snapshot { topics, groups, producers, next, .. } = snapshot;
+    if let Some((id, group)) = groups.iter().find(|(_, group)| !topics.contains_key(&group.topic)) {
+        return Some(format!("group {id} is of topic {}, which is not there", group.topic));
+    }
+    // An id that is given once more would replace what has it.
+    let highest = [
+        ("topic", topics.keys().next_back().map(|id| u64::from(id.0)), u64::from(next.topic.0)),
+        ("group", groups.keys().next_back().map(|id| u64::from(id.0)), u64::from(next.group.0)),
+        ("producer", producers.keys().next_back().map(|id| id.0), next.producer.0),
+    ];
+    let given =
+        highest.into_iter().find(|&(_, highest, next)| highest.is_some_and(|highest| highest >= next));
+    given.map(|(what, ..)| format!("the next {what} would get an id that is given"))
+}
+
 fn messages(section: &Section) -> Result<(TopicId, Chunk), ArchiveError> {
     let mut input = section.content.as_ref();
     let short = || section.damaged("a section of messages is too short");
@@ -404,13 +430,17 @@ fn messages(section: &Section) -> Result<(TopicId, Chunk), ArchiveError> {
     }
     let mut stamps = Vec::with_capacity(count);
     for _ in 0..count {
-        stamps.push(stamp(&mut input).ok_or_else(short)?);
+        let stamp = stamp(&mut input).ok_or_else(|| section.damaged("a stamp is none"))?;
+        stamps.push(stamp);
     }
     let block = MessageBlock::from_store(section.content.slice_ref(input))
         .map_err(|error| section.damaged(error.to_string()))?;
     let stamped: u64 = stamps.iter().map(|stamp| u64::from(stamp.count)).sum();
     if block.is_empty() || stamped != block.count() as u64 {
         return Err(section.damaged(format!("{stamped} stamps for {} messages", block.count())));
+    }
+    if first.0.checked_add(stamped).is_none() {
+        return Err(section.damaged("there are no such offsets"));
     }
     Ok((topic, Chunk { first, block, stamps }))
 }
@@ -421,7 +451,15 @@ fn stamp(input: &mut &[u8]) -> Option<Stamp> {
     let [has_origin] = take(input)?;
     let producer = ProducerId(u64::from_le_bytes(take(input)?));
     let sequence = Sequence(u64::from_le_bytes(take(input)?));
-    let origin = (has_origin == 1).then_some(MessageOrigin { producer, sequence });
+    let origin = match has_origin {
+        0 if (producer.0, sequence.0) == (0, 0) => None,
+        1 => {
+            // The last one of them has a number as well.
+            sequence.0.checked_add(u64::from(count))?;
+            Some(MessageOrigin { producer, sequence })
+        }
+        _ => return None,
+    };
     (count > 0).then_some(Stamp { count, published_at, origin })
 }
 
@@ -434,10 +472,12 @@ fn take<const N: usize>(input: &mut &[u8]) -> Option<[u8; N]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::id::GroupId;
     use crate::model::message::Message;
     use crate::model::name::Name;
-    use crate::model::settings::TopicSettings;
-    use crate::model::snapshot::TopicState;
+    use crate::model::ranges::RangeSet;
+    use crate::model::settings::{GroupSettings, TopicSettings};
+    use crate::model::snapshot::{GroupState, TopicState};
 
     /// A store of a topic with these messages.
     struct Held {
@@ -460,6 +500,7 @@ mod tests {
         let mut topic = TopicState::new(Name::new("t").unwrap(), TopicSettings::default());
         (topic.start, topic.end) = (Offset(5), Offset(7));
         snapshot.topics.insert(TopicId(1), topic);
+        snapshot.next.topic = TopicId(2);
         let origin = MessageOrigin { producer: ProducerId(3), sequence: Sequence(4) };
         let stamps =
             [Some(origin), None].map(|origin| Stamp { count: 1, published_at: Timestamp(9), origin });
@@ -491,14 +532,82 @@ mod tests {
     fn an_archive_has_these_bytes() {
         let head = b"BATONARC\x01\0\0\0a=\xb4\xba".as_slice();
         let origin = b"\x01*\0\0\0{\"store_id\":\"s\",\"mode\":\"file\",\"made_at\":2}\xfb)\x9c\x88";
-        let state = b"\x02\x0e\0\0\0\x01\x01\x01t\0\x05\x07\0\0\0\0\0\0\0\xa4C;\xdc";
+        let state = b"\x02\x0e\0\0\0\x01\x01\x01t\0\x05\x07\0\0\0\x02\0\0\0%`\\c";
         let place = b"\x03W\0\0\0\x01\0\0\0\x05\0\0\0\0\0\0\0\x02\0\0\0";
         let with_origin = b"\x01\0\0\0\t\0\0\0\0\0\0\0\x01\x03\0\0\0\0\0\0\0\x04\0\0\0\0\0\0\0";
         let without = b"\x01\0\0\0\t\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
         let messages = b"\x02\0\0\0\0x\x03\0\0\0\0yzE\xdct'";
-        let end = b"\x04\x12\0\0\0\xfc\x95\xe9g0\x01\x01\x02\r\xfc%\xeb\xb6\x01u\xafK^\xb0\xf3\xa1\xd7";
+        let end = b"\x04\x12\0\0\0\xfc\x14\xca\0\x8f\x01\x01\x02\r\xfc%\xeb\xb6\x01u\xafK^j\x08\xb5\xcd";
         let expected = [head, origin, state, place, with_origin, without, messages, end].concat();
         assert_eq!(written().escape_ascii().to_string(), expected.escape_ascii().to_string());
+    }
+
+    /// Writes what a store never holds, with right checksums.
+    fn read_of(held: &mut Held) -> Result<(), ArchiveError> {
+        let mut bytes = Vec::new();
+        write(held, &origin(), &mut bytes).unwrap();
+        let mut reader = Reader::open(bytes.as_slice())?;
+        while reader.next_messages()?.is_some() {}
+        Ok(())
+    }
+
+    fn is_damaged(read: Result<(), ArchiveError>, text: &str) -> bool {
+        matches!(read, Err(ArchiveError::Damaged { what, .. }) if what.contains(text))
+    }
+
+    /// Right checksums are no proof of sense: numbers that wrap around ended the reader, or would have replaced a topic
+    /// by the next one that is made.
+    #[test]
+    fn a_state_that_contradicts_itself_is_refused() {
+        read_of(&mut held()).unwrap();
+        let mut given = held();
+        given.snapshot.next.topic = TopicId(1);
+        assert!(is_damaged(read_of(&mut given), "the next topic"));
+        let mut stray = held();
+        let (name, settings) = (Name::new("g").unwrap(), GroupSettings::default());
+        let group = GroupState::new(TopicId(7), name, settings, Offset(0), &RangeSet::new());
+        stray.snapshot.groups.insert(GroupId(0), group);
+        stray.snapshot.next.group = GroupId(1);
+        assert!(is_damaged(read_of(&mut stray), "topic 7"));
+    }
+
+    #[test]
+    fn numbers_that_wrap_around_are_refused() {
+        let sections = |first: u64, sequence: u64, has_origin: u8| {
+            let Held { chunk, .. } = held();
+            let origin = Some(MessageOrigin { producer: ProducerId(3), sequence: Sequence(sequence) });
+            let stamps = vec![Stamp { count: 2, published_at: Timestamp(9), origin }];
+            let chunk = Chunk { first: Offset(first), stamps, ..chunk };
+            let mut content = message_head(TopicId(1), &chunk);
+            content[28] = has_origin;
+            content.extend_from_slice(chunk.block.bytes());
+            let section =
+                Section { kind: kind::MESSAGES, content: content.into(), position: 0, sum_before: 0 };
+            messages(&section).map(drop)
+        };
+        sections(5, 1, 1).unwrap();
+        assert!(is_damaged(sections(u64::MAX, 1, 1), "no such offsets"));
+        assert!(is_damaged(sections(5, u64::MAX - 1, 1), "stamp"));
+        assert!(is_damaged(sections(5, 1, 2), "stamp"));
+        assert!(is_damaged(sections(5, 1, 0), "stamp"));
+    }
+
+    /// Each section may be as it was written, and still not all of them be there: the sums at the end tell.
+    #[test]
+    fn an_end_with_other_sums_is_refused() {
+        let mut bytes = written();
+        // Of the end: the first byte of the checksum of the state, and the last of that over all.
+        let end = bytes.len() - 18 - 4;
+        for (at, text) in
+            [(end + 1, "topics, groups or producers differ"), (end + 17, "the checksum over all")]
+        {
+            let good = bytes.clone();
+            bytes[at] ^= 1;
+            let sum = crc32c::crc32c(&bytes[end - SECTION_HEAD_BYTES..end + 18]).to_le_bytes();
+            bytes[end + 18..].copy_from_slice(&sum);
+            assert!(is_damaged(read(&bytes).map(drop), text), "{text}");
+            bytes = good;
+        }
     }
 
     #[test]

@@ -57,8 +57,10 @@ impl Done {
     /// Nothing yet of what a store with this state has.
     #[must_use]
     pub fn nothing_of(snapshot: &Snapshot) -> Self {
-        let messages: u64 = snapshot.topics.values().map(|topic| topic.message_count()).sum();
-        Self { of: 2 * messages, ..Self::default() }
+        let counts = snapshot.topics.values().map(|topic| topic.message_count());
+        // An archive may claim any number.
+        let messages = counts.fold(0, u64::saturating_add);
+        Self { of: messages.saturating_mul(2), ..Self::default() }
     }
 
     /// How much that is of all, in percent.
