@@ -282,3 +282,26 @@ impl Write for Parts {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    /// What an image keeps on the disk is kept no longer than until its client is gone: not for all the time that one
+    /// who is there may take.
+    #[test]
+    fn whoever_waits_for_a_client_that_goes_is_told_at_once() {
+        let desk = Arc::<Desk>::default();
+        let running = Arc::<AtomicU64>::default();
+        let place = Place::take(&running).unwrap();
+        let backup = Backup { desk: Arc::clone(&desk), place };
+        let begun = Instant::now();
+        let waiting = thread::spawn(move || desk.wait());
+        drop(backup);
+        assert_eq!(waiting.join().unwrap().unwrap_err().kind(), ErrorKind::BrokenPipe);
+        assert!(begun.elapsed() < Duration::from_secs(BACKUP_IDLE_SECONDS));
+        assert_eq!(running.load(Ordering::Relaxed), 0);
+    }
+}
