@@ -161,6 +161,68 @@ fn what_is_kept_has_everything_and_what_is_not_kept_is_gone() {
     }
 }
 
+/// Nothing that was there is removed, renamed or overwritten unless the fence was found whole just before.
+#[test]
+fn what_is_cleared_away_goes_only_while_the_fence_holds() {
+    for from in MODES {
+        let original = Original::new(from);
+        let dir = original.copy();
+        // Ends between the switch and the removal of the old store: by its last check.
+        let (checks, _) = convert_until(original.copy().path(), other(from), Old::Removed, usize::MAX);
+        let (_, converted) = convert_until(dir.path(), other(from), Old::Removed, checks);
+        assert!(matches!(converted, Err(StoreError::Fenced(_))), "{converted:?}");
+        assert_eq!(newest(dir.path()).mode, other(from));
+        let before = files(dir.path());
+        let refused = clear(dir.path(), Epoch(3), &mut || Err(Fenced::Superseded(Epoch(4))));
+        assert!(matches!(refused, Err(StoreError::Fenced(_))), "{refused:?}");
+        assert_eq!(files(dir.path()), before);
+        clear(dir.path(), Epoch(3), &mut || Ok(())).unwrap();
+        assert!(files(dir.path()).len() < before.len());
+    }
+}
+
+/// A copy that lacks something never counts, whatever the reason.
+#[test]
+fn a_copy_that_is_not_the_same_is_not_switched_to() {
+    for from in MODES {
+        let original = Original::new(from);
+        let dir = original.copy();
+        let manifest = newest(dir.path());
+        let before = digest(look(dir.path()).as_mut());
+        let (mut checks, mut spoilt) = (0, false);
+        let converted = convert(&options(dir.path(), other(from), 2), &manifest, Old::Removed, &mut |done| {
+            checks += 1;
+            // All is copied: what is on the disk of the new store is changed behind its back.
+            if done.messages * 2 == done.of && !spoilt {
+                spoilt = spoil(dir.path(), other(from));
+            }
+            Ok(())
+        });
+        assert!(spoilt && checks > 3, "{checks}");
+        assert!(converted.is_err(), "{from}");
+        assert_eq!(newest(dir.path()), manifest);
+        assert_eq!(digest(look(dir.path()).as_mut()), before);
+    }
+}
+
+/// Changes a byte of a message in the new files, if it is there; answers whether it was.
+fn spoil(dir: &Path, mode: Mode) -> bool {
+    let wanted = &bodies(9, 200, 20)[4];
+    let is_new = |path: &PathBuf| match mode {
+        Mode::Database => path.ends_with("baton-00000000000000000002.db"),
+        Mode::File => path.to_str().is_some_and(|path| path.contains("/journal/")),
+    };
+    for path in files(dir).into_iter().filter(is_new) {
+        let mut bytes = fs::read(&path).unwrap();
+        if let Some(at) = bytes.windows(wanted.len()).position(|window| window == wanted) {
+            bytes[at + 50] ^= 4;
+            fs::write(&path, bytes).unwrap();
+            return true;
+        }
+    }
+    false
+}
+
 #[test]
 fn a_damaged_store_is_not_converted_and_stays_as_it_is() {
     for from in MODES {
