@@ -613,6 +613,9 @@ fn what_is_in_a_store_is_dumped_and_summed_up() {
     let held = &orders["held_back_by"];
     assert_eq!((&held["group"], &held["floor"], &held["messages"]), (&"slow".into(), &0.into(), &6.into()));
     assert!(held["bytes"].as_u64().unwrap() < orders["bytes"].as_u64().unwrap());
+    let of_other =
+        stats[0]["topics"].as_array().unwrap().iter().find(|topic| topic["topic"] == "other").unwrap();
+    assert_eq!(of_other["held_back_by"], serde_json::Value::Null);
     assert!(stats[0]["file_bytes"].as_u64().unwrap() > 4096 && orders["oldest_at"].is_string());
     let text = run(&["store", "stats", "--store", &store]).ok();
     assert!(text.contains("slow") && text.contains(".db"), "{text}");

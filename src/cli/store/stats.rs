@@ -40,7 +40,8 @@ pub struct StatsArgs {
     client: ClientArgs,
 }
 
-/// The group of a topic with the lowest floor, and what would be free without it.
+/// The group of a topic with the lowest floor, and what would be free without it: the messages from its floor to that
+/// of the next group. What all groups have settled is not held by any.
 #[derive(Clone, Debug, Serialize)]
 struct Holding {
     group: String,
@@ -216,9 +217,50 @@ fn count(stats: &mut TopicStats, chunk: &Chunk, now: Timestamp) {
     stats.messages += messages as u64;
     stats.bytes += bytes;
     if let Some(held) = &mut stats.held_back_by {
-        let below = held.below.0.saturating_sub(chunk.first.0);
-        let index = messages.min(usize::try_from(below).unwrap_or(usize::MAX));
-        held.messages += index as u64;
-        held.bytes += chunk.block.position(index) as u64;
+        let index = |offset: u64| {
+            let index = offset.saturating_sub(chunk.first.0);
+            messages.min(usize::try_from(index).unwrap_or(usize::MAX))
+        };
+        let (from, to) = (index(held.floor), index(held.below.0));
+        held.messages += to.saturating_sub(from) as u64;
+        held.bytes += chunk.block.position(to).saturating_sub(chunk.block.position(from)) as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use batonmq::model::chunk::Stamp;
+    use batonmq::model::message::{Message, MessageBlock};
+
+    use super::*;
+
+    /// What every group had settled, and was only not removed yet, counted as held by the one that was behind.
+    #[test]
+    fn a_group_holds_what_is_between_its_floor_and_the_next() {
+        let block = MessageBlock::encode(&vec![Message::new("x"); 10]);
+        let stamps = vec![Stamp { count: 10, published_at: Timestamp(1), origin: None }];
+        let chunk = Chunk { first: Offset(100), block, stamps };
+        for (floor, below, messages) in [
+            (0, 200, 10),
+            (103, 200, 7),
+            (103, 105, 2),
+            (0, 105, 5),
+            (110, 110, 0),
+            (120, 130, 0),
+            (0, 90, 0),
+        ] {
+            let held = Holding { group: "g".into(), floor, messages: 0, bytes: 0, below: Offset(below) };
+            let mut stats = TopicStats {
+                topic: "t".into(),
+                messages: 0,
+                bytes: 0,
+                oldest_at: None,
+                oldest_age_seconds: None,
+                held_back_by: Some(held),
+            };
+            count(&mut stats, &chunk, Timestamp(5));
+            let held = stats.held_back_by.unwrap();
+            assert_eq!((held.messages, held.bytes), (messages, messages * 6), "{floor} {below}");
+        }
     }
 }
