@@ -410,6 +410,19 @@ fn a_restore_that_was_killed_is_no_store() {
     assert!(refused.contains("half"), "{refused}");
 }
 
+/// A backup into a directory said that there was no archive, and ended with 1, when no master was there.
+#[test]
+fn a_backup_without_a_master_says_so_and_makes_nothing() {
+    let world = World::new();
+    let target = world.path("backup");
+    for to in [target.as_str(), "-"] {
+        let refused =
+            run(&["store", "backup", to, "--server", "127.0.0.1:1", "--timeout", "100ms"]).failed(3);
+        assert!(refused.contains("no master found"), "{refused}");
+    }
+    assert!(!std::path::Path::new(&target).exists());
+}
+
 /// Changes a byte in every place in the files of a store that holds this text.
 fn damage(store: &str, text: &str) -> usize {
     let mut damaged = 0;

@@ -64,8 +64,9 @@ pub fn run(args: &BackupArgs) -> anyhow::Result<()> {
         Some(store) => offline::make(Origin::directory(store)?, &args.to, None, &mut watch)?,
         None => {
             let mut parts = Parts::of_master(&args.client)?;
-            let made = offline::make(Origin::archive(Box::new(parts.take()))?, &args.to, None, &mut watch);
-            // What the node says tells more than that the archive was cut off.
+            let origin = Origin::archive(Box::new(parts.take()));
+            let made = origin.and_then(|origin| offline::make(origin, &args.to, None, &mut watch));
+            // What the node says tells more than that the archive was cut off, or is none.
             parts.end()?;
             made?
         }
