@@ -46,8 +46,23 @@ pub enum OfflineError {
     #[error("{} is locked: a node serves this store; stop both nodes, or let this command ask the master with --server where it can", .0.display())]
     Served(PathBuf),
     /// There is no store in the directory.
-    #[error("{} holds no store", .0.display())]
+    #[error("{} holds no store: name the shared directory, or that of a backup", .0.display())]
     NoStore(PathBuf),
+    /// A store is to be made where there is one.
+    #[error("{} holds a store already, and nothing is overwritten: name a directory that is missing or empty", .0.display())]
+    Exists(PathBuf),
+    /// A store is to be made where there is something else.
+    #[error(
+        "{} holds {name:?}, and nothing is overwritten: name a directory that is missing or empty, or empty this one if \
+         that is left of an attempt that was broken off",
+        path.display()
+    )]
+    NotEmpty {
+        /// The directory.
+        path: PathBuf,
+        /// One of the names in it.
+        name: String,
+    },
     /// The last master may still write.
     #[error(
         "epoch {0} may still be alive on another host: run this there, or start the nodes and stop them cleanly first"
@@ -66,6 +81,9 @@ pub enum OfflineError {
         /// Bytes that are free.
         free: u64,
     },
+    /// The space has run out while a store was made. What was made of it is removed.
+    #[error("no space left in {}: make space there and try again, nothing of the new store is left", .0.display())]
+    Full(PathBuf),
     /// The directory is not to be used.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
@@ -280,6 +298,18 @@ pub fn make(
     mode: Option<Mode>,
     watch: &mut dyn FnMut(Done),
 ) -> Result<Made, OfflineError> {
+    make_of(origin, dir, mode, watch).map_err(|error| match error {
+        OfflineError::Store(StoreError::Full(_)) => OfflineError::Full(dir.to_owned()),
+        other => other,
+    })
+}
+
+fn make_of(
+    origin: Origin,
+    dir: &Path,
+    mode: Option<Mode>,
+    watch: &mut dyn FnMut(Done),
+) -> Result<Made, OfflineError> {
     let Origin { source, mode: original_mode, lock } = origin;
     let mode = mode.unwrap_or(original_mode);
     let mut done = Done::nothing_of(source.snapshot());
@@ -324,10 +354,12 @@ impl Making {
         mode: Mode,
         snapshot: &crate::model::snapshot::Snapshot,
     ) -> Result<Self, OfflineError> {
-        let directory = Directory::open(dir, Create::Allowed, None)?;
+        let directory = Directory::open(dir, Create::Allowed, None).map_err(|error| match error {
+            DirectoryError::NotEmpty { path, name } => OfflineError::NotEmpty { path, name },
+            other => other.into(),
+        })?;
         if status(dir)?.is_some() {
-            let name = "control".to_owned();
-            return Err(DirectoryError::NotEmpty { path: directory.path().to_owned(), name }.into());
+            return Err(OfflineError::Exists(directory.path().to_owned()));
         }
         let lock = locked(&directory)?;
         let mut making = Self { lock, mode, fill: None, finished: Finished::Not };

@@ -407,7 +407,9 @@ fn a_restore_that_was_killed_is_no_store() {
     assert_eq!(wait_for_end(&mut node).code(), Some(1));
     assert!(world.log(0).contains("journal") || !world.log(0).is_empty(), "{}", world.log(0));
     let refused = run(&["store", "restore", &world.path("backup"), &target]).failed(1);
-    assert!(refused.contains("half"), "{refused}");
+    assert!(refused.contains("half") && refused.contains("broken off"), "{refused}");
+    let refused = run(&["store", "restore", &world.path("backup"), &world.store()]).failed(1);
+    assert!(refused.contains("holds a store already, and nothing is overwritten"), "{refused}");
 }
 
 /// A backup into a directory said that there was no archive, and ended with 1, when no master was there.
