@@ -18,7 +18,7 @@ use crate::ha::control::ControlError;
 use crate::ha::directory::{Create, Directory, DirectoryError, status};
 use crate::ha::fence::{FenceError, FenceRead};
 use crate::ha::identity::{Identity, IdentityError};
-use crate::ha::lock::{LockAttempt, LockError, StoreLock};
+use crate::ha::lock::{LockAttempt, LockError, ReadLock, ReadLockAttempt, StoreLock};
 use crate::ha::view::Ended;
 use crate::model::id::Epoch;
 use crate::model::name::{Name, NameError};
@@ -121,7 +121,7 @@ pub struct Looked {
     pub manifest: Manifest,
     /// Its identity; empty where the directory does not say, as one that was put away by a conversion.
     pub store_id: String,
-    lock: Option<StoreLock>,
+    lock: Option<ReadLock>,
 }
 
 /// Looks at a store, a backup, or what a conversion has put away. Nothing of it is changed.
@@ -135,19 +135,25 @@ pub fn look(dir: &Path) -> Result<Looked, OfflineError> {
     Ok(Looked { image, manifest, store_id, lock })
 }
 
-/// Locks a store that is to be looked at, where it has a lock, and answers what counts in it.
+/// Locks a store that is to be looked at, where it has a lock, and answers what counts in it. Nothing is written: it
+/// may be on storage that is read-only.
 ///
 /// # Errors
 /// Where it is served, or there is none.
-pub fn hold(dir: &Path) -> Result<(Option<StoreLock>, Manifest), OfflineError> {
-    // What a conversion has put away has no control file, and nobody can serve it.
-    let lock = match status(dir)? {
-        Some(_) => Some(locked(&Directory::open(dir, Create::Refused, None)?)?),
-        None => None,
-    };
+pub fn hold(dir: &Path) -> Result<(Option<ReadLock>, Manifest), OfflineError> {
+    let lock = read_lock(dir)?;
     let newest = Manifest::newest(dir, Epoch(u64::MAX))?;
     let manifest = newest.ok_or_else(|| OfflineError::NoStore(dir.to_owned()))?;
     Ok((lock, manifest))
+}
+
+fn read_lock(dir: &Path) -> Result<Option<ReadLock>, OfflineError> {
+    match ReadLock::attempt(dir)? {
+        ReadLockAttempt::Acquired(lock) => Ok(Some(lock)),
+        // What a conversion has put away has none, and nobody can serve it.
+        ReadLockAttempt::NoFile => Ok(None),
+        ReadLockAttempt::Held => Err(OfflineError::Served(dir.to_owned())),
+    }
 }
 
 fn locked(directory: &Directory) -> Result<StoreLock, OfflineError> {
@@ -223,7 +229,7 @@ pub struct Origin {
     /// The mode that the original has.
     pub mode: Mode,
     /// The original's lock, where it is looked at.
-    lock: Option<StoreLock>,
+    lock: Option<ReadLock>,
 }
 
 impl Origin {
@@ -263,7 +269,7 @@ pub struct Surveyed {
     pub survey: Survey,
     /// The mode of the store.
     pub mode: Mode,
-    lock: Option<StoreLock>,
+    lock: Option<ReadLock>,
 }
 
 impl Surveyed {

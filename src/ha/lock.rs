@@ -118,6 +118,43 @@ impl StoreLock {
     }
 }
 
+/// What became of an attempt to keep masters away.
+#[derive(Debug)]
+pub enum ReadLockAttempt {
+    /// Nobody becomes master while this process holds it.
+    Acquired(ReadLock),
+    /// There is a master, or somebody who changes the store.
+    Held,
+    /// There is no lock file: a store that no node ever had, or part of one.
+    NoFile,
+}
+
+/// The lock of one who only reads, held until this is dropped. Several may hold it at a time.
+#[derive(Debug)]
+pub struct ReadLock {
+    _file: File,
+}
+
+impl ReadLock {
+    /// One attempt in the directory `dir`; never waits. Nothing is written, so it may be mounted read-only.
+    ///
+    /// # Errors
+    /// Where it is not known whether the lock is free.
+    pub fn attempt(dir: &Path) -> Result<ReadLockAttempt, LockError> {
+        let path = dir.join(LOCK_FILE);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(ReadLockAttempt::NoFile),
+            Err(source) => return Err(io("open", &path)(source)),
+        };
+        match fs2::FileExt::try_lock_shared(&file) {
+            Ok(()) => Ok(ReadLockAttempt::Acquired(Self { _file: file })),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(ReadLockAttempt::Held),
+            Err(source) => Err(io("lock", &path)(source)),
+        }
+    }
+}
+
 /// Makes the lock file where there is none.
 pub(super) fn create(dir: &Path) -> Result<(), LockError> {
     let path = dir.join(LOCK_FILE);
@@ -155,6 +192,20 @@ mod tests {
         lock.verify().unwrap();
         drop(lock);
         locked(&directory);
+    }
+
+    #[test]
+    fn readers_keep_masters_away_and_not_each_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let read = || ReadLock::attempt(dir.path()).unwrap();
+        assert!(matches!(read(), ReadLockAttempt::NoFile));
+        let directory = directory(&dir);
+        let readers = [read(), read()];
+        assert!(readers.iter().all(|reader| matches!(reader, ReadLockAttempt::Acquired(_))));
+        assert!(matches!(directory.try_lock(), Ok(LockAttempt::Held)));
+        drop(readers);
+        let _master = locked(&directory);
+        assert!(matches!(read(), ReadLockAttempt::Held));
     }
 
     #[test]

@@ -134,8 +134,10 @@ impl DatabaseImage {
 pub(super) fn open_alone(path: &Path) -> Result<Connection, StoreError> {
     files::length(path)?.ok_or_else(|| StoreError::Missing { path: path.to_owned() })?;
     schema::check_head(path)?;
-    // Opening the log where there is none would make one.
-    let access = if files::length(&files::log(path))?.is_some() { Access::Write } else { Access::Frozen };
+    // Opening the log where there is none would make one, and where nothing can be written a log that is empty is no
+    // reason to fail.
+    let has_log = files::length(&files::log(path))?.is_some_and(|bytes| bytes > 0);
+    let access = if has_log { Access::Write } else { Access::Frozen };
     let connection = connection::open(path, access)?;
     connection.pragma_update(None, "query_only", true).map_err(failed("refuse writes"))?;
     Ok(connection)
