@@ -14,12 +14,12 @@ use uuid::Uuid;
 
 use crate::ha::block::Address;
 use crate::ha::claim::{Candidate, ClaimError, FIRST_EPOCH, ReleaseError, claim, found};
-use crate::ha::control::ControlError;
+use crate::ha::control::{ControlError, EPOCH_MAX};
 use crate::ha::directory::{Create, Directory, DirectoryError, status};
 use crate::ha::fence::{FenceError, FenceRead};
 use crate::ha::identity::{Identity, IdentityError};
 use crate::ha::lock::{LockAttempt, LockError, ReadLock, ReadLockAttempt, StoreLock};
-use crate::ha::view::Ended;
+use crate::ha::view::{Ended, View};
 use crate::model::id::Epoch;
 use crate::model::name::{Name, NameError};
 use crate::model::time::Timestamp;
@@ -183,7 +183,7 @@ pub fn convert(dir: &Path, to: Mode, old: Old, watch: &mut dyn FnMut(Done)) -> R
         return Err(OfflineError::HasMode(to));
     }
     check_space(dir, conversion::bytes_needed(dir, &newest)?)?;
-    let view = crate::ha::view::View::of(dir)?;
+    let view = View::of(dir)?;
     let alive = view.ends_below(Epoch(u64::MAX))?.into_iter().find(|&(epoch, ended)| {
         // Those before it have ended, or it would not have released what it took over from them.
         epoch >= newest.epoch && ended == Ended::Unknown
@@ -258,9 +258,52 @@ impl Origin {
 /// # Errors
 /// Where it is served, there is none, or nothing can be told at all.
 pub fn verify(dir: &Path, watch: &mut dyn FnMut(u64)) -> Result<Surveyed, OfflineError> {
-    let (lock, manifest) = hold(dir)?;
-    let survey = survey(dir, &manifest, watch)?;
+    let lock = read_lock(dir)?;
+    let (claimed, mut damages) = inspect_control(dir)?;
+    let newest = match Manifest::newest(dir, Epoch(u64::MAX)) {
+        Ok(newest) => newest,
+        Err(error @ StoreError::Damaged { .. }) => {
+            damages.push(Damage::of(dir, &error));
+            let mode = claimed.unwrap_or_default();
+            return Ok(Surveyed { survey: Survey { damages, ..Survey::default() }, mode, lock });
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let manifest = match (newest, claimed) {
+        (Some(manifest), _) => manifest,
+        (None, None) if damages.is_empty() => return Err(OfflineError::NoStore(dir.to_owned())),
+        (None, mode) => {
+            damages.push(Damage::of(dir, &StoreError::Missing { path: dir.join("manifest") }));
+            let mode = mode.unwrap_or_default();
+            return Ok(Surveyed { survey: Survey { damages, ..Survey::default() }, mode, lock });
+        }
+    };
+    let mut survey = survey(dir, &manifest, watch)?;
+    damages.append(&mut survey.damages);
+    survey.damages = damages;
     Ok(Surveyed { survey, mode: manifest.mode, lock })
+}
+
+/// The mode that the last epoch names which served a store, and what is wrong in the control file. An older block that
+/// is torn is no damage: its master died while it wrote it, and a later one has taken that into account.
+///
+/// # Errors
+/// Where it was written by a newer version.
+fn inspect_control(dir: &Path) -> Result<(Option<Mode>, Vec<Damage>), OfflineError> {
+    let damage = |what: String| Damage { path: dir.join("control"), position: None, what, lost: None };
+    match View::of(dir) {
+        Ok(view) => {
+            let newest = view.torn().iter().find(|&&torn| view.block(torn.next()).is_none());
+            let torn = newest.map(|epoch| {
+                damage(format!(
+                    "the block of epoch {epoch} is not what was written: it counts as one that was not released"
+                ))
+            });
+            Ok((view.store_below(EPOCH_MAX.next()).map(|(_, mode)| mode), torn.into_iter().collect()))
+        }
+        Err(error @ ControlError::Damaged { .. }) => Ok((None, vec![damage(error.to_string())])),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// A store that was surveyed. Nobody serves it for as long as this lives.

@@ -425,6 +425,47 @@ fn a_backup_without_a_master_says_so_and_makes_nothing() {
     assert!(!std::path::Path::new(&target).exists());
 }
 
+/// A damaged manifest or control file kept `verify` from saying anything but that `verify` would list the damage.
+#[test]
+fn damage_beside_the_records_is_listed() {
+    let mut world = World::new();
+    let store = world.store();
+    world.start(0, "file", "master");
+    world.publish(0, 10);
+    world.stop();
+    let manifest = format!("{store}/manifest/00000000000000000001");
+    let control = format!("{store}/control");
+    let flip = |path: &str, at: usize| {
+        let mut bytes = std::fs::read(path).unwrap();
+        bytes[at] ^= 1;
+        std::fs::write(path, bytes).unwrap();
+    };
+    let listed = |file: &str, what: &str| {
+        let listed = run(&["store", "verify", "--store", &store, "--json"]);
+        assert_eq!(listed.code, Some(1), "{listed:?}");
+        let listed: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+        let damage = &listed["damages"][0];
+        assert_eq!(damage["file"], file);
+        assert!(damage["what"].as_str().unwrap().contains(what), "{damage}");
+        listed["messages"].as_u64().unwrap()
+    };
+    for (path, at, what, readable) in
+        [(&manifest, 60, "bad checksum", 0), (&control, 34, "counts as one that was not released", 10)]
+    {
+        flip(path, at);
+        assert_eq!(listed(path, what), readable, "{path}");
+        flip(path, at);
+    }
+    flip(&control, 34);
+    flip(&format!("{store}/epochs/00000000000000000001"), 34);
+    assert_eq!(listed(&control, "epoch 1"), 10);
+    flip(&control, 34);
+    std::fs::remove_file(&manifest).unwrap();
+    assert_eq!(listed(&format!("{store}/manifest"), "missing"), 0);
+    let refused = run(&["store", "salvage", &store, &world.path("new")]).failed(1);
+    assert!(refused.contains("restore a backup"), "{refused}");
+}
+
 /// Changes a byte in every place in the files of a store that holds this text.
 fn damage(store: &str, text: &str) -> usize {
     let mut damaged = 0;

@@ -54,6 +54,7 @@ impl Damage {
 }
 
 /// What was found.
+#[derive(Default)]
 pub struct Survey {
     /// What cannot be read, or is not as it was written.
     pub damages: Vec<Damage>,
@@ -83,8 +84,7 @@ pub fn survey(dir: &Path, manifest: &Manifest, watch: &mut dyn FnMut(u64)) -> Re
         Err(error @ (StoreError::NewerFormat { .. } | StoreError::NoRights { .. })) => return Err(error),
         Err(error) => {
             damages.push(Damage::of(dir, &error));
-            let (digest, snapshot) = (Digest::default(), Snapshot::default());
-            return Ok(Survey { damages, digest, snapshot, image: None });
+            return Ok(Survey { damages, ..Survey::default() });
         }
     };
     damages.extend(lost);
