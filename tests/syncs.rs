@@ -408,3 +408,22 @@ fn a_copied_database_is_synced_before_a_manifest_names_it() {
     }
     check_new_names(&calls, &store, &BTreeSet::from([store.clone()]));
 }
+
+/// A conversion that is killed between the name of its manifest and the sync of that leaves a switch that a power loss
+/// takes back: the old store must not go before the next epoch has made it durable.
+#[test]
+fn a_switch_is_durable_before_what_it_replaced_is_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    Traced::start(dir.path(), "file", 1).end(Signal::TERM);
+    let left = "baton-00000000000000000001.db";
+    std::fs::write(store.join(left), "of the other mode").unwrap();
+    let calls = Traced::start(dir.path(), "file", 2).end(Signal::KILL);
+    let is_removal = |call: &&Call| call.name == "unlink" && call.arguments.contains(left);
+    let removed = calls.iter().find(is_removal).expect("what is of the other mode is removed");
+    let manifest = store.join("manifest");
+    let synced = calls.iter().any(|call| {
+        call.is_sync() && call.path == manifest && call.thread == removed.thread && call.end < removed.start
+    });
+    assert!(synced, "removed before the manifest was synced");
+}

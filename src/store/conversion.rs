@@ -167,6 +167,8 @@ pub fn clear(dir: &Path, epoch: Epoch, fence: FenceCheck<'_>) -> Result<(), Stor
         return Ok(());
     }
     fence()?;
+    // Whoever wrote the manifest may have died before its name was durable, and these files are what counts without it.
+    sync_dir(&dir.join("manifest"))?;
     let place = kept(dir)?.into_iter().find(|kept| (kept.mode, kept.epoch) == (other, newest.epoch));
     for path in files {
         match &place {
