@@ -348,7 +348,7 @@ pub fn make(
     watch: &mut dyn FnMut(Done),
 ) -> Result<Made, OfflineError> {
     make_of(origin, dir, mode, watch).map_err(|error| match error {
-        OfflineError::Store(StoreError::Full(_)) => OfflineError::Full(dir.to_owned()),
+        OfflineError::Store(error) if error.is_lack_of_space() => OfflineError::Full(dir.to_owned()),
         other => other,
     })
 }

@@ -135,10 +135,12 @@ impl Node {
             };
             match conversion::convert(&options, &from, old, &mut watch) {
                 Ok(_) => Ok(Converted::To(options.mode)),
-                Err(StoreError::Full(_)) => {
+                // Whatever was written by then: the next epoch goes by the newest manifest.
+                Err(error) if error.is_lack_of_space() => {
                     tracing::warn!(
                         store = %from.mode,
                         configured = %options.mode,
+                        %error,
                         "no space left on the shared disk for the conversion: the store is served as it is"
                     );
                     Ok(Converted::Not)

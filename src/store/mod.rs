@@ -27,6 +27,7 @@ pub mod source;
 pub mod space;
 pub mod survey;
 
+use std::io;
 use std::path::PathBuf;
 
 use bytes::Bytes;
@@ -241,6 +242,21 @@ pub enum StoreError {
     Fenced(#[from] Fenced),
 }
 
+impl StoreError {
+    /// Whether space was all that was missing. For whoever makes a store that does not count yet, where it is the same
+    /// whether a commit, a sync or a new file has met it.
+    #[must_use]
+    pub fn is_lack_of_space(&self) -> bool {
+        match self {
+            Self::Full(_) | Self::NoSpaceToCopy { .. } => true,
+            Self::Io { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            }
+            _ => false,
+        }
+    }
+}
+
 /// A place in a file, for people.
 fn at(position: u64) -> String {
     if position == 0 { String::new() } else { format!(" at byte {position}") }
@@ -378,6 +394,20 @@ pub trait Reader: Send {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A conversion that met a full disk with a sync, or a new file, and not with a commit, kept the node from starting.
+    #[test]
+    fn a_full_disk_is_lack_of_space_wherever_it_is_met() {
+        let met = |source: io::ErrorKind| StoreError::Io {
+            action: "sync",
+            path: "f".into(),
+            source: source.into(),
+        };
+        assert!(met(io::ErrorKind::StorageFull).is_lack_of_space());
+        assert!(met(io::ErrorKind::QuotaExceeded).is_lack_of_space());
+        assert!(StoreError::Full(1).is_lack_of_space());
+        assert!(!met(io::ErrorKind::Other).is_lack_of_space());
+    }
 
     #[test]
     fn one_predecessor_that_may_write_counts_until_a_later_epoch_made_the_file() {
