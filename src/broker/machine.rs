@@ -52,6 +52,8 @@ pub struct Counts {
     pub retries: u64,
     /// Bytes of messages held in memory for delivery.
     pub cache_bytes: u64,
+    /// Publishes that were refused because there was no space for them.
+    pub refused_for_space: u64,
 }
 
 /// What the current cycle has touched.
@@ -167,6 +169,11 @@ impl Broker {
     /// number can. Publishes beyond it are refused, and dying messages wait.
     pub fn begin_cycle(&mut self, space: u64) {
         self.space = space;
+    }
+
+    /// So many bytes more can be stored in this cycle: they are on the disk already.
+    pub fn grant(&mut self, bytes: u64) {
+        self.space = self.space.saturating_add(bytes);
     }
 
     /// Takes one command of a session.

@@ -303,7 +303,11 @@ impl Broker {
             }
         }
         let bytes = stored_bytes(&block);
-        self.space = self.space.checked_sub(bytes).ok_or_else(|| refusals::store_full(bytes))?;
+        let Some(left) = self.space.checked_sub(bytes) else {
+            self.totals.refused_for_space += 1;
+            return Err(refusals::store_full(bytes));
+        };
+        self.space = left;
         producer.state.last = end;
         producer.state.seen_at = self.now;
         wait_for_confirm(producer, &mut self.cycle.unconfirmed);

@@ -11,7 +11,7 @@ use super::inbox::{ImageSender, Input};
 use super::querying::{Querying, refusal};
 use super::reading::Reading;
 use super::sending::Sending;
-use super::space_wait::SpaceWait;
+use super::space_wait::{Refusing, SpaceWait};
 use super::staging::{Batch, Large, Staging, Waiting};
 use super::{EngineError, Guard, Parts, Shared};
 use crate::broker::{Broker, Command, Content, Output};
@@ -39,6 +39,7 @@ pub(super) struct Cycle {
     staged: Vec<Bytes>,
     /// Bytes of messages for which this cycle's commit finds space.
     space: u64,
+    refusing: Refusing,
     output: Output,
     poll_interval: Duration,
     commit_bytes_max: u64,
@@ -70,6 +71,7 @@ impl Cycle {
             staging: Staging::new(),
             staged: Vec::new(),
             space: 0,
+            refusing: Refusing::default(),
             output: Output::default(),
             poll_interval,
             backlog: Vec::new(),
@@ -103,7 +105,9 @@ impl Cycle {
             }
             self.round()?;
             self.give_images()?;
-            self.shared.vitals.count(self.broker.counts());
+            let counts = self.broker.counts();
+            self.refusing.note(counts.refused_for_space);
+            self.shared.vitals.count(counts);
             if self.store.maintenance_due() {
                 let Self { broker, store, guard, .. } = &mut *self;
                 store.maintain(&mut || broker.snapshot(), &mut || guard.check())?;
@@ -218,7 +222,9 @@ impl Cycle {
         let Some(Waiting { publish: Large { head, block }, mut batches }) = self.staging.take(session) else {
             return 0;
         };
-        let mut bytes = block.bytes().len() as u64;
+        let ahead = self.store.staged_bytes(block.bytes());
+        self.broker.grant(ahead);
+        let mut bytes = (block.bytes().len() as u64).saturating_sub(ahead);
         self.staged.push(block.bytes().clone());
         self.command(now, session, Command::Publish(head, block));
         while let Some(batch) = batches.pop_front() {

@@ -1,4 +1,4 @@
-//! A commit that waits for space on the shared disk: how often it is tried, and what the log says of it.
+//! A shared disk that is full: what the log says of it, and how often a commit that waits for space is tried.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -7,6 +7,28 @@ use std::time::{Duration, Instant};
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// Time between two warnings: the first one says what to do, the others that it is still so.
 const WARN_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Publishes that are refused because they would take what settling needs.
+#[derive(Debug, Default)]
+pub(super) struct Refusing {
+    told: u64,
+    warned_at: Option<Instant>,
+}
+
+impl Refusing {
+    /// Says that publishes are refused where `count` of them have been by now: at once, and then now and then.
+    pub(super) fn note(&mut self, count: u64) {
+        if count == self.told || self.warned_at.is_some_and(|at| at.elapsed() < WARN_INTERVAL) {
+            return;
+        }
+        tracing::warn!(
+            publishes = count - self.told,
+            "no space left on the shared disk for messages: publishes are refused, consuming goes on; consume what \
+             waits, or make the disk larger, and publishing goes on by itself"
+        );
+        (self.told, self.warned_at) = (count, Some(Instant::now()));
+    }
+}
 
 /// One wait, from the first attempt that found no space on.
 #[derive(Debug)]

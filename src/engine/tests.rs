@@ -64,6 +64,10 @@ struct Script {
     /// Words that the store owes: a block is staged.
     staging: Vec<Box<dyn FnOnce() + Send>>,
     upkeep_is_due: bool,
+    /// What there is space for, where not for everything.
+    space: Option<u64>,
+    /// Blocks find no space when they are staged.
+    stages_in_vain: bool,
     upkeep: Option<Fate>,
 }
 
@@ -115,13 +119,17 @@ impl Store for FakeStore {
         self.0.lock().unwrap().staging.push(staged);
     }
 
+    fn staged_bytes(&self, block: &bytes::Bytes) -> u64 {
+        if self.0.lock().unwrap().stages_in_vain { 0 } else { block.len() as u64 }
+    }
+
     fn unstage(&mut self, _: &bytes::Bytes) -> Result<(), StoreError> {
         note(&self.0, Call::Unstage);
         Ok(())
     }
 
     fn space(&mut self) -> Result<u64, StoreError> {
-        Ok(u64::MAX)
+        Ok(self.0.lock().unwrap().space.unwrap_or(u64::MAX))
     }
 
     fn reader(&self) -> Result<Box<dyn Reader>, StoreError> {
@@ -644,6 +652,7 @@ async fn no_space_without_a_drain_is_not_the_end_of_one() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_publishes_that_are_ready_at_once_are_commits_of_their_own() {
     let (mut scene, mut first) = publishing().await;
+    scene.script.lock().unwrap().stages_in_vain = true;
     let mut second = scene.client(1 << 20).await;
     let other = OpenProducer { request: 1, producer: 1, name: "q".into(), resume: None };
     scene.submit(&second, vec![Command::OpenProducer(other)]);
@@ -683,4 +692,26 @@ async fn what_waits_for_its_block_at_the_end_of_a_drain_is_committed_as_it_is() 
     scene.end().unwrap();
     assert_eq!(scene.calls().iter().filter(|call| matches!(call, Call::Stage(_))).count(), 1);
     while confirmed(&mut client) < 3 {}
+}
+
+/// A block that was on the disk already was counted once more: with space for six large messages, one was taken.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_staged_needs_no_space_again() {
+    let (scene, mut client) = publishing().await;
+    scene.script.lock().unwrap().space = Some(6 << 20);
+    scene.submit(&client, vec![publish(1, 1, 5 << 20)]);
+    let staged = scene.staging();
+    scene.script.lock().unwrap().space = Some(1 << 20);
+    staged();
+    assert_eq!(confirmed(&mut client), 1);
+    scene.script.lock().unwrap().space = Some(6 << 20);
+    scene.script.lock().unwrap().stages_in_vain = true;
+    scene.submit(&client, vec![publish(2, 1, 5 << 20)]);
+    let staged = scene.staging();
+    scene.script.lock().unwrap().space = Some(1 << 20);
+    staged();
+    match client.next() {
+        Response::PublishRefused(refused) => assert_eq!(refused.refusal.code, ErrorCode::StoreFull),
+        other => panic!("{other:?}"),
+    }
 }

@@ -36,6 +36,10 @@ impl Store for NoStore {
         staged();
     }
 
+    fn staged_bytes(&self, _: &bytes::Bytes) -> u64 {
+        0
+    }
+
     fn unstage(&mut self, _: &bytes::Bytes) -> Result<(), StoreError> {
         Ok(())
     }

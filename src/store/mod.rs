@@ -301,6 +301,9 @@ pub trait Store: Send {
     /// other error is final and is told by the next call.
     fn stage(&mut self, block: Bytes, staged: Box<dyn FnOnce() + Send>);
 
+    /// Bytes of a block that was staged which its commit finds on the disk.
+    fn staged_bytes(&self, block: &Bytes) -> u64;
+
     /// Forgets a block that was staged: a commit has taken it, or none will.
     ///
     /// # Errors

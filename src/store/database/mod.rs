@@ -401,6 +401,10 @@ impl Store for DatabaseStore {
         self.staging.stage(block, staged);
     }
 
+    fn staged_bytes(&self, block: &Bytes) -> u64 {
+        self.staging.bytes_of(block)
+    }
+
     fn unstage(&mut self, block: &Bytes) -> Result<(), StoreError> {
         self.staging.forget(block);
         Ok(())

@@ -224,6 +224,10 @@ impl Store for FileStore {
         self.staging.stage(&self.shared, block, staged);
     }
 
+    fn staged_bytes(&self, block: &Bytes) -> u64 {
+        self.staging.bytes_of(block)
+    }
+
     fn unstage(&mut self, block: &Bytes) -> Result<(), StoreError> {
         self.check()?;
         self.staging.forget(block)

@@ -152,6 +152,14 @@ impl Staging {
         Ok(complete)
     }
 
+    /// Bytes of a block that are written.
+    #[must_use]
+    pub fn bytes_of(&self, block: &Bytes) -> u64 {
+        let results = lock(&self.results);
+        let staged = results.staged.iter().find(|staged| is_at(&staged.block, block));
+        staged.map_or(0, |staged| staged.block.len() as u64)
+    }
+
     /// Forgets a block: its commit is durable, or there will be none.
     ///
     /// # Errors
