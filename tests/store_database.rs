@@ -602,6 +602,24 @@ fn the_log_does_not_grow_under_steady_load() {
     model.check(&*store, 10_000);
 }
 
+/// After some large messages at once the log took half a gigabyte for as long as the master served.
+#[test]
+fn the_log_is_cut_after_a_commit_that_made_it_long() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, mut model) = filled(dir.path(), 1);
+    let large = messages(700, 100 << 10);
+    let publish = model.publish(&[TOPIC], None, &large, 1);
+    model.commit(&mut *store, &[publish]);
+    let bytes = || fs::metadata(log(dir.path(), 1)).unwrap().len();
+    assert!(bytes() > 68 << 20, "{}", bytes());
+    for _ in 0..3 {
+        maintain(&mut *store);
+        let publish = model.publish(&[TOPIC], None, &messages(1, 10), 1);
+        model.commit(&mut *store, &[publish]);
+    }
+    assert!(bytes() <= 64 << 20, "{}", bytes());
+}
+
 /// A reader that is in the middle of a read keeps a checkpoint from finishing. It must not keep the log growing.
 #[test]
 fn the_log_does_not_grow_under_constant_reading() {

@@ -28,6 +28,8 @@ const WRITER_CACHE_KIB: u32 = 2048;
 const READER_CACHE_KIB: u32 = 512;
 /// Bytes of a block of the usual file systems.
 const BLOCK_BYTES: usize = 4096;
+/// What the log is cut to when it is started over: one commit may have made it longer.
+const LOG_KEPT_BYTES: u64 = 64 << 20;
 /// Statements that stay prepared, per connection; more than there are.
 const STATEMENTS: usize = 64;
 /// How long a connection waits for another one of this process: a checkpoint for the readers to finish.
@@ -116,7 +118,7 @@ fn configure(connection: &Connection, access: Access) -> Result<(), StoreError> 
     let cache = if access == Access::Read { READER_CACHE_KIB } else { WRITER_CACHE_KIB };
     let batch = format!(
         "PRAGMA wal_autocheckpoint = 0; PRAGMA synchronous = FULL; PRAGMA temp_store = memory; \
-         PRAGMA cache_size = -{cache};"
+         PRAGMA cache_size = -{cache}; PRAGMA journal_size_limit = {LOG_KEPT_BYTES};"
     );
     connection.execute_batch(&batch).map_err(failed("set the pragmas"))?;
     let synchronous: i64 = connection
