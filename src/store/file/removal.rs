@@ -81,11 +81,11 @@ impl Strays {
             let others = folder.checkpoints.iter().filter(|&&id| id < newest && !self.kept.contains(&id));
             strays.extend(others.map(|id| id.path(&shared.journal)));
         }
-        let places = shared.places();
         let files = folder.segments.iter().map(|&segment| segment.into()).chain(folder.packs.iter().copied());
-        let lower = files.filter(|id: &FileId| id.epoch < self.epoch && places.files().get(*id).is_none());
+        // Asked one by one: a commit does not wait for all of a large folder.
+        let is_unknown = |id: FileId| shared.places().files().get(id).is_none();
+        let lower = files.filter(|&id: &FileId| id.epoch < self.epoch && is_unknown(id));
         strays.extend(lower.map(|id| id.path(&shared.journal)));
-        drop(places);
         let unfinished = folder.unfinished.into_iter().filter(|(epoch, _)| *epoch < self.epoch);
         strays.extend(unfinished.map(|(_, path)| path));
         strays.extend(Manifest::older(&self.dir, self.epoch)?);
