@@ -233,8 +233,10 @@ impl<'a> Run<'a> {
     }
 }
 
+/// One whose rename was hit is known by the name that it did not get.
 fn is_being_made(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == "new")
+    let ends_with = |end: &str| path.extension().is_some_and(|extension| extension == end);
+    ends_with("new") || (ends_with("log") && !path.exists())
 }
 
 /// How many operations of a kind the scenario has.
