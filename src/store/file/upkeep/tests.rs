@@ -200,3 +200,21 @@ fn a_checkpoint_that_found_no_space_is_tried_again_though_nothing_is_committed()
     scene.maintain();
     assert!(!scene.first_is_there());
 }
+
+/// What is committed while a checkpoint is written is not in it: it would be replayed on top of itself.
+#[test]
+fn a_checkpoint_is_of_the_moment_when_it_began() {
+    let mut scene = Scene::new();
+    scene.publish();
+    let snapshot = scene.snapshot.clone();
+    let FileStore { shared, journal, upkeep, .. } = &mut scene.store;
+    let (places, position) = (shared.places().keep(), journal.end().0);
+    let job = upkeep.checkpoint(shared, journal, &mut || snapshot.clone());
+    let block = MessageBlock::encode([&Message::new(vec![7; 16 << 10])]);
+    let targets = vec![(TOPIC, Offset(scene.end))];
+    scene.commit(&[Record::Published(Published { targets, origin: None, at: Timestamp(1), block })]);
+    job.run(&scene.store.shared, &AtomicBool::new(false)).unwrap();
+    let id = CheckpointId { epoch: Epoch(1), number: 1 };
+    let body = CheckpointBody::read(&scene.dir.path().join("journal"), id).unwrap().unwrap();
+    assert_eq!((body.position, body.places, body.snapshot), (position, places, snapshot));
+}
