@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::ha::block::Address;
 use crate::ha::claim::{Candidate, ClaimError, FIRST_EPOCH, ReleaseError, claim, found};
-use crate::ha::control::{ControlError, EPOCH_MAX};
+use crate::ha::control::{ControlError, EPOCH_MAX, position_of};
 use crate::ha::directory::{Create, Directory, DirectoryError, status};
 use crate::ha::fence::{FenceError, FenceRead};
 use crate::ha::identity::{Identity, IdentityError};
@@ -290,18 +290,21 @@ pub fn verify(dir: &Path, watch: &mut dyn FnMut(u64)) -> Result<Surveyed, Offlin
 /// # Errors
 /// Where it was written by a newer version.
 fn inspect_control(dir: &Path) -> Result<(Option<Mode>, Vec<Damage>), OfflineError> {
-    let damage = |what: String| Damage { path: dir.join("control"), position: None, what, lost: None };
+    let damage =
+        |position, what| Damage { path: dir.join("control"), position: Some(position), what, lost: None };
     match View::of(dir) {
         Ok(view) => {
             let newest = view.torn().iter().find(|&&torn| view.block(torn.next()).is_none());
             let torn = newest.map(|epoch| {
-                damage(format!(
-                    "the block of epoch {epoch} is not what was written: it counts as one that was not released"
-                ))
+                let what = "is not what was written: it counts as one that was not released";
+                damage(position_of(*epoch), format!("the block of epoch {epoch} {what}"))
             });
             Ok((view.store_below(EPOCH_MAX.next()).map(|(_, mode)| mode), torn.into_iter().collect()))
         }
-        Err(error @ ControlError::Damaged { .. }) => Ok((None, vec![damage(error.to_string())])),
+        Err(ControlError::Damaged { position, what, .. }) => {
+            let what = format!("a block is not what was written, nor is the claim of its epoch: {what}");
+            Ok((None, vec![damage(position, what)]))
+        }
         Err(error) => Err(error.into()),
     }
 }

@@ -458,7 +458,7 @@ fn damage_beside_the_records_is_listed() {
     }
     flip(&control, 34);
     flip(&format!("{store}/epochs/00000000000000000001"), 34);
-    assert_eq!(listed(&control, "epoch 1"), 10);
+    assert_eq!(listed(&control, "nor is the claim"), 10);
     flip(&control, 34);
     std::fs::remove_file(&manifest).unwrap();
     assert_eq!(listed(&format!("{store}/manifest"), "missing"), 0);
