@@ -27,6 +27,7 @@ use crate::store::archive::{ArchiveError, Reader};
 pub use crate::store::conversion::Done;
 use crate::store::conversion::{self, Old, Watch};
 use crate::store::digest::Digest;
+use crate::store::guess;
 use crate::store::image::{self, Fill, Image};
 use crate::store::manifest::Manifest;
 use crate::store::source::Source;
@@ -259,37 +260,60 @@ impl Origin {
 /// Where it is served, there is none, or nothing can be told at all.
 pub fn verify(dir: &Path, watch: &mut dyn FnMut(u64)) -> Result<Surveyed, OfflineError> {
     let lock = read_lock(dir)?;
-    let (claimed, mut damages) = inspect_control(dir)?;
-    let newest = match Manifest::newest(dir, Epoch(u64::MAX)) {
-        Ok(newest) => newest,
-        Err(error @ StoreError::Damaged { .. }) => {
-            damages.push(Damage::of(dir, &error));
-            let mode = claimed.unwrap_or_default();
-            return Ok(Surveyed { survey: Survey { damages, ..Survey::default() }, mode, lock });
+    let control = inspect_control(dir)?;
+    let mut damages = control.damages;
+    let (readable, unreadable) = Manifest::newest_readable(dir)?;
+    let manifest = match readable {
+        Some(manifest) if unreadable.is_empty() => Some(manifest),
+        None if unreadable.is_empty() && damages.is_empty() && control.claimed == Claimed::Never => {
+            return Err(OfflineError::NoStore(dir.to_owned()));
         }
-        Err(error) => return Err(error.into()),
-    };
-    let manifest = match (newest, claimed) {
-        (Some(manifest), _) => manifest,
-        (None, None) if damages.is_empty() => return Err(OfflineError::NoStore(dir.to_owned())),
-        (None, mode) => {
-            damages.push(Damage::of(dir, &StoreError::Missing { path: dir.join("manifest") }));
-            let mode = mode.unwrap_or_default();
-            return Ok(Surveyed { survey: Survey { damages, ..Survey::default() }, mode, lock });
+        older => {
+            if older.is_none() && unreadable.is_empty() {
+                damages.push(guess::without_manifest(dir, &StoreError::Missing { path: dir.join("manifest") }));
+            }
+            damages.extend(unreadable.iter().map(|error| guess::without_manifest(dir, error)));
+            let guessed = guess::guess(dir, older.as_ref(), control.mode)?;
+            damages.extend(guessed.iter().map(|manifest| guess::caution(dir, manifest)));
+            guessed
         }
     };
+    let Some(manifest) = manifest else {
+        let mode = control.mode.unwrap_or_default();
+        return Ok(Surveyed { survey: Survey { damages, ..Survey::default() }, mode, lock });
+    };
+    // What a conversion has put away has neither lock nor control file.
+    if control.mode.is_none() && damages.is_empty() && lock.is_some() {
+        let what = "it names no store, so no node serves what is here; all of it can be salvaged".to_owned();
+        damages.push(Damage { path: dir.join("control"), position: None, what, lost: None });
+    }
     let mut survey = survey(dir, &manifest, watch)?;
     damages.append(&mut survey.damages);
     survey.damages = damages;
     Ok(Surveyed { survey, mode: manifest.mode, lock })
 }
 
-/// The mode that the last epoch names which served a store, and what is wrong in the control file. An older block that
-/// is torn is no damage: its master died while it wrote it, and a later one has taken that into account.
+/// Whether an epoch was ever claimed, by the control file and the claims.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Claimed {
+    Once,
+    Never,
+}
+
+/// What the control file says.
+struct Controlled {
+    /// The mode that the last epoch names which served a store.
+    mode: Option<Mode>,
+    claimed: Claimed,
+    damages: Vec<Damage>,
+}
+
+/// Reads the control file, and what is wrong in it. An older block that is torn is no damage: its master died while it
+/// wrote it, and a later one has taken that into account.
 ///
 /// # Errors
 /// Where it was written by a newer version.
-fn inspect_control(dir: &Path) -> Result<(Option<Mode>, Vec<Damage>), OfflineError> {
+fn inspect_control(dir: &Path) -> Result<Controlled, OfflineError> {
     let damage =
         |position, what| Damage { path: dir.join("control"), position: Some(position), what, lost: None };
     match View::of(dir) {
@@ -299,11 +323,13 @@ fn inspect_control(dir: &Path) -> Result<(Option<Mode>, Vec<Damage>), OfflineErr
                 let what = "is not what was written: it counts as one that was not released";
                 damage(position_of(*epoch), format!("the block of epoch {epoch} {what}"))
             });
-            Ok((view.store_below(EPOCH_MAX.next()).map(|(_, mode)| mode), torn.into_iter().collect()))
+            let claimed = if view.highest() > Epoch(0) { Claimed::Once } else { Claimed::Never };
+            let mode = view.store_below(EPOCH_MAX.next()).map(|(_, mode)| mode);
+            Ok(Controlled { mode, claimed, damages: torn.into_iter().collect() })
         }
         Err(ControlError::Damaged { position, what, .. }) => {
             let what = format!("a block is not what was written, nor is the claim of its epoch: {what}");
-            Ok((None, vec![damage(position, what)]))
+            Ok(Controlled { mode: None, claimed: Claimed::Once, damages: vec![damage(position, what)] })
         }
         Err(error) => Err(error.into()),
     }

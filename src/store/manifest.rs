@@ -58,25 +58,42 @@ impl Manifest {
     /// Where the directory or the file cannot be read, the file is damaged or newer, or there is a manifest of a
     /// higher epoch.
     pub fn newest(dir: &Path, epoch: Epoch) -> Result<Option<Self>, StoreError> {
+        match Self::epochs(dir)?.last() {
+            None => Ok(None),
+            Some(&found) if found > epoch => Err(Fenced::Superseded(found).into()),
+            Some(&found) => Self::read(dir, found).map(Some),
+        }
+    }
+
+    /// The newest manifest that can be read, and what is wrong with each newer one. Not for whoever is to serve the
+    /// store: what an older one says counts no longer.
+    ///
+    /// # Errors
+    /// Where the directory or a file cannot be read, or a file is newer.
+    pub fn newest_readable(dir: &Path) -> Result<(Option<Self>, Vec<StoreError>), StoreError> {
+        let mut unreadable = Vec::new();
+        for &epoch in Self::epochs(dir)?.iter().rev() {
+            match Self::read(dir, epoch) {
+                Ok(manifest) => return Ok((Some(manifest), unreadable)),
+                Err(error @ StoreError::Damaged { .. }) => unreadable.push(error),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((None, unreadable))
+    }
+
+    /// The epochs that have a manifest, lowest first.
+    fn epochs(dir: &Path) -> Result<Vec<Epoch>, StoreError> {
         let folder = dir.join("manifest");
         let names = match disk::names(&folder) {
             Ok(names) => names,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
             Err(source) => return Err(StoreError::Io { action: "list", path: folder, source }),
         };
-        let mut newest = None;
-        for name in names {
-            if let Some(found) =
-                name.to_str().filter(|name| name.len() == 20).and_then(|name| name.parse().ok())
-            {
-                newest = newest.max(Some(Epoch(found)));
-            }
-        }
-        match newest {
-            None => Ok(None),
-            Some(found) if found > epoch => Err(Fenced::Superseded(found).into()),
-            Some(found) => Self::read(dir, found).map(Some),
-        }
+        let number = |name: &OsString| name.to_str().filter(|name| name.len() == 20)?.parse().ok();
+        let mut epochs: Vec<_> = names.iter().filter_map(number).map(Epoch).collect();
+        epochs.sort_unstable();
+        Ok(epochs)
     }
 
     /// The manifests of lower epochs than `epoch`, and what was left of making one. They may go once the own one is

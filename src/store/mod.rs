@@ -20,6 +20,7 @@ pub mod course;
 pub mod database;
 pub mod digest;
 pub mod file;
+pub mod guess;
 pub mod image;
 pub mod manifest;
 pub mod query;

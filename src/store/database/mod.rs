@@ -111,6 +111,46 @@ pub fn inspect_files(dir: &Path, manifest: &Manifest) -> Result<Vec<Damage>, Sto
     image::inspect_files(&dir.join(database_of(manifest, dir)?))
 }
 
+/// The database that counts where no manifest can be read: see [`guess`](super::guess). `None` where there is none.
+///
+/// A takeover that was killed may have left a copy that is not whole, and an epoch that was never served an empty one.
+/// So the newest one that is whole and holds something is taken; then the newest one that holds something.
+///
+/// # Errors
+/// Where the directory cannot be listed, or a database is of a newer format or belongs to another process.
+pub(super) fn guess(dir: &Path) -> Result<Option<Manifest>, StoreError> {
+    let mut made = files::older(dir, Epoch(u64::MAX))?;
+    made.retain(|(_, path)| path.extension().is_some_and(|extension| extension == "db"));
+    made.sort_unstable();
+    let mut best = None;
+    for (epoch, path) in made.into_iter().rev() {
+        let holds = match DatabaseImage::look_at_what_is_left(&path) {
+            Ok((image, _)) if image.snapshot().topics.is_empty() => Holds::Nothing,
+            Ok(_) if image::inspect_files(&path)?.is_empty() => Holds::All,
+            Ok(_) => Holds::Something,
+            Err(error @ (StoreError::NewerFormat { .. } | StoreError::NoRights { .. })) => return Err(error),
+            Err(_) => Holds::Nothing,
+        };
+        if best.is_none_or(|(best, _)| holds > best) {
+            best = Some((holds, epoch));
+        }
+    }
+    Ok(best.map(|(_, epoch)| Manifest {
+        epoch,
+        mode: Mode::Database,
+        sealed: Vec::new(),
+        database: Some(files::name(epoch)),
+    }))
+}
+
+/// How good a database is to go on with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Holds {
+    Nothing,
+    Something,
+    All,
+}
+
 /// What is left in a database that may be damaged, and what is not: see [`survey`](super::survey).
 ///
 /// # Errors

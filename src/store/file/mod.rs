@@ -28,6 +28,7 @@ pub mod folder;
 pub mod image;
 pub mod index;
 pub mod journal;
+mod lineage;
 pub mod open_files;
 pub mod pack;
 pub mod packing;
@@ -132,6 +133,14 @@ pub fn inspect_files(dir: &Path) -> Result<Vec<Damage>, StoreError> {
         damages.push(damage);
     }
     Ok(damages)
+}
+
+/// What counts of a journal whose manifest cannot be read: see [`guess`](super::guess). `None` where there is nothing.
+///
+/// # Errors
+/// Where the folder cannot be read, or a file is of a newer format.
+pub(super) fn guess(dir: &Path, older: Option<&Manifest>) -> Result<Option<Manifest>, StoreError> {
+    lineage::guess(dir, older)
 }
 
 /// What is left in a journal that may be damaged, and what is not: see [`survey`](super::survey).
