@@ -31,7 +31,7 @@ use crate::store::guess;
 use crate::store::image::{self, Fill, Image};
 use crate::store::manifest::Manifest;
 use crate::store::source::Source;
-pub use crate::store::survey::Damage;
+pub use crate::store::survey::{Damage, Lost};
 use crate::store::survey::{Readable, Survey, survey};
 use crate::store::{Fenced, Mode, OpenOptions, Predecessors, StoreError};
 
@@ -46,6 +46,12 @@ pub enum OfflineError {
     /// A node has the lock.
     #[error("{} is locked: a node serves this store; stop both nodes, or let this command ask the master with --server where it can", .0.display())]
     Served(PathBuf),
+    /// An archive is named where a directory is needed.
+    #[error(
+        "{} is a file: of a backup in an archive every checksum is checked when it is read, by \
+         `baton store restore {} NEW`, or by `baton store dump {}`", .0.display(), .0.display(), .0.display()
+    )]
+    IsFile(PathBuf),
     /// There is no store in the directory.
     #[error("{} holds no store: name the shared directory, or that of a backup", .0.display())]
     NoStore(PathBuf),
@@ -149,6 +155,9 @@ pub fn hold(dir: &Path) -> Result<(Option<ReadLock>, Manifest), OfflineError> {
 }
 
 fn read_lock(dir: &Path) -> Result<Option<ReadLock>, OfflineError> {
+    if dir.is_file() {
+        return Err(OfflineError::IsFile(dir.to_owned()));
+    }
     match ReadLock::attempt(dir)? {
         ReadLockAttempt::Acquired(lock) => Ok(Some(lock)),
         // What a conversion has put away has none, and nobody can serve it.
@@ -270,7 +279,8 @@ pub fn verify(dir: &Path, watch: &mut dyn FnMut(u64)) -> Result<Surveyed, Offlin
         }
         older => {
             if older.is_none() && unreadable.is_empty() {
-                damages.push(guess::without_manifest(dir, &StoreError::Missing { path: dir.join("manifest") }));
+                damages
+                    .push(guess::without_manifest(dir, &StoreError::Missing { path: dir.join("manifest") }));
             }
             damages.extend(unreadable.iter().map(|error| guess::without_manifest(dir, error)));
             let guessed = guess::guess(dir, older.as_ref(), control.mode)?;
@@ -285,7 +295,7 @@ pub fn verify(dir: &Path, watch: &mut dyn FnMut(u64)) -> Result<Surveyed, Offlin
     // What a conversion has put away has neither lock nor control file.
     if control.mode.is_none() && damages.is_empty() && lock.is_some() {
         let what = "it names no store, so no node serves what is here; all of it can be salvaged".to_owned();
-        damages.push(Damage { path: dir.join("control"), position: None, what, lost: None });
+        damages.push(Damage { path: dir.join("control"), position: None, what, lost: Lost::Nothing });
     }
     let mut survey = survey(dir, &manifest, watch)?;
     damages.append(&mut survey.damages);
@@ -314,8 +324,12 @@ struct Controlled {
 /// # Errors
 /// Where it was written by a newer version.
 fn inspect_control(dir: &Path) -> Result<Controlled, OfflineError> {
-    let damage =
-        |position, what| Damage { path: dir.join("control"), position: Some(position), what, lost: None };
+    let damage = |position, what| Damage {
+        path: dir.join("control"),
+        position: Some(position),
+        what,
+        lost: Lost::Nothing,
+    };
     match View::of(dir) {
         Ok(view) => {
             let newest = view.torn().iter().find(|&&torn| view.block(torn.next()).is_none());

@@ -425,7 +425,8 @@ fn a_backup_without_a_master_says_so_and_makes_nothing() {
     assert!(!std::path::Path::new(&target).exists());
 }
 
-/// A damaged manifest or control file kept `verify` from saying anything but that `verify` would list the damage.
+/// A damaged manifest or control file kept `verify` from saying anything but that `verify` would list the damage, and
+/// one that was missing or zeroed kept every node away from a store that `verify` called whole.
 #[test]
 fn damage_beside_the_records_is_listed() {
     let mut world = World::new();
@@ -450,20 +451,153 @@ fn damage_beside_the_records_is_listed() {
         listed["messages"].as_u64().unwrap()
     };
     for (path, at, what, readable) in
-        [(&manifest, 60, "bad checksum", 0), (&control, 34, "counts as one that was not released", 10)]
+        [(&manifest, 60, "bad checksum", 10), (&control, 34, "counts as one that was not released", 10)]
     {
         flip(path, at);
         assert_eq!(listed(path, what), readable, "{path}");
         flip(path, at);
     }
     flip(&control, 34);
-    flip(&format!("{store}/epochs/00000000000000000001"), 34);
+    let claim = format!("{store}/epochs/00000000000000000001");
+    flip(&claim, 34);
     assert_eq!(listed(&control, "nor is the claim"), 10);
+    flip(&claim, 34);
     flip(&control, 34);
+    let whole = std::fs::read(&control).unwrap();
+    for lost in [None, Some(vec![0; whole.len()])] {
+        std::fs::remove_file(&control).unwrap();
+        lost.map(|zeros| std::fs::write(&control, zeros).unwrap());
+        assert_eq!(listed(&control, "names no store"), 10);
+        run(&["serve", "--store", &store, "--listen", &world.servers[0]]).failed(1);
+    }
+    std::fs::write(&control, whole).unwrap();
     std::fs::remove_file(&manifest).unwrap();
-    assert_eq!(listed(&format!("{store}/manifest"), "missing"), 0);
-    let refused = run(&["store", "salvage", &store, &world.path("new")]).failed(1);
+    assert_eq!(listed(&format!("{store}/manifest"), "missing"), 10);
+}
+
+/// Without a readable manifest neither verify nor salvage did anything, though every message was there.
+#[test]
+fn a_store_without_a_readable_manifest_is_salvaged_by_its_files() {
+    for mode in ["file", "database"] {
+        let mut world = World::new();
+        let store = world.store();
+        world.start(0, mode, "master");
+        world.publish(0, 10);
+        world.kill();
+        world.start(0, mode, "master");
+        world.publish(10, 15);
+        assert_eq!(world.consume("billing", 4), bodies(0, 4));
+        world.kill();
+        let newest = contents(&format!("{store}/manifest")).pop().unwrap().0;
+        std::fs::write(&newest, "no manifest\n").unwrap();
+        let listed = run(&["store", "verify", "--store", &store]);
+        let text = String::from_utf8_lossy(&listed.stdout).into_owned();
+        assert_eq!(listed.code, Some(1), "{listed:?}");
+        assert!(text.contains("not a manifest") && text.contains("was guessed"), "{text}");
+        assert!(text.contains("readable: 15 messages"), "{text}");
+        std::fs::remove_dir_all(format!("{store}/manifest")).unwrap();
+        let salvaged = world.path("salvaged");
+        let told = run(&["store", "salvage", &store, &salvaged]).ok();
+        assert!(told.contains("was guessed") && told.contains(mode), "nothing is lost: {told}");
+        world.start_on(0, &salvaged, &[]);
+        world.wait_for(0, "master");
+        assert_eq!(world.consume("billing", 11), bodies(4, 15), "{mode}");
+    }
+}
+
+/// A restored journal has its state in checkpoints alone. Without them an empty store was passed off as what is left.
+#[test]
+fn a_journal_without_checkpoints_and_beginning_is_refused_with_its_files() {
+    let mut world = World::new();
+    world.start(0, "file", "master");
+    world.publish(0, 10);
+    world.stop();
+    let restored = world.path("restored");
+    run(&["store", "restore", &world.store(), &restored]).ok();
+    for (path, _) in contents(&format!("{restored}/journal")) {
+        if path.file_name().unwrap().to_str().unwrap().starts_with("checkpoint") {
+            std::fs::write(path, "no checkpoint").unwrap();
+        }
+    }
+    let listed = run(&["store", "verify", "--store", &restored]);
+    let text = String::from_utf8_lossy(&listed.stdout).into_owned();
+    assert_eq!(listed.code, Some(1), "{listed:?}");
+    assert!(text.contains("no checkpoint can be read") && text.contains(".pack"), "{text}");
+    let new = world.path("new");
+    let refused = run(&["store", "salvage", &restored, &new]).failed(1);
     assert!(refused.contains("restore a backup"), "{refused}");
+    assert!(!std::path::Path::new(&new).exists());
+}
+
+/// The journal of a young store goes back to its beginning, so it can do without its checkpoints.
+#[test]
+fn a_young_journal_is_salvaged_without_its_checkpoints() {
+    let mut world = World::new();
+    let store = world.store();
+    for number in 0..3 {
+        world.start(0, "file", "master");
+        world.publish(number * 5, number * 5 + 5);
+        world.stop();
+    }
+    let mut damaged = 0;
+    for (path, mut bytes) in contents(&format!("{store}/journal")) {
+        if path.file_name().unwrap().to_str().unwrap().starts_with("checkpoint") {
+            bytes[40] ^= 1;
+            std::fs::write(path, bytes).unwrap();
+            damaged += 1;
+        }
+    }
+    assert!(damaged > 0);
+    let salvaged = world.path("salvaged");
+    let told = run(&["store", "salvage", &store, &salvaged]).ok();
+    assert!(told.contains("readable: 15 messages"), "{told}");
+}
+
+/// Where the log of a database is damaged, what it has before that is salvaged, and the list says that the rest is lost.
+#[test]
+fn what_a_log_has_before_its_damage_is_salvaged() {
+    let mut world = World::new();
+    let store = world.store();
+    world.start(0, "database", "master");
+    for number in 0..20 {
+        world.publish(number, number + 1);
+    }
+    // Killed, so that all is in the log.
+    world.kill();
+    let (path, mut bytes) = contents(&store)
+        .into_iter()
+        .find(|(path, _)| path.extension().is_some_and(|e| e == "db-wal"))
+        .unwrap();
+    let at = bytes.windows(10).position(|window| window == b"message 10").unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let salvaged = world.path("salvaged");
+    let answer = run(&["store", "salvage", &store, &salvaged]);
+    let told = String::from_utf8_lossy(&answer.stdout).into_owned();
+    assert_eq!(answer.code, Some(4), "{answer:?}");
+    assert!(told.contains("what was committed from there on is lost"), "{told}");
+    assert!(told.contains("readable: 10 messages"), "{told}");
+}
+
+/// The help promised more than a stream said, and an archive that was to be verified was called no directory.
+#[test]
+fn a_backup_in_a_stream_is_summed_up_and_cannot_be_verified_as_a_directory() {
+    let mut world = World::new();
+    world.start(0, "file", "master");
+    world.publish(0, 10);
+    let live = world.run(&["store", "backup", "-", "--json"]);
+    world.stop();
+    let dead = run(&["store", "backup", "-", "--json", "--store", &world.store()]);
+    for answer in [live, dead] {
+        assert_eq!(answer.code, Some(0), "{answer:?}");
+        let told: serde_json::Value = serde_json::from_str(&answer.stderr).unwrap();
+        assert!(told["store_id"].as_str().unwrap().len() == 36, "{told}");
+        assert_eq!((&told["mode"], &told["messages"]), (&"file".into(), &10.into()), "{told}");
+        let archive = world.path("archive");
+        std::fs::write(&archive, answer.stdout).unwrap();
+        let refused = run(&["store", "verify", "--store", &archive]).failed(1);
+        assert!(refused.contains(&format!("baton store restore {archive} NEW")), "{refused}");
+    }
 }
 
 /// Changes a byte in every place in the files of a store that holds this text.
@@ -526,7 +660,9 @@ fn damage_is_listed_with_what_it_touches_and_the_rest_is_salvaged() {
         assert!(text.stderr.contains("baton store salvage"), "{}", text.stderr);
 
         let salvaged = world.path("salvaged");
-        let told = run(&["store", "salvage", &store, &salvaged]).ok();
+        let answer = run(&["store", "salvage", &store, &salvaged]);
+        let told = String::from_utf8_lossy(&answer.stdout).into_owned();
+        assert_eq!(answer.code, Some(4), "{answer:?}");
         assert!(told.contains("from offset 12") && told.contains("is a store in"), "{told}");
         assert!(contents(&store) == before, "the damaged store is only read");
         run(&["store", "verify", "--store", &salvaged]).ok();
@@ -570,7 +706,7 @@ fn what_was_committed_before_damage_in_a_journal_is_salvaged() {
     let text = String::from_utf8_lossy(&listed.stdout).into_owned();
     assert!(text.contains("byte") && text.contains("what was committed behind it is lost"), "{text}");
     let salvaged = world.path("salvaged");
-    run(&["store", "salvage", &store, &salvaged]).ok();
+    run(&["store", "salvage", &store, &salvaged]).failed(4);
     world.start_on(0, &salvaged, &[]);
     world.wait_for(0, "master");
     assert_eq!(world.consume("billing", 10), bodies(0, 10));
@@ -598,7 +734,9 @@ fn what_is_left_of_a_damaged_catalog_is_salvaged() {
     assert_eq!(listed.code, Some(1));
     assert!(String::from_utf8_lossy(&listed.stdout).contains("table topic"), "{listed:?}");
     let salvaged = world.path("salvaged");
-    let told = run(&["store", "salvage", &store, &salvaged]).ok();
+    let answer = run(&["store", "salvage", &store, &salvaged]);
+    assert_eq!(answer.code, Some(4), "{answer:?}");
+    let told = String::from_utf8_lossy(&answer.stdout);
     assert!(told.contains("is lost with its topic"), "{told}");
     world.start_on(0, &salvaged, &[]);
     world.wait_for(0, "master");

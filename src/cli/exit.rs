@@ -16,6 +16,7 @@ Exit codes:
   1    failed; the reason is on standard error
   2    the command line or the configuration is wrong; nothing was done
   3    no master was reached, or nothing moved, within --timeout
+  4    store salvage: the new store is made, and something is lost
   130  stopped by Ctrl-C (143: by SIGTERM) after settling what was finished";
 
 /// An end that has an exit code of its own.
@@ -27,6 +28,9 @@ pub enum End {
     /// Nothing moved for as long as it was waited. Code 3.
     #[error("{0}")]
     TimedOut(String),
+    /// What was asked for is done, without what is lost. Code 4.
+    #[error("{0}")]
+    Lost(String),
     /// Whoever reads standard output has gone. Code 0, without a word.
     #[error("standard output was closed")]
     OutputClosed,
@@ -45,6 +49,7 @@ pub fn code(result: anyhow::Result<()>) -> ExitCode {
         Some(End::Signal(number)) => return ExitCode::from(128 + number),
         Some(End::Usage(_)) => 2,
         Some(End::TimedOut(_)) => 3,
+        Some(End::Lost(_)) => 4,
         None if error.downcast_ref::<ConfigError>().is_some() => 2,
         None if error.downcast_ref::<ClientError>().is_some_and(timed_out) => 3,
         None => 1,

@@ -165,7 +165,7 @@ impl Node {
 fn say(done: Done) {
     let percent = done.percent();
     tracing::info!(
-        messages = done.messages,
+        messages = done.finished(),
         bytes = done.bytes,
         of = done.of,
         percent,

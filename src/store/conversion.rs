@@ -49,7 +49,9 @@ pub struct Done {
     pub messages: u64,
     /// Bytes of them.
     pub bytes: u64,
-    /// Messages in all, counted twice: once for the copying, once for the comparing.
+    /// Messages that are compared with the original.
+    pub compared: u64,
+    /// Messages in all.
     pub of: u64,
 }
 
@@ -59,8 +61,13 @@ impl Done {
     pub fn nothing_of(snapshot: &Snapshot) -> Self {
         let counts = snapshot.topics.values().map(|topic| topic.message_count());
         // An archive may claim any number.
-        let messages = counts.fold(0, u64::saturating_add);
-        Self { of: messages.saturating_mul(2), ..Self::default() }
+        Self { of: counts.fold(0, u64::saturating_add), ..Self::default() }
+    }
+
+    /// Messages that are done with: one that is copied and not yet compared counts half.
+    #[must_use]
+    pub const fn finished(&self) -> u64 {
+        self.messages.midpoint(self.compared)
     }
 
     /// How much that is of all, in percent.
@@ -69,7 +76,7 @@ impl Done {
         if self.of == 0 {
             100
         } else {
-            u64::try_from(u128::from(self.messages) * 100 / u128::from(self.of)).unwrap_or(100)
+            u64::try_from(u128::from(self.finished()) * 100 / u128::from(self.of)).unwrap_or(100)
         }
     }
 }
@@ -101,7 +108,7 @@ pub fn convert(
     let mut original = image::look(dir, from)?;
     let mut done = Done::nothing_of(original.snapshot());
     watch(done)?;
-    tracing::info!(from = %from.mode, to = %options.mode, messages = done.of / 2, "converting the store");
+    tracing::info!(from = %from.mode, to = %options.mode, messages = done.of, "converting the store");
     let mut fill = image::fill(options, original.snapshot())?;
     let mut digest = Digest::begin(original.snapshot()).map_err(state_error(dir))?;
     walk(original.as_mut(), |topic, chunk| {
@@ -135,7 +142,7 @@ pub fn compare(
     let mut digest = Digest::begin(copy.snapshot()).map_err(state_error(Path::new("the copy")))?;
     walk(copy, |topic, chunk| {
         digest.add(topic, chunk);
-        done.messages += chunk.block.count() as u64;
+        done.compared += chunk.block.count() as u64;
         Ok::<_, StoreError>(watch(*done)?)
     })?;
     original.difference(&digest).map_or(Ok(()), |what| Err(StoreError::Differs(what)))
@@ -279,4 +286,18 @@ fn remove(path: &Path) -> Result<(), StoreError> {
 
 fn io<'a>(action: &'static str, path: &'a Path) -> impl Fn(std::io::Error) -> StoreError + 'a {
     move |source| StoreError::Io { action, path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The progress of a conversion counted each message twice, and ended with twice as many as the store had.
+    #[test]
+    fn a_message_that_is_copied_and_compared_counts_once() {
+        let done = Done { messages: 10, compared: 0, of: 10, ..Done::default() };
+        assert_eq!((done.finished(), done.percent()), (5, 50));
+        let done = Done { compared: 10, ..done };
+        assert_eq!((done.finished(), done.percent()), (10, 100));
+    }
 }

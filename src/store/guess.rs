@@ -7,7 +7,7 @@
 use std::path::Path;
 
 use super::manifest::Manifest;
-use super::survey::Damage;
+use super::survey::{Damage, Lost};
 use super::{Mode, StoreError, database, file};
 
 /// What counts, as `older`, which is not the newest manifest, and the files say; the store's mode was `mode`, where that
@@ -59,5 +59,5 @@ pub fn caution(dir: &Path, guessed: &Manifest) -> Damage {
             guessed.database.as_deref().unwrap_or_default()
         ),
     };
-    Damage { path: dir.to_owned(), position: None, what, lost: None }
+    Damage { path: dir.to_owned(), position: None, what, lost: Lost::Nothing }
 }

@@ -196,7 +196,7 @@ pub enum StoreError {
         known: u32,
     },
     /// A file that must be there is not.
-    #[error("{} is missing: is the right file system mounted?", path.display())]
+    #[error("{} is missing: is the right file system mounted? If it is, `baton store verify` lists what is lost, and `baton store salvage` copies what is left", path.display())]
     Missing {
         /// The file.
         path: PathBuf,

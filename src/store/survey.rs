@@ -29,8 +29,30 @@ pub struct Damage {
     pub position: Option<u64>,
     /// What is wrong.
     pub what: String,
-    /// The messages that cannot be read for it.
-    pub lost: Option<(TopicId, OffsetRange)>,
+    /// What cannot be read for it.
+    pub lost: Lost,
+}
+
+/// What is lost with something that is damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// Nothing that counts.
+    Nothing,
+    /// These messages.
+    Messages(TopicId, OffsetRange),
+    /// More than can be told.
+    Unknown,
+}
+
+impl Lost {
+    /// The messages, where it is known which.
+    #[must_use]
+    pub const fn messages(self) -> Option<(TopicId, OffsetRange)> {
+        match self {
+            Self::Messages(topic, range) => Some((topic, range)),
+            Self::Nothing | Self::Unknown => None,
+        }
+    }
 }
 
 impl Damage {
@@ -49,7 +71,7 @@ impl Damage {
             StoreError::Inconsistent { path, source } => (path.clone(), None, source.to_string()),
             other => (dir.to_owned(), None, other.to_string()),
         };
-        Self { path, position, what, lost: None }
+        Self { path, position, what, lost: Lost::Nothing }
     }
 }
 
@@ -101,7 +123,7 @@ pub fn survey(dir: &Path, manifest: &Manifest, watch: &mut dyn FnMut(u64)) -> Re
         };
         read_topic(dir, image.as_mut(), topic, &mut damages, &mut take);
         for damage in &damages[before..] {
-            if let Some((topic, range)) = damage.lost {
+            if let Lost::Messages(topic, range) = damage.lost {
                 lose(&mut snapshot, topic, range);
             }
         }
@@ -173,7 +195,7 @@ fn read_topic(
                         path: dir.to_owned(),
                         position: None,
                         what: format!("message {} of topic {topic} is nowhere", run.start),
-                        lost: None,
+                        lost: Lost::Nothing,
                     },
                 };
                 note(damages, first, damage, topic, OffsetRange { start: run.start, end: at });
@@ -187,13 +209,13 @@ fn note(damages: &mut Vec<Damage>, first: usize, damage: Damage, topic: TopicId,
     let last = damages.get_mut(first..).and_then(<[Damage]>::last_mut);
     if let Some(last) = last
         && (&last.path, last.position) == (&damage.path, damage.position)
-        && let Some((_, lost)) = &mut last.lost
+        && let Lost::Messages(_, lost) = &mut last.lost
         && lost.end == range.start
     {
         lost.end = range.end;
         return;
     }
-    damages.push(Damage { lost: Some((topic, range)), ..damage });
+    damages.push(Damage { lost: Lost::Messages(topic, range), ..damage });
 }
 
 /// Takes messages that are lost out of the state.

@@ -1,6 +1,6 @@
 //! `baton store backup`: all that a store holds, into a directory or a stream.
 
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, BufReader, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, sync_channel};
 
@@ -8,6 +8,7 @@ use anyhow::Context;
 use batonmq::client::{Backup, Client};
 use batonmq::offline::{self, Made, Origin};
 use batonmq::store::archive;
+use batonmq::store::digest::Digest;
 use batonmq::store::image::Image;
 use bytes::{Buf, Bytes};
 use clap::Args;
@@ -20,6 +21,8 @@ use crate::cli::output::{Progress, bytes_text, counted, print_json};
 
 /// Parts that may have been received and not written.
 const PARTS_AHEAD: usize = 2;
+/// Bytes of an archive that are passed on at a time.
+const READ_BYTES: usize = 1 << 20;
 /// The name that stands for the standard output.
 const STREAM: &str = "-";
 
@@ -57,7 +60,7 @@ pub fn run(args: &BackupArgs) -> anyhow::Result<()> {
     let mut progress = None;
     let mut watch = |done: offline::Done| {
         if done.of > 0 {
-            progress.get_or_insert_with(|| Progress::new(Some(done.of), "messages")).at(done.messages);
+            progress.get_or_insert_with(|| Progress::new(Some(done.of), "messages")).at(done.finished());
         }
     };
     let made = match &args.store {
@@ -89,7 +92,7 @@ fn to_stream(args: &BackupArgs) -> anyhow::Result<()> {
         return Err(End::Usage(text.to_owned()).into());
     }
     let mut output = output.lock();
-    let (messages, bytes) = match &args.store {
+    let (origin, digest) = match &args.store {
         Some(store) => {
             let looked = offline::look(store)?;
             let origin = archive::Origin {
@@ -99,32 +102,61 @@ fn to_stream(args: &BackupArgs) -> anyhow::Result<()> {
             };
             let mut image: Box<dyn Image> = looked.image;
             let digest = archive::write(image.as_mut(), &origin, &mut output)?;
-            (Some(digest.messages()), digest.bytes())
+            (origin, digest)
         }
         None => {
             let mut parts = Parts::of_master(&args.client)?;
-            let progress = Progress::new(None, "bytes");
-            let mut bytes = 0;
-            for part in parts.take() {
-                output.write_all(&part).context("cannot write to standard output")?;
-                bytes += part.len() as u64;
-                progress.add(part.len() as u64);
-            }
+            let mut written = Ok(());
+            let read = pass_on(parts.take(), &mut output, &mut written);
+            written.context("cannot write to standard output")?;
+            // What the node says tells more than that the archive was cut off, or is none.
             parts.end()?;
-            (None, bytes)
+            read?
         }
     };
     output.flush().context("cannot write to standard output")?;
-    let text = match messages {
-        Some(messages) => format!("{}, {}", counted(messages, "message"), bytes_text(bytes)),
-        None => bytes_text(bytes),
-    };
     if args.json {
-        eprintln!("{}", serde_json::json!({ "messages": messages, "bytes": bytes }));
+        eprintln!("{}", serde_json::to_string(&Restored::archived(&origin, &digest))?);
     } else {
-        eprintln!("backed up: {text}");
+        let (messages, bytes) = (digest.messages(), digest.bytes());
+        eprintln!("backed up: {}, {}", counted(messages, "message"), bytes_text(bytes));
     }
     Ok(())
+}
+
+/// Writes an archive as it is received, and reads it meanwhile: so its checksums are known to be right.
+fn pass_on(
+    received: Received,
+    output: &mut dyn Write,
+    written: &mut io::Result<()>,
+) -> anyhow::Result<(archive::Origin, Digest)> {
+    let progress = Progress::new(None, "bytes");
+    let passing = Passing { received, output, written, progress };
+    let mut reader = archive::Reader::open(BufReader::with_capacity(READ_BYTES, passing))?;
+    while reader.next_messages()?.is_some() {}
+    Ok((reader.origin().clone(), reader.digest().clone()))
+}
+
+/// Parts of an archive that are written before they are read.
+struct Passing<'a> {
+    received: Received,
+    output: &'a mut dyn Write,
+    /// Why no more is written.
+    written: &'a mut io::Result<()>,
+    progress: Progress,
+}
+
+impl Read for Passing<'_> {
+    fn read(&mut self, piece: &mut [u8]) -> io::Result<usize> {
+        let count = self.received.read(piece)?;
+        if let Err(error) = self.output.write_all(&piece[..count]) {
+            let kind = error.kind();
+            *self.written = Err(error);
+            return Err(kind.into());
+        }
+        self.progress.add(count as u64);
+        Ok(count)
+    }
 }
 
 /// The archive that a master hands out, received by a thread of its own.

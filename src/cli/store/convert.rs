@@ -67,7 +67,7 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<()> {
     let digest = offline::convert(&args.store, to, old, &mut |done| {
         // Before it is known how much there is, there is nothing to show.
         if done.of > 0 {
-            progress.get_or_insert_with(|| Progress::new(Some(done.of), "messages read")).at(done.messages);
+            progress.get_or_insert_with(|| Progress::new(Some(done.of), "messages")).at(done.finished());
         }
     })?;
     drop(progress);

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use batonmq::offline::{self, Made, Origin};
-use batonmq::store::Mode;
+use batonmq::store::digest::Digest;
+use batonmq::store::{Mode, archive};
 use clap::Args;
 use serde::Serialize;
 
@@ -60,6 +61,12 @@ impl Restored {
             bytes: made.digest.bytes(),
         }
     }
+
+    /// That which is in an archive, with the identity of its original.
+    pub fn archived(origin: &archive::Origin, digest: &Digest) -> Self {
+        let (messages, bytes) = (digest.messages(), digest.bytes());
+        Self { store_id: origin.store_id.clone(), mode: origin.mode, messages, bytes }
+    }
 }
 
 /// What was made, for people.
@@ -97,7 +104,7 @@ pub fn run(args: &RestoreArgs) -> anyhow::Result<()> {
     let mut progress = None;
     let made = offline::make(origin, &args.to, args.mode.map(Into::into), &mut |done| {
         if done.of > 0 {
-            progress.get_or_insert_with(|| Progress::new(Some(done.of), "messages")).at(done.messages);
+            progress.get_or_insert_with(|| Progress::new(Some(done.of), "messages")).at(done.finished());
         }
     })?;
     drop(progress);

@@ -3,18 +3,19 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use batonmq::offline;
+use batonmq::offline::{self, Lost};
 use clap::Args;
 
 use super::restore::{Restored, made_text};
 use super::verify;
-use crate::cli::output::{Output, Progress, print_json};
+use crate::cli::exit::End;
+use crate::cli::output::{Output, Progress, print_json, print_line};
 
 /// Copy what is readable of a damaged store to a new one, and list what is not.
 ///
 /// Messages that are lost are gone from their topics, and settled for every group; everything else is as it was, as far
 /// as it can be read. The damaged store is never written to. Restore a backup instead where there is one that is recent
-/// enough.
+/// enough. Ends with 0 where everything could be read, with 4 where the new store is made and something is lost.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example, with both nodes stopped:
@@ -44,6 +45,7 @@ pub fn run(args: &SalvageArgs) -> anyhow::Result<()> {
         output.flush()?;
     }
     drop(output);
+    let is_lost = surveyed.survey.damages.iter().any(|damage| damage.lost != Lost::Nothing);
     let from = args.from.display();
     let origin = surveyed.into_origin().with_context(|| {
         format!(
@@ -53,12 +55,17 @@ pub fn run(args: &SalvageArgs) -> anyhow::Result<()> {
     let mut progress = None;
     let made = offline::make(origin, &args.to, None, &mut |done| {
         if done.of > 0 {
-            progress.get_or_insert_with(|| Progress::new(Some(done.of), "messages")).at(done.messages);
+            progress.get_or_insert_with(|| Progress::new(Some(done.of), "messages")).at(done.finished());
         }
     })?;
     drop(progress);
     if args.json {
-        return print_json(&Restored::new(&made));
+        print_json(&Restored::new(&made))?;
+    } else {
+        print_line(made_text(&args.to, &made))?;
     }
-    crate::cli::output::print_line(made_text(&args.to, &made))
+    if is_lost {
+        return Err(End::Lost(format!("{} is made without what is lost in {from}", args.to.display())).into());
+    }
+    Ok(())
 }

@@ -40,14 +40,14 @@ struct DamageView<'a> {
 
 impl<'a> DamageView<'a> {
     fn new(damage: &'a Damage, snapshot: &'a Snapshot) -> Self {
-        let topic = damage.lost.and_then(|(topic, _)| snapshot.topics.get(&topic));
+        let topic = damage.lost.messages().and_then(|(topic, _)| snapshot.topics.get(&topic));
         Self {
             file: damage.path.display().to_string(),
             position: damage.position,
             what: &damage.what,
             topic: topic.map(|topic| topic.name.as_str()),
-            first: damage.lost.map(|(_, range)| range.start.0),
-            end: damage.lost.map(|(_, range)| range.end.0),
+            first: damage.lost.messages().map(|(_, range)| range.start.0),
+            end: damage.lost.messages().map(|(_, range)| range.end.0),
         }
     }
 

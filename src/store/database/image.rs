@@ -17,7 +17,7 @@ use rusqlite::Connection;
 
 use super::super::StoreError;
 use super::super::image::Image;
-use super::super::survey::Damage;
+use super::super::survey::{Damage, Lost};
 use super::catalog::Catalog;
 use super::connection::{self, Access, failed};
 use super::message::{first_row, split};
@@ -143,6 +143,18 @@ pub(super) fn open_alone(path: &Path) -> Result<Connection, StoreError> {
     Ok(connection)
 }
 
+/// Lines of the database's own check that are told: one broken page may make a hundred.
+const CHECK_LINES_MAX: usize = 5;
+
+/// What is told of the lines of the database's own check.
+fn told_of(mut lines: Vec<String>) -> impl Iterator<Item = String> {
+    lines.retain(|line| line != "ok");
+    let more = lines.len().saturating_sub(CHECK_LINES_MAX);
+    lines.truncate(CHECK_LINES_MAX);
+    let rest = (more > 0).then(|| format!("and {more} more such lines of the database's own check"));
+    lines.into_iter().chain(rest)
+}
+
 /// What the database itself finds wrong in its file, and what is wrong with its log.
 ///
 /// # Errors
@@ -151,7 +163,9 @@ pub(super) fn inspect_files(path: &Path) -> Result<Vec<Damage>, StoreError> {
     let mut damages = Vec::new();
     let dir = path.parent().unwrap_or(path);
     if let Err(error) = log::check(&files::log(path)) {
-        damages.push(Damage::of(dir, &error));
+        let damage = Damage::of(dir, &error);
+        let what = format!("{}; what was committed from there on is lost", damage.what);
+        damages.push(Damage { what, lost: Lost::Unknown, ..damage });
     }
     let checked = open_alone(path).and_then(|connection| {
         let action = "check the database";
@@ -160,11 +174,11 @@ pub(super) fn inspect_files(path: &Path) -> Result<Vec<Damage>, StoreError> {
         lines.collect::<rusqlite::Result<Vec<String>>>().map_err(failed(action))
     });
     match checked {
-        Ok(lines) => damages.extend(lines.into_iter().filter(|line| line != "ok").map(|what| Damage {
+        Ok(lines) => damages.extend(told_of(lines).map(|what| Damage {
             path: path.to_owned(),
             position: None,
             what,
-            lost: None,
+            lost: Lost::Nothing,
         })),
         Err(error @ (StoreError::NewerFormat { .. } | StoreError::NoRights { .. })) => return Err(error),
         Err(error) => {
@@ -203,5 +217,21 @@ impl Image for DatabaseImage {
         let block = MessageBlock::from_store(bytes.freeze())
             .map_err(|error| damaged(&self.path, topic, from, &error.to_string()))?;
         Ok(Some(Chunk { first: from, block, stamps }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One broken page filled the terminal with the database's own lines, and the messages that it touched were not seen.
+    #[test]
+    fn a_handful_of_the_databases_own_lines_is_told() {
+        let lines = |count: usize| (0..count).map(|line| line.to_string()).collect::<Vec<_>>();
+        assert_eq!(told_of(vec!["ok".to_owned()]).count(), 0);
+        assert_eq!(told_of(lines(5)).collect::<Vec<_>>(), lines(5));
+        let told: Vec<_> = told_of(lines(40)).collect();
+        assert_eq!(told[..5], lines(5));
+        assert_eq!(told[5..], ["and 35 more such lines of the database's own check"]);
     }
 }

@@ -48,7 +48,7 @@ use super::image::{Fill, Image};
 use super::manifest::{Manifest, sync_dir};
 use super::query::Inspector;
 use super::space::FreeSpace;
-use super::survey::Damage;
+use super::survey::{Damage, Lost};
 use super::{FenceCheck, Fenced, Mode, OpenOptions, Predecessor, Predecessors, Reader, Store, StoreError};
 use crate::model::id::Epoch;
 use crate::model::record::Record;
@@ -161,7 +161,7 @@ pub fn look_at_what_is_left(
 ) -> Result<(Box<dyn Image>, Vec<Damage>), StoreError> {
     let path = dir.join(database_of(manifest, dir)?);
     let (image, lost) = DatabaseImage::look_at_what_is_left(&path)?;
-    let damage = |what| Damage { path: path.clone(), position: None, what, lost: None };
+    let damage = |what| Damage { path: path.clone(), position: None, what, lost: Lost::Unknown };
     Ok((Box::new(image), lost.into_iter().map(damage).collect()))
 }
 

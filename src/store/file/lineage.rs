@@ -56,3 +56,47 @@ fn continued(journal: &Path, folder: &Folder, epoch: Epoch) -> Result<Option<Pos
         Err(error) => Err(error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn segment(dir: &Path, id: SegmentId, continues: Position) {
+        let head = SegmentHead { id, seed: 7, continues };
+        fs::create_dir_all(dir.join(FOLDER)).unwrap();
+        fs::write(id.path(&dir.join(FOLDER)), head.encode()).unwrap();
+    }
+
+    fn first(epoch: u64) -> SegmentId {
+        SegmentId { epoch: Epoch(epoch), number: 1 }
+    }
+
+    #[test]
+    fn an_epoch_counts_up_to_where_a_later_one_continues_it_and_not_at_all_where_none_does() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(guess(dir.path(), None).unwrap(), None);
+        segment(dir.path(), first(1), Position::default());
+        segment(dir.path(), first(2), Position { segment: first(1), at: 5_000 });
+        // Nobody continues epoch 2: epoch 3 never saw it.
+        segment(dir.path(), first(3), Position { segment: first(1), at: 6_000 });
+        let sealed = vec![Sealed { epoch: Epoch(1), segment: 1, bytes: 6_000 }];
+        let wanted = Manifest { epoch: Epoch(3), mode: Mode::File, sealed, database: None };
+        assert_eq!(guess(dir.path(), None).unwrap(), Some(wanted));
+    }
+
+    #[test]
+    fn an_older_manifest_says_what_no_segment_says_any_more() {
+        let dir = tempfile::tempdir().unwrap();
+        segment(dir.path(), first(5).next(), Position::default());
+        segment(dir.path(), first(7), Position { segment: first(5).next(), at: 4_096 });
+        let known = Sealed { epoch: Epoch(4), segment: 9, bytes: 8_192 };
+        let older = Manifest { epoch: Epoch(5), mode: Mode::File, sealed: vec![known], database: None };
+        let found = guess(dir.path(), Some(&older)).unwrap().unwrap();
+        assert_eq!(found.epoch, Epoch(7));
+        assert_eq!(found.sealed, [known, Sealed { epoch: Epoch(5), segment: 2, bytes: 4_096 }]);
+        let newer = Manifest { epoch: Epoch(8), ..older };
+        assert_eq!(guess(dir.path(), Some(&newer)).unwrap(), Some(newer));
+    }
+}

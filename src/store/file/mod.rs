@@ -72,7 +72,7 @@ use self::upkeep::{Pressure, Upkeep};
 use self::worker::{Progress, Worker};
 use super::image::Image;
 use super::manifest::{Manifest, sync_dir};
-use super::survey::Damage;
+use super::survey::{Damage, Lost};
 use super::{FenceCheck, Fenced, OpenOptions, Reader, Store, StoreError};
 use crate::disk;
 use crate::model::id::Epoch;
@@ -125,7 +125,7 @@ pub fn inspect_files(dir: &Path) -> Result<Vec<Damage>, StoreError> {
                 path: id.path(&journal),
                 position: None,
                 what: "the checkpoint is not what was written".to_owned(),
-                lost: None,
+                lost: Lost::Nothing,
             },
             Err(error @ StoreError::NewerFormat { .. }) => return Err(error),
             Err(error) => Damage::of(dir, &error),
@@ -151,12 +151,41 @@ pub fn look_at_what_is_left(
     dir: &Path,
     manifest: &Manifest,
 ) -> Result<(Box<dyn Image>, Vec<Damage>), StoreError> {
-    let (image, cut_off) = image::look_at_what_is_left(dir, manifest)?;
+    let (image, cut_off) =
+        image::look_at_what_is_left(dir, manifest).map_err(|error| without_state(dir, error))?;
     let damage = |error: StoreError| {
         let damage = Damage::of(dir, &error);
-        Damage { what: format!("{}; what was committed behind it is lost", damage.what), ..damage }
+        let what = format!("{}; what was committed behind it is lost", damage.what);
+        Damage { what, lost: Lost::Unknown, ..damage }
     };
     Ok((Box::new(image), cut_off.map(damage).into_iter().collect()))
+}
+
+/// Files that an error names at most.
+const FILES_NAMED_MAX: usize = 5;
+
+/// What it means that neither a checkpoint nor the beginning of the journal can be read for `error`: names the files that
+/// may still have messages.
+fn without_state(dir: &Path, error: StoreError) -> StoreError {
+    if matches!(error, StoreError::NewerFormat { .. } | StoreError::NoRights { .. }) {
+        return error;
+    }
+    let journal = dir.join(FOLDER);
+    let Ok(folder) = Folder::list(&journal) else { return error };
+    let segments = folder.segments.iter().map(|&segment| FileId::from(segment));
+    let files: Vec<_> = segments.chain(folder.packs).map(|file| file.path(&journal)).collect();
+    let named: Vec<_> = files.iter().take(FILES_NAMED_MAX).map(|path| path.display().to_string()).collect();
+    let more = match files.len().saturating_sub(FILES_NAMED_MAX) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let what = format!(
+        "no checkpoint can be read, and the journal cannot be replayed from its beginning ({}), so nothing says which \
+         topics and groups there were: all messages in {}{more} are lost to `baton store salvage`",
+        Damage::of(dir, &error).what,
+        named.join(", ")
+    );
+    StoreError::Damaged { path: journal, position: 0, what }
 }
 
 /// Recovers the journal in `options.dir`, writes the manifest of the epoch, and makes its first segment.

@@ -153,7 +153,8 @@ fn read(
     };
     let mut sealed = BTreeMap::new();
     let cut_off = match recovery.apply_all(checkpoint, &mut sealed) {
-        Err(error) if purpose == Purpose::Salvage => Some(error),
+        // Where not even the beginning could be applied, a store without any topic would be passed off as what is left.
+        Err(error) if purpose == Purpose::Salvage && recovery.snapshot != Snapshot::default() => Some(error),
         applied => applied.map(|()| None)?,
     };
     recovery.places.trim_all(&recovery.snapshot);
