@@ -6,15 +6,18 @@
 //!
 //! Knows nothing of connections and clients. Nothing here runs in a node that serves.
 
+mod verification;
+
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
+pub use verification::{Surveyed, verify};
 
 use crate::ha::block::Address;
 use crate::ha::claim::{Candidate, ClaimError, FIRST_EPOCH, ReleaseError, claim, found};
-use crate::ha::control::{ControlError, EPOCH_MAX, position_of};
+use crate::ha::control::ControlError;
 use crate::ha::directory::{Create, Directory, DirectoryError, status};
 use crate::ha::fence::{FenceError, FenceRead};
 use crate::ha::identity::{Identity, IdentityError};
@@ -27,12 +30,10 @@ use crate::store::archive::{ArchiveError, Reader};
 pub use crate::store::conversion::Done;
 use crate::store::conversion::{self, Old, Watch};
 use crate::store::digest::Digest;
-use crate::store::guess;
 use crate::store::image::{self, Fill, Image};
 use crate::store::manifest::Manifest;
 use crate::store::source::Source;
 pub use crate::store::survey::{Damage, Lost};
-use crate::store::survey::{Readable, Survey, survey};
 use crate::store::{Fenced, Mode, OpenOptions, Predecessors, StoreError};
 
 /// Bytes of a segment, or of a log between checkpoints, while a store is made.
@@ -260,110 +261,6 @@ impl Origin {
         let reader = Reader::open(input)?;
         let mode = reader.origin().mode;
         Ok(Self { source: Source::Archive(Box::new(reader)), mode, lock: None })
-    }
-}
-
-/// What of a store, a backup, or what a conversion has put away can be read, and what cannot. Nothing of it is changed.
-///
-/// # Errors
-/// Where it is served, there is none, or nothing can be told at all.
-pub fn verify(dir: &Path, watch: &mut dyn FnMut(u64)) -> Result<Surveyed, OfflineError> {
-    let lock = read_lock(dir)?;
-    let control = inspect_control(dir)?;
-    let mut damages = control.damages;
-    let (readable, unreadable) = Manifest::newest_readable(dir)?;
-    let manifest = match readable {
-        Some(manifest) if unreadable.is_empty() => Some(manifest),
-        None if unreadable.is_empty() && damages.is_empty() && control.claimed == Claimed::Never => {
-            return Err(OfflineError::NoStore(dir.to_owned()));
-        }
-        older => {
-            if older.is_none() && unreadable.is_empty() {
-                damages
-                    .push(guess::without_manifest(dir, &StoreError::Missing { path: dir.join("manifest") }));
-            }
-            damages.extend(unreadable.iter().map(|error| guess::without_manifest(dir, error)));
-            let guessed = guess::guess(dir, older.as_ref(), control.mode)?;
-            damages.extend(guessed.iter().map(|manifest| guess::caution(dir, manifest)));
-            guessed
-        }
-    };
-    let Some(manifest) = manifest else {
-        let mode = control.mode.unwrap_or_default();
-        return Ok(Surveyed { survey: Survey { damages, ..Survey::default() }, mode, lock });
-    };
-    // What a conversion has put away has neither lock nor control file.
-    if control.mode.is_none() && damages.is_empty() && lock.is_some() {
-        let what = "it names no store, so no node serves what is here; all of it can be salvaged".to_owned();
-        damages.push(Damage { path: dir.join("control"), position: None, what, lost: Lost::Nothing });
-    }
-    let mut survey = survey(dir, &manifest, watch)?;
-    damages.append(&mut survey.damages);
-    survey.damages = damages;
-    Ok(Surveyed { survey, mode: manifest.mode, lock })
-}
-
-/// Whether an epoch was ever claimed, by the control file and the claims.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Claimed {
-    Once,
-    Never,
-}
-
-/// What the control file says.
-struct Controlled {
-    /// The mode that the last epoch names which served a store.
-    mode: Option<Mode>,
-    claimed: Claimed,
-    damages: Vec<Damage>,
-}
-
-/// Reads the control file, and what is wrong in it. An older block that is torn is no damage: its master died while it
-/// wrote it, and a later one has taken that into account.
-///
-/// # Errors
-/// Where it was written by a newer version.
-fn inspect_control(dir: &Path) -> Result<Controlled, OfflineError> {
-    let damage = |position, what| Damage {
-        path: dir.join("control"),
-        position: Some(position),
-        what,
-        lost: Lost::Nothing,
-    };
-    match View::of(dir) {
-        Ok(view) => {
-            let newest = view.torn().iter().find(|&&torn| view.block(torn.next()).is_none());
-            let torn = newest.map(|epoch| {
-                let what = "is not what was written: it counts as one that was not released";
-                damage(position_of(*epoch), format!("the block of epoch {epoch} {what}"))
-            });
-            let claimed = if view.highest() > Epoch(0) { Claimed::Once } else { Claimed::Never };
-            let mode = view.store_below(EPOCH_MAX.next()).map(|(_, mode)| mode);
-            Ok(Controlled { mode, claimed, damages: torn.into_iter().collect() })
-        }
-        Err(ControlError::Damaged { position, what, .. }) => {
-            let what = format!("a block is not what was written, nor is the claim of its epoch: {what}");
-            Ok(Controlled { mode: None, claimed: Claimed::Once, damages: vec![damage(position, what)] })
-        }
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// A store that was surveyed. Nobody serves it for as long as this lives.
-pub struct Surveyed {
-    /// What was found.
-    pub survey: Survey,
-    /// The mode of the store.
-    pub mode: Mode,
-    lock: Option<ReadLock>,
-}
-
-impl Surveyed {
-    /// What can be read, to make another store of it; `None` where the state itself cannot be read.
-    #[must_use]
-    pub fn into_origin(self) -> Option<Origin> {
-        let readable = Readable::of(self.survey)?;
-        Some(Origin { source: Source::Image(Box::new(readable)), mode: self.mode, lock: self.lock })
     }
 }
 
