@@ -507,9 +507,51 @@ fn a_store_without_a_readable_manifest_is_salvaged_by_its_files() {
     }
 }
 
-/// A restored journal has its state in checkpoints alone. Without them an empty store was passed off as what is left.
+/// A restored journal has its state in checkpoints alone. Without them an empty store was passed off as what is left,
+/// with every message in its packs.
 #[test]
-fn a_journal_without_checkpoints_and_beginning_is_refused_with_its_files() {
+fn a_journal_without_checkpoints_and_beginning_is_salvaged_from_segments_and_packs() {
+    let mut world = World::new();
+    world.start(0, "file", "master");
+    world.publish(0, 10);
+    world.stop();
+    let restored = world.path("restored");
+    run(&["store", "restore", &world.store(), &restored]).ok();
+    world.start_on(0, &restored, &[]);
+    world.wait_for(0, "master");
+    world.publish(10, 15);
+    world.run(&["publish", "zebras", "one", "two"]).ok();
+    world.run(&["group", "create", "zebras", "readers"]).ok();
+    world.kill();
+    for (path, _) in contents(&format!("{restored}/journal")) {
+        if path.file_name().unwrap().to_str().unwrap().starts_with("checkpoint") {
+            std::fs::write(path, "no checkpoint").unwrap();
+        }
+    }
+    let listed = run(&["store", "verify", "--store", &restored]);
+    let text = String::from_utf8_lossy(&listed.stdout).into_owned();
+    assert_eq!(listed.code, Some(1), "{listed:?}");
+    assert!(
+        text.contains("no checkpoint can be read") && text.contains("it is called salvaged-topic-"),
+        "{text}"
+    );
+    assert!(text.contains("readable: 17 messages"), "{text}");
+    let salvaged = world.path("salvaged");
+    run(&["store", "salvage", &restored, &salvaged]).failed(4);
+    world.start_on(0, &salvaged, &[]);
+    world.wait_for(0, "master");
+    let made_up = text.split("called ").nth(1).unwrap().split_whitespace().next().unwrap();
+    let consume = |topic: &str, group: &str, count: &str| {
+        world.run(&["consume", topic, "--group", group, "--count", count, "--idle-timeout", "20s"]).ok()
+    };
+    assert_eq!(consume(made_up, "billing", "15").lines().collect::<Vec<_>>(), bodies(0, 15));
+    assert_eq!(consume("zebras", "readers", "2"), "one\ntwo\n");
+    world.publish(20, 21);
+}
+
+/// Where segments and packs are gone too, the list says so, and no empty store is made.
+#[test]
+fn a_journal_without_state_and_messages_is_refused() {
     let mut world = World::new();
     world.start(0, "file", "master");
     world.publish(0, 10);
@@ -517,9 +559,7 @@ fn a_journal_without_checkpoints_and_beginning_is_refused_with_its_files() {
     let restored = world.path("restored");
     run(&["store", "restore", &world.store(), &restored]).ok();
     for (path, _) in contents(&format!("{restored}/journal")) {
-        if path.file_name().unwrap().to_str().unwrap().starts_with("checkpoint") {
-            std::fs::write(path, "no checkpoint").unwrap();
-        }
+        std::fs::write(path, "nothing of a journal").unwrap();
     }
     let listed = run(&["store", "verify", "--store", &restored]);
     let text = String::from_utf8_lossy(&listed.stdout).into_owned();

@@ -60,6 +60,11 @@ impl FileImage {
         Self::new(&store.journal, places, snapshot, Some(pinned))
     }
 
+    /// What was put together from segments and packs.
+    pub(super) fn gleaned(journal: &Path, places: Places, snapshot: Snapshot) -> Self {
+        Self::new(journal, places, snapshot, None)
+    }
+
     fn new(journal: &Path, places: Places, snapshot: Snapshot, pinned: Option<Pinned>) -> Self {
         let shared = Arc::new(Shared::new(journal.to_owned(), places));
         Self { snapshot, reader: FileReader::new(Arc::clone(&shared)), shared, _pinned: pinned }

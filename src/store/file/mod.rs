@@ -25,6 +25,7 @@ pub mod file_id;
 pub mod files;
 pub mod fill;
 pub mod folder;
+mod gleaning;
 pub mod image;
 pub mod index;
 pub mod journal;
@@ -151,8 +152,10 @@ pub fn look_at_what_is_left(
     dir: &Path,
     manifest: &Manifest,
 ) -> Result<(Box<dyn Image>, Vec<Damage>), StoreError> {
-    let (image, cut_off) =
-        image::look_at_what_is_left(dir, manifest).map_err(|error| without_state(dir, error))?;
+    let (image, cut_off) = match image::look_at_what_is_left(dir, manifest) {
+        Ok(looked) => looked,
+        Err(error) => return gleaned(dir, manifest, error),
+    };
     let damage = |error: StoreError| {
         let damage = Damage::of(dir, &error);
         let what = format!("{}; what was committed behind it is lost", damage.what);
@@ -163,6 +166,29 @@ pub fn look_at_what_is_left(
 
 /// Files that an error names at most.
 const FILES_NAMED_MAX: usize = 5;
+
+/// What segments and packs hold by themselves, where the state cannot be read for `error`.
+///
+/// # Errors
+/// Where they hold nothing.
+fn gleaned(
+    dir: &Path,
+    manifest: &Manifest,
+    error: StoreError,
+) -> Result<(Box<dyn Image>, Vec<Damage>), StoreError> {
+    let Some(gleaned) = gleaning::glean(dir, manifest)? else { return Err(without_state(dir, error)) };
+    let journal = dir.join(FOLDER);
+    let damage = Damage::of(dir, &error);
+    let what = format!(
+        "{}; no checkpoint can be read and the journal does not go back to its beginning, so what is there was put \
+         together from segments and packs: messages that were settled may be there again",
+        damage.what
+    );
+    let mut damages = vec![Damage { what, lost: Lost::Unknown, ..damage }];
+    let lost = |what| Damage { path: journal.clone(), position: None, what, lost: Lost::Unknown };
+    damages.extend(gleaned.lost.into_iter().map(lost));
+    Ok((Box::new(FileImage::gleaned(&journal, gleaned.places, gleaned.snapshot)), damages))
+}
 
 /// What it means that neither a checkpoint nor the beginning of the journal can be read for `error`: names the files that
 /// may still have messages.
