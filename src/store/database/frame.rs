@@ -63,6 +63,45 @@ impl Header {
         is_valid.then_some(Self { order, page_bytes, salts, checksum })
     }
 
+    /// The header of a log that has this frame; `None` where the frame says nothing.
+    pub(super) fn of_frame(frame: &[u8], page_bytes: u32) -> Option<Self> {
+        let salts = *frame.get(8..16)?.first_chunk()?;
+        let mut header = Self { order: Order::Little, page_bytes, salts, checksum: Checksum(0, 0) };
+        header.checksum = header.encoded_checksum();
+        (salts != [0; 8]).then_some(header)
+    }
+
+    /// Its bytes, as those of a log that was never started over.
+    pub(super) fn encode(&self) -> [u8; HEADER_BYTES] {
+        let magic = match self.order {
+            Order::Little => MAGIC_LITTLE,
+            Order::Big => MAGIC_BIG,
+        };
+        let mut bytes = [0; HEADER_BYTES];
+        bytes[..4].copy_from_slice(&magic.to_be_bytes());
+        bytes[4..8].copy_from_slice(&VERSION.to_be_bytes());
+        bytes[8..12].copy_from_slice(&self.page_bytes.to_be_bytes());
+        bytes[16..24].copy_from_slice(&self.salts);
+        let Checksum(one, other) = Checksum(0, 0).over(self.order, &bytes[..24]);
+        bytes[24..28].copy_from_slice(&one.to_be_bytes());
+        bytes[28..].copy_from_slice(&other.to_be_bytes());
+        bytes
+    }
+
+    /// The checksum that the first frame continues where the header is as [`encode`](Self::encode) has it.
+    pub(super) fn encoded_checksum(&self) -> Checksum {
+        Checksum(0, 0).over(self.order, &self.encode()[..24])
+    }
+
+    /// Makes a frame valid behind one with the checksum `before`. Answers its own.
+    pub(super) fn sum(&self, frame: &mut [u8], before: Checksum) -> Checksum {
+        frame[8..16].copy_from_slice(&self.salts);
+        let sum = Frame { header: self, bytes: frame }.checksum(before);
+        frame[16..20].copy_from_slice(&sum.0.to_be_bytes());
+        frame[20..24].copy_from_slice(&sum.1.to_be_bytes());
+        sum
+    }
+
     /// Bytes of a frame.
     pub(super) const fn frame_bytes(&self) -> usize {
         FRAME_HEADER_BYTES + self.page_bytes as usize

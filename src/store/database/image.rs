@@ -20,6 +20,7 @@ use super::super::image::Image;
 use super::super::survey::{Damage, Lost};
 use super::catalog::Catalog;
 use super::connection::{self, Access, failed};
+use super::mended::Mended;
 use super::message::{first_row, split};
 use super::reader::{damaged, gather};
 use super::schema::STRETCH_BITS;
@@ -33,6 +34,9 @@ use crate::model::snapshot::Snapshot;
 const ROWS: &str = "\
     SELECT id, published_at, producer, sequence, checksum, key, headers, deliver_at, expires_at, priority, body
     FROM message WHERE id >= ?1 AND id < ?2 ORDER BY id";
+
+/// What becomes of a log that cannot be read across its damage.
+const LOG_CUT: &str = "what was committed from the damage of the log on is lost";
 
 /// The connection of an image. It is taken away when the store is closed.
 #[derive(Debug)]
@@ -75,6 +79,8 @@ pub(super) struct DatabaseImage {
     snapshot: Snapshot,
     /// Number and id of the stretches of each topic.
     stretches: BTreeMap<TopicId, Vec<(u64, i64)>>,
+    /// Where it is read from, if that is a copy.
+    mended: Option<Mended>,
 }
 
 impl DatabaseImage {
@@ -105,7 +111,33 @@ impl DatabaseImage {
     /// # Errors
     /// Where it cannot be read at all.
     pub(super) fn look_at_what_is_left(path: &Path) -> Result<(Self, Vec<String>), StoreError> {
-        let connection = open_alone(path)?;
+        if log::check(&files::log(path)).is_ok() {
+            return Self::open_what_is_left(path, path);
+        }
+        let mended = Mended::of(path).and_then(|mended| {
+            let Some(mended) = mended else { return Ok(None) };
+            let (mut image, lost) = Self::open_what_is_left(&mended.database(), path)?;
+            image.mended = Some(mended);
+            Ok(Some((image, lost)))
+        });
+        let (opened, how) = match mended {
+            Ok(Some(opened)) => {
+                (opened, "the log was read across its damage: what has a wrong checksum since is lost")
+            }
+            Ok(None) => (Self::open_what_is_left(path, path)?, LOG_CUT),
+            Err(error) => {
+                tracing::warn!(%error, "the log cannot be read across its damage");
+                (Self::open_what_is_left(path, path)?, LOG_CUT)
+            }
+        };
+        let (image, mut lost) = opened;
+        lost.insert(0, how.to_owned());
+        Ok((image, lost))
+    }
+
+    /// Opens the database `file`, which is that at `path` or a copy of it.
+    fn open_what_is_left(file: &Path, path: &Path) -> Result<(Self, Vec<String>), StoreError> {
+        let connection = open_alone(file)?;
         schema::check(&connection, path)?;
         let (catalog, lost) = Catalog::load_what_is_left(&connection, path)?;
         Ok((Self::new(connection, path, &catalog), lost))
@@ -118,6 +150,7 @@ impl DatabaseImage {
             path: path.to_owned(),
             snapshot: catalog.snapshot.clone(),
             stretches: places.map(|(topic, place)| (*topic, place.stretches.clone())).collect(),
+            mended: None,
         }
     }
 
@@ -164,8 +197,7 @@ pub(super) fn inspect_files(path: &Path) -> Result<Vec<Damage>, StoreError> {
     let dir = path.parent().unwrap_or(path);
     if let Err(error) = log::check(&files::log(path)) {
         let damage = Damage::of(dir, &error);
-        let what = format!("{}; what was committed from there on is lost", damage.what);
-        damages.push(Damage { what, lost: Lost::Unknown, ..damage });
+        damages.push(Damage { lost: Lost::Unknown, ..damage });
     }
     let checked = open_alone(path).and_then(|connection| {
         let action = "check the database";

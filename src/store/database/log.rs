@@ -20,7 +20,7 @@ use super::frame::{Checksum, Frame, HEADER_BYTES, Header};
 use crate::disk;
 
 /// Bytes of the log that are read at a time.
-const READ_BYTES: usize = 1 << 20;
+pub(super) const READ_BYTES: usize = 1 << 20;
 
 /// What is committed in a log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -141,7 +141,7 @@ fn is_lost(bad: Frame<'_>, before: Checksum, input: &mut impl Read) -> std::io::
 }
 
 /// Reads a whole piece; `false` where the input ends before.
-fn fill(input: &mut impl Read, piece: &mut [u8]) -> std::io::Result<bool> {
+pub(super) fn fill(input: &mut impl Read, piece: &mut [u8]) -> std::io::Result<bool> {
     match input.read_exact(piece) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(false),

@@ -26,6 +26,7 @@ mod fill;
 mod frame;
 mod image;
 mod log;
+mod mended;
 mod message;
 mod query;
 mod reader;
