@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::file_id::FileId;
 use super::folder::Folder;
+use super::image::FileImage;
 use super::pack::{Pack, PackHead, PackRun};
 use super::places::{Places, run_bytes};
 use super::replayed_segment::ReplayedSegment;
@@ -25,21 +26,73 @@ use crate::model::settings::TopicSettings;
 use crate::model::snapshot::{Snapshot, SnapshotError, TopicState};
 use crate::store::StoreError;
 use crate::store::codec::{Head, PublishedHead};
+use crate::store::image::Image;
 use crate::store::manifest::Manifest;
+use crate::store::survey::{Damage, Lost};
+
+/// Files that an error names at most.
+const FILES_NAMED_MAX: usize = 5;
+
+/// What segments and packs hold by themselves, where the state cannot be read for `error`.
+///
+/// # Errors
+/// Where they hold nothing.
+pub(super) fn look(
+    dir: &Path,
+    manifest: &Manifest,
+    error: StoreError,
+) -> Result<(Box<dyn Image>, Vec<Damage>), StoreError> {
+    let Some(gleaned) = glean(dir, manifest)? else { return Err(without_state(dir, error)) };
+    let journal = dir.join(FOLDER);
+    let damage = Damage::of(dir, &error);
+    let what = format!(
+        "{}; no checkpoint can be read and the journal does not go back to its beginning, so what is there was put \
+         together from segments and packs: messages that were settled may be there again",
+        damage.what
+    );
+    let mut damages = vec![Damage { what, lost: Lost::Unknown, ..damage }];
+    let lost = |what| Damage { path: journal.clone(), position: None, what, lost: Lost::Unknown };
+    damages.extend(gleaned.lost.into_iter().map(lost));
+    Ok((Box::new(FileImage::gleaned(&journal, gleaned.places, gleaned.snapshot)), damages))
+}
+
+/// What it means that neither a checkpoint nor the beginning of the journal can be read for `error`: names the files that
+/// may still have messages.
+fn without_state(dir: &Path, error: StoreError) -> StoreError {
+    if matches!(error, StoreError::NewerFormat { .. } | StoreError::NoRights { .. }) {
+        return error;
+    }
+    let journal = dir.join(FOLDER);
+    let Ok(folder) = Folder::list(&journal) else { return error };
+    let segments = folder.segments.iter().map(|&segment| FileId::from(segment));
+    let files: Vec<_> = segments.chain(folder.packs).map(|file| file.path(&journal)).collect();
+    let named: Vec<_> = files.iter().take(FILES_NAMED_MAX).map(|path| path.display().to_string()).collect();
+    let more = match files.len().saturating_sub(FILES_NAMED_MAX) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let what = format!(
+        "no checkpoint can be read, and the journal cannot be replayed from its beginning ({}), so nothing says which \
+         topics and groups there were: all messages in {}{more} are lost to `baton store salvage`",
+        Damage::of(dir, &error).what,
+        named.join(", ")
+    );
+    StoreError::Damaged { path: journal, position: 0, what }
+}
 
 /// What was found.
-pub(super) struct Gleaned {
-    pub(super) snapshot: Snapshot,
-    pub(super) places: Places,
+struct Gleaned {
+    snapshot: Snapshot,
+    places: Places,
     /// What is lost or made up.
-    pub(super) lost: Vec<String>,
+    lost: Vec<String>,
 }
 
 /// Reads what `manifest` has count. `None` where there are no messages.
 ///
 /// # Errors
 /// Where the folder cannot be listed, or a file is of a newer format.
-pub(super) fn glean(dir: &Path, manifest: &Manifest) -> Result<Option<Gleaned>, StoreError> {
+fn glean(dir: &Path, manifest: &Manifest) -> Result<Option<Gleaned>, StoreError> {
     let journal = dir.join(FOLDER);
     let folder = Folder::list(&journal)?;
     let mut gleaning = Gleaning { journal, ..Gleaning::default() };

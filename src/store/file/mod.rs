@@ -154,7 +154,7 @@ pub fn look_at_what_is_left(
 ) -> Result<(Box<dyn Image>, Vec<Damage>), StoreError> {
     let (image, cut_off) = match image::look_at_what_is_left(dir, manifest) {
         Ok(looked) => looked,
-        Err(error) => return gleaned(dir, manifest, error),
+        Err(error) => return gleaning::look(dir, manifest, error),
     };
     let damage = |error: StoreError| {
         let damage = Damage::of(dir, &error);
@@ -162,56 +162,6 @@ pub fn look_at_what_is_left(
         Damage { what, lost: Lost::Unknown, ..damage }
     };
     Ok((Box::new(image), cut_off.map(damage).into_iter().collect()))
-}
-
-/// Files that an error names at most.
-const FILES_NAMED_MAX: usize = 5;
-
-/// What segments and packs hold by themselves, where the state cannot be read for `error`.
-///
-/// # Errors
-/// Where they hold nothing.
-fn gleaned(
-    dir: &Path,
-    manifest: &Manifest,
-    error: StoreError,
-) -> Result<(Box<dyn Image>, Vec<Damage>), StoreError> {
-    let Some(gleaned) = gleaning::glean(dir, manifest)? else { return Err(without_state(dir, error)) };
-    let journal = dir.join(FOLDER);
-    let damage = Damage::of(dir, &error);
-    let what = format!(
-        "{}; no checkpoint can be read and the journal does not go back to its beginning, so what is there was put \
-         together from segments and packs: messages that were settled may be there again",
-        damage.what
-    );
-    let mut damages = vec![Damage { what, lost: Lost::Unknown, ..damage }];
-    let lost = |what| Damage { path: journal.clone(), position: None, what, lost: Lost::Unknown };
-    damages.extend(gleaned.lost.into_iter().map(lost));
-    Ok((Box::new(FileImage::gleaned(&journal, gleaned.places, gleaned.snapshot)), damages))
-}
-
-/// What it means that neither a checkpoint nor the beginning of the journal can be read for `error`: names the files that
-/// may still have messages.
-fn without_state(dir: &Path, error: StoreError) -> StoreError {
-    if matches!(error, StoreError::NewerFormat { .. } | StoreError::NoRights { .. }) {
-        return error;
-    }
-    let journal = dir.join(FOLDER);
-    let Ok(folder) = Folder::list(&journal) else { return error };
-    let segments = folder.segments.iter().map(|&segment| FileId::from(segment));
-    let files: Vec<_> = segments.chain(folder.packs).map(|file| file.path(&journal)).collect();
-    let named: Vec<_> = files.iter().take(FILES_NAMED_MAX).map(|path| path.display().to_string()).collect();
-    let more = match files.len().saturating_sub(FILES_NAMED_MAX) {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
-    let what = format!(
-        "no checkpoint can be read, and the journal cannot be replayed from its beginning ({}), so nothing says which \
-         topics and groups there were: all messages in {}{more} are lost to `baton store salvage`",
-        Damage::of(dir, &error).what,
-        named.join(", ")
-    );
-    StoreError::Damaged { path: journal, position: 0, what }
 }
 
 /// Recovers the journal in `options.dir`, writes the manifest of the epoch, and makes its first segment.
