@@ -205,6 +205,26 @@ mod tests {
     }
 
     #[test]
+    fn a_manifest_has_these_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        manifest(2).write(dir.path()).unwrap();
+        let text = fs::read_to_string(dir.path().join("manifest/00000000000000000002")).unwrap();
+        let json = r#"{
+  "epoch": 2,
+  "mode": "file",
+  "sealed": [
+    {
+      "epoch": 1,
+      "segment": 0,
+      "bytes": 77
+    }
+  ],
+  "database": null
+}"#;
+        assert_eq!(text, format!("baton-manifest 1 {:08x}\n{json}", crc32c::crc32c(json.as_bytes())));
+    }
+
+    #[test]
     fn the_newest_manifest_is_read() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(Manifest::newest(dir.path(), Epoch(9)).unwrap(), None);
