@@ -223,6 +223,28 @@ mod tests {
         assert_eq!(runs.map(|run| run.range.start.0).collect::<Vec<_>>(), expected);
     }
 
+    /// A sector that could not be read ended the master though nobody had asked for its messages, and each master after
+    /// it.
+    #[test]
+    fn a_file_that_cannot_be_read_is_left_alone() {
+        let (dir, mut store) = store(8);
+        let mut compaction = Compaction::new(Epoch(1), SEGMENT);
+        let packing = compaction.choose(&store.shared).unwrap().unwrap();
+        let (file, path) = (packing.files[0], packing.files[0].path(&dir.path().join("journal")));
+        store.shared.open.close(file);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        let outcome = packing.run(&store.shared, &AtomicBool::new(false)).unwrap();
+        assert!(
+            matches!(&outcome, Outcome::Unreadable(of, StoreError::Io { .. }) if *of == file),
+            "{outcome:?}"
+        );
+        let shared = Arc::clone(&store.shared);
+        compaction.note(FileId::pack(Epoch(1), 1), outcome, &shared, &mut store.journal).unwrap();
+        let packing = compaction.choose(&store.shared).unwrap().unwrap();
+        assert!(packing.files.len() == 7 && !packing.files.contains(&file));
+    }
+
     /// What an image reads cannot go: a copy of it would only take more space.
     #[test]
     fn files_that_an_image_needs_are_not_packed() {

@@ -194,7 +194,8 @@ fn first_held(shared: &Shared, piece: &Piece, from: Offset) -> Option<Offset> {
 
 fn unreadable(file: FileId, error: StoreError) -> Trouble {
     match error {
-        StoreError::Damaged { .. } | StoreError::Missing { .. } => {
+        // Only reading is told here: what cannot be read now stays where it is.
+        StoreError::Damaged { .. } | StoreError::Missing { .. } | StoreError::Io { .. } => {
             Trouble::Outcome(Outcome::Unreadable(file, error))
         }
         error => Trouble::Error(error),
