@@ -11,23 +11,12 @@ use batonmq::model::id::{Epoch, TopicId};
 use batonmq::offline::{self, OfflineError};
 use batonmq::store::conversion::{Done, Old, clear, compare, convert};
 use batonmq::store::manifest::Manifest;
-use batonmq::store::{Fenced, Mode, OpenOptions, Predecessor, Predecessors, StoreError};
-use scene::whole::{MODES, check, close, digest, furnished, look, opener};
+use batonmq::store::{Fenced, Mode, StoreError};
+use scene::whole::{MODES, check, close, digest, furnished, look, opener, options};
 use scene::{Model, Scene, bodies, copy_dir, published};
 
 fn other(mode: Mode) -> Mode {
     if mode == Mode::Database { Mode::File } else { Mode::Database }
-}
-
-fn options(dir: &Path, mode: Mode, epoch: u64) -> OpenOptions {
-    let ends = (1..epoch).map(|lower| (Epoch(lower), Predecessor::Gone));
-    OpenOptions {
-        dir: dir.to_owned(),
-        mode,
-        epoch: Epoch(epoch),
-        predecessors: Predecessors::new(ends.collect()),
-        segment_bytes: 64 << 10,
-    }
 }
 
 fn newest(dir: &Path) -> Manifest {

@@ -4,10 +4,8 @@
 
 mod scene;
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::path::Path;
 
 use batonmq::model::chunk::Chunk;
 use batonmq::model::id::{Epoch, GroupId, Offset, OffsetRange, ProducerId, TopicId};
@@ -17,6 +15,7 @@ use batonmq::store::file::checkpoint::CheckpointId;
 use batonmq::store::image::Image;
 use batonmq::store::manifest::Manifest;
 use batonmq::store::{Mode, OpenOptions, Predecessor, Predecessors, Reader, StoreError, file};
+use scene::whole::files;
 use scene::{Model, Scene, bodies, copy_dir, group_created, middle, producer_opened, published};
 
 const SEGMENT: u64 = 64 << 10;
@@ -105,23 +104,6 @@ fn fill(image: &mut dyn Image, dir: &Path, epoch: Epoch) {
         }
     }
     fill.finish().unwrap().write(dir).unwrap();
-}
-
-/// Path, content and time of change of all there is.
-fn files(dir: &Path) -> BTreeMap<PathBuf, (Vec<u8>, SystemTime)> {
-    let mut found = BTreeMap::new();
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        let changed = fs::metadata(&path).unwrap().modified().unwrap();
-        if path.is_dir() {
-            found.extend(files(&path));
-            found.insert(path, (Vec::new(), changed));
-        } else {
-            let content = fs::read(&path).unwrap();
-            found.insert(path, (content, changed));
-        }
-    }
-    found
 }
 
 #[test]

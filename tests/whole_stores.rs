@@ -4,21 +4,18 @@
 
 mod scene;
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::time::SystemTime;
-
-use batonmq::model::id::{Epoch, Offset, OffsetRange, TopicId};
+use batonmq::model::id::{Offset, OffsetRange, TopicId};
 use batonmq::model::record::Record;
 use batonmq::model::time::Timestamp;
 use batonmq::store::archive::{self, ArchiveError};
 use batonmq::store::digest::Digest;
 use batonmq::store::image::{self, Image};
-use batonmq::store::{Mode, OpenOptions, Predecessor, Predecessors};
+use batonmq::store::{Mode, OpenOptions, Predecessor};
 use proptest::prelude::*;
 use scene::random::random_records;
-use scene::whole::{MODES, check, close, digest, full_messages, furnished, look, opener, scene};
+use scene::whole::{
+    MODES, check, close, digest, files, full_messages, furnished, look, opener, options, scene,
+};
 use scene::{Scene, bodies, copy_dir};
 
 fn image_of(scene: &mut Scene) -> Box<dyn Image> {
@@ -75,23 +72,6 @@ fn a_store_that_is_closed_ends_its_images() {
     scene.check_everything(1000);
 }
 
-/// Path, content and time of change of all there is.
-fn files(dir: &Path) -> BTreeMap<PathBuf, (Vec<u8>, SystemTime)> {
-    let mut found = BTreeMap::new();
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        let changed = fs::metadata(&path).unwrap().modified().unwrap();
-        if path.is_dir() {
-            found.extend(files(&path));
-            found.insert(path, (Vec::new(), changed));
-        } else {
-            let content = fs::read(&path).unwrap();
-            found.insert(path, (content, changed));
-        }
-    }
-    found
-}
-
 #[test]
 fn looking_at_a_dead_store_sees_all_and_changes_nothing() {
     for mode in MODES {
@@ -108,17 +88,6 @@ fn looking_at_a_dead_store_sees_all_and_changes_nothing() {
             check(look(&store), &scene.model, 1500);
             assert!(files(&store) == before, "{mode}: something was changed");
         }
-    }
-}
-
-fn options(dir: &Path, mode: Mode, epoch: u64) -> OpenOptions {
-    let ends = (1..epoch).map(|lower| (Epoch(lower), Predecessor::Gone));
-    OpenOptions {
-        dir: dir.to_owned(),
-        mode,
-        epoch: Epoch(epoch),
-        predecessors: Predecessors::new(ends.collect()),
-        segment_bytes: 64 << 10,
     }
 }
 

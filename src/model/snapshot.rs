@@ -296,6 +296,13 @@ impl TopicState {
         self.removed.gaps(from).next().unwrap_or(OffsetRange { start: self.end, end: self.end })
     }
 
+    /// The messages that are there from `offset` on, up to the first gap; `None` where that one is not there.
+    #[must_use]
+    pub fn run_at(&self, offset: Offset) -> Option<OffsetRange> {
+        let run = self.next_run(offset);
+        (run.start == offset && !run.is_empty()).then_some(run)
+    }
+
     /// Messages that are there below `offset`.
     #[must_use]
     pub fn message_count_below(&self, offset: Offset) -> u64 {

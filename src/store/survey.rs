@@ -256,11 +256,8 @@ impl Image for Readable {
     }
 
     fn read(&mut self, topic: TopicId, from: Offset, bytes_max: usize) -> Result<Option<Chunk>, StoreError> {
-        let Some(state) = self.snapshot.topics.get(&topic) else { return Ok(None) };
-        let run = state.next_run(from);
-        if run.start != from || run.is_empty() {
-            return Ok(None);
-        }
+        let state = self.snapshot.topics.get(&topic);
+        let Some(run) = state.and_then(|state| state.run_at(from)) else { return Ok(None) };
         let chunk = self.nearing.read(self.image.as_mut(), topic, from, bytes_max)?;
         Ok(chunk.map(|chunk| chunk.up_to(run.end)))
     }

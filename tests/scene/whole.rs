@@ -1,6 +1,9 @@
 //! Whole stores: with something of everything in them, looked at, summed up.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use batonmq::model::chunk::{Chunk, Origin};
 use batonmq::model::id::{Epoch, GroupId, Offset, OffsetRange, ProducerId, TopicId};
@@ -10,7 +13,7 @@ use batonmq::model::time::Timestamp;
 use batonmq::store::digest::Digest;
 use batonmq::store::image::{self, Image};
 use batonmq::store::manifest::Manifest;
-use batonmq::store::{Mode, Reader, StoreError};
+use batonmq::store::{Mode, OpenOptions, Predecessor, Predecessors, Reader, StoreError};
 
 use super::{Model, Open, Scene, bodies, group_created, producer_opened, published};
 
@@ -115,4 +118,33 @@ pub fn furnished(mode: Mode) -> Scene {
 pub fn close(scene: &mut Scene) {
     let snapshot = scene.model.snapshot.clone();
     scene.store.take().unwrap().close(&mut || snapshot.clone(), &mut || Ok(())).unwrap();
+}
+
+/// Path, content and time of change of all there is.
+pub fn files(dir: &Path) -> BTreeMap<PathBuf, (Vec<u8>, SystemTime)> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let changed = fs::metadata(&path).unwrap().modified().unwrap();
+        if path.is_dir() {
+            found.extend(files(&path));
+            found.insert(path, (Vec::new(), changed));
+        } else {
+            let content = fs::read(&path).unwrap();
+            found.insert(path, (content, changed));
+        }
+    }
+    found
+}
+
+/// What an epoch after others that are gone is opened with.
+pub fn options(dir: &Path, mode: Mode, epoch: u64) -> OpenOptions {
+    let ends = (1..epoch).map(|lower| (Epoch(lower), Predecessor::Gone));
+    OpenOptions {
+        dir: dir.to_owned(),
+        mode,
+        epoch: Epoch(epoch),
+        predecessors: Predecessors::new(ends.collect()),
+        segment_bytes: 64 << 10,
+    }
 }

@@ -227,11 +227,8 @@ impl Image for DatabaseImage {
     }
 
     fn read(&mut self, topic: TopicId, from: Offset, bytes_max: usize) -> Result<Option<Chunk>, StoreError> {
-        let Some(state) = self.snapshot.topics.get(&topic) else { return Ok(None) };
-        let run = state.next_run(from);
-        if run.start != from || run.is_empty() {
-            return Ok(None);
-        }
+        let state = self.snapshot.topics.get(&topic);
+        let Some(run) = state.and_then(|state| state.run_at(from)) else { return Ok(None) };
         let missing = || damaged(&self.path, topic, from, "its row is missing");
         let (number, low) = split(from.0);
         let first = first_row(self.stretch(topic, number).ok_or_else(missing)?) + low;

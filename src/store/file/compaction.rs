@@ -151,7 +151,7 @@ mod tests {
     use std::sync::atomic::AtomicBool;
 
     use super::super::image::Pinned;
-    use super::super::{FileStore, open_file};
+    use super::super::{FileStore, first_options, open_file};
     use super::*;
     use crate::model::id::{Offset, OffsetRange, TopicId};
     use crate::model::message::{Message, MessageBlock};
@@ -159,7 +159,7 @@ mod tests {
     use crate::model::record::{Published, Record};
     use crate::model::settings::TopicSettings;
     use crate::model::time::Timestamp;
-    use crate::store::{Mode, OpenOptions, Predecessors, Store};
+    use crate::store::Store;
 
     const TOPIC: TopicId = TopicId(0);
     const SEGMENT: u64 = 64 << 10;
@@ -167,13 +167,7 @@ mod tests {
     /// A store with so many full segments, of each of which one message is left.
     fn store(segment_count: u64) -> (tempfile::TempDir, FileStore) {
         let dir = tempfile::tempdir().unwrap();
-        let options = OpenOptions {
-            dir: dir.path().to_owned(),
-            mode: Mode::File,
-            epoch: Epoch(1),
-            predecessors: Predecessors::default(),
-            segment_bytes: SEGMENT,
-        };
+        let options = first_options(dir.path(), SEGMENT);
         let (mut store, _) = open_file(&options).unwrap();
         let (name, settings) = (Name::new("t").unwrap(), TopicSettings::default());
         store.commit(&[Record::TopicCreated { topic: TOPIC, name, settings }]).unwrap();

@@ -103,7 +103,7 @@ impl Image for FileImage {
     fn read(&mut self, topic: TopicId, from: Offset, bytes_max: usize) -> Result<Option<Chunk>, StoreError> {
         let chunk = self.reader.read(topic, from, bytes_max)?;
         let state = self.snapshot.topics.get(&topic);
-        if chunk.is_none() && state.is_some_and(|state| state.next_run(from).contains(from)) {
+        if chunk.is_none() && state.and_then(|state| state.run_at(from)).is_some() {
             return Err(damaged(
                 &self.shared.journal,
                 0,

@@ -340,13 +340,13 @@ fn planned_bytes(segment_bytes: u64, capacity: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::open_file;
+    use super::super::{first_options, open_file};
     use super::*;
     use crate::model::id::{Epoch, TopicId};
     use crate::model::name::Name;
     use crate::model::settings::TopicSettings;
     use crate::model::snapshot::Snapshot;
-    use crate::store::{Mode, OpenOptions, Predecessors, Store};
+    use crate::store::{OpenOptions, Store};
 
     fn created(topic: u32) -> [Record; 1] {
         let name = Name::new(&format!("topic-{topic}")).unwrap();
@@ -356,13 +356,7 @@ mod tests {
     #[test]
     fn the_first_failed_write_is_final() {
         let dir = tempfile::tempdir().unwrap();
-        let options = OpenOptions {
-            dir: dir.path().to_owned(),
-            mode: Mode::File,
-            epoch: Epoch(1),
-            predecessors: Predecessors::default(),
-            segment_bytes: 1 << 20,
-        };
+        let options = first_options(dir.path(), 1 << 20);
         let (mut store, _) = open_file(&options).unwrap();
         store.commit(&created(0)).unwrap();
         let path = store.journal.path.clone();
@@ -387,13 +381,7 @@ mod tests {
     #[test]
     fn a_write_that_finds_no_space_leaves_the_journal_as_it_was() {
         let dir = tempfile::tempdir().unwrap();
-        let options = OpenOptions {
-            dir: dir.path().to_owned(),
-            mode: Mode::File,
-            epoch: Epoch(1),
-            predecessors: Predecessors::default(),
-            segment_bytes: 1,
-        };
+        let options = first_options(dir.path(), 1);
         let (mut store, mut expected) = open_file(&options).unwrap();
         let mut sealed_count = 0;
         for topic in 0..900 {
@@ -425,13 +413,7 @@ mod tests {
     #[test]
     fn messages_leave_alone_what_the_next_checkpoints_take() {
         let dir = tempfile::tempdir().unwrap();
-        let options = OpenOptions {
-            dir: dir.path().to_owned(),
-            mode: Mode::File,
-            epoch: Epoch(1),
-            predecessors: Predecessors::default(),
-            segment_bytes: 1,
-        };
+        let options = first_options(dir.path(), 1);
         let (mut store, _) = open_file(&options).unwrap();
         assert!(store.journal.space(0).unwrap() > SMALLEST_BYTES);
         for topic in 0..2_000 {
@@ -448,13 +430,7 @@ mod tests {
     #[test]
     fn a_takeover_goes_on_keeping_what_checkpoints_take() {
         let dir = tempfile::tempdir().unwrap();
-        let options = OpenOptions {
-            dir: dir.path().to_owned(),
-            mode: Mode::File,
-            epoch: Epoch(1),
-            predecessors: Predecessors::default(),
-            segment_bytes: 1,
-        };
+        let options = first_options(dir.path(), 1);
         let (mut store, mut snapshot) = open_file(&options).unwrap();
         assert_eq!(store.journal.kept_bytes, FREE_BYTES);
         for topic in 0..500 {

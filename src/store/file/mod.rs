@@ -428,6 +428,13 @@ fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
+/// What the first epoch of a store in `dir` is opened with.
+#[cfg(test)]
+fn first_options(dir: &Path, segment_bytes: u64) -> OpenOptions {
+    let (dir, predecessors) = (dir.to_owned(), super::Predecessors::default());
+    OpenOptions { dir, mode: super::Mode::File, epoch: Epoch(1), predecessors, segment_bytes }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

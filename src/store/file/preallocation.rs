@@ -212,28 +212,22 @@ fn prepare(head: SegmentHead, journal: &Path, bytes: u64, free_bytes: u64) -> Re
 
 #[cfg(test)]
 mod tests {
-    use super::super::open_file;
-    use crate::model::id::{Epoch, Offset, TopicId};
+    use super::super::{first_options, open_file};
+    use crate::model::id::{Offset, TopicId};
     use crate::model::message::{Message, MessageBlock};
     use crate::model::name::Name;
     use crate::model::record::{Published, Record};
     use crate::model::settings::TopicSettings;
     use crate::model::snapshot::Snapshot;
     use crate::model::time::Timestamp;
-    use crate::store::{Mode, OpenOptions, Predecessors, Store};
+    use crate::store::Store;
 
     /// A master released its epoch while its thread still wrote a segment of 64 MiB, as if nothing of it could still
     /// be written.
     #[test]
     fn closing_ends_with_nothing_being_prepared() {
         let dir = tempfile::tempdir().unwrap();
-        let options = OpenOptions {
-            dir: dir.path().to_owned(),
-            mode: Mode::File,
-            epoch: Epoch(1),
-            predecessors: Predecessors::default(),
-            segment_bytes: 64 << 20,
-        };
+        let options = first_options(dir.path(), 64 << 20);
         let (mut store, _) = open_file(&options).unwrap();
         let (topic, name) = (TopicId(0), Name::new("t").unwrap());
         store.commit(&[Record::TopicCreated { topic, name, settings: TopicSettings::default() }]).unwrap();

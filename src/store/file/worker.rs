@@ -202,14 +202,14 @@ impl Worker {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{FileStore, open_file};
+    use super::super::{FileStore, first_options, open_file};
     use super::*;
-    use crate::model::id::{Epoch, TopicId};
+    use crate::model::id::TopicId;
     use crate::model::name::Name;
     use crate::model::record::Record;
     use crate::model::settings::TopicSettings;
     use crate::model::snapshot::Snapshot;
-    use crate::store::{Mode, OpenOptions, Predecessors, Store};
+    use crate::store::Store;
 
     fn created(topics: std::ops::Range<u32>) -> Vec<Record> {
         let created = topics.map(|topic| Record::TopicCreated {
@@ -223,13 +223,7 @@ mod tests {
     /// A store of which a checkpoint is being written, or was just now.
     fn store() -> (tempfile::TempDir, FileStore, Snapshot) {
         let dir = tempfile::tempdir().unwrap();
-        let options = OpenOptions {
-            dir: dir.path().to_owned(),
-            mode: Mode::File,
-            epoch: Epoch(1),
-            predecessors: Predecessors::default(),
-            segment_bytes: 64 << 10,
-        };
+        let options = first_options(dir.path(), 64 << 10);
         let (mut store, mut snapshot) = open_file(&options).unwrap();
         let records = created(0..5000);
         store.commit(&records).unwrap();
