@@ -338,7 +338,8 @@ mod tests {
     use bytes::Bytes;
 
     use super::super::super::{Mode, OpenOptions, Predecessors, Store};
-    use super::super::{DatabaseStore, files};
+    use super::super::files;
+    use super::super::store::DatabaseStore;
     use super::*;
     use crate::model::id::Epoch;
     use crate::model::message::Message;
