@@ -66,7 +66,9 @@ async fn a_backup_has_what_was_confirmed_before_it_and_no_half_of_what_came_late
             }
         }
     });
+    let begun = std::time::Instant::now();
     while confirmed.load(Ordering::SeqCst) < 200 {
+        assert!(begun.elapsed() < PATIENCE, "nothing is published");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let asking = client(&pair).await;

@@ -20,6 +20,8 @@ use support::pair::Node;
 const ROUNDS: u64 = 4;
 /// How long a node whose disk has failed may take to end.
 const AT_ONCE: Duration = Duration::from_secs(2);
+/// How long a fault may take to be met under load.
+const FAULT_WAIT: Duration = Duration::from_secs(30);
 /// How often both nodes are asked what they are while nothing gets on.
 const LOOKS: u32 = 20;
 
@@ -99,7 +101,9 @@ async fn a_failed_sync_makes_the_standby_master(mode: &'static str) {
         let nth = 1 + round * 7;
         scene.disk.faults.plan(Fault { operation: Operation::Sync, effect, lasting, path, nth });
         let master = (round % 2) as usize;
+        let begun = std::time::Instant::now();
         while scene.disk.faults.hits().is_empty() {
+            assert!(begun.elapsed() < FAULT_WAIT, "nothing is synced");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         let ended = scene.nodes[master].wait_within(AT_ONCE);

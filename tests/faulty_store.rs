@@ -221,16 +221,25 @@ impl<'a> Run<'a> {
         let _ = std::fs::remove_dir_all(self.disk.real.join(&self.name));
     }
 
-    /// Whether the fault hit only what need not be noticed: a segment that was being made ahead, which nobody may have
-    /// needed, or the folder when the database synced it, which this leaves to others.
+    /// Whether the fault hit only what need not be noticed: a segment that was being made ahead, or the folder when its
+    /// name was synced, where nobody needed it; or the folder when the database synced it, which this leaves to others.
     fn only_hit_what_may_fail(&self) -> bool {
         let folder = self.disk.real.join(&self.name);
+        let journal = folder.join("journal");
         self.disk.faults.hits().iter().all(|path| {
             let is_segment = !path.to_string_lossy().contains("checkpoint-");
             (self.mode == Mode::Database && *path == folder)
-                || (is_segment && path.parent() == Some(&folder.join("journal")) && is_being_made(path))
+                || (is_segment && path.parent() == Some(&journal) && is_being_made(path))
+                || (*path == journal && ends_with_an_unused_segment(&journal))
         })
     }
+}
+
+/// Whether the last segment has no entry.
+fn ends_with_an_unused_segment(journal: &Path) -> bool {
+    let paths = std::fs::read_dir(journal).unwrap().map(|entry| entry.unwrap().path());
+    let last = paths.filter(|path| path.extension().is_some_and(|extension| extension == "log")).max();
+    last.is_some_and(|last| std::fs::read(last).unwrap()[4096..].iter().all(|byte| *byte == 0))
 }
 
 /// One whose rename was hit is known by the name that it did not get.
