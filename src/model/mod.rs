@@ -7,6 +7,7 @@ pub mod id;
 pub mod limits;
 pub mod message;
 pub mod name;
+pub mod range_map;
 pub mod ranges;
 pub mod record;
 pub mod settings;
