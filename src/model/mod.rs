@@ -5,6 +5,7 @@
 pub mod chunk;
 pub mod id;
 pub mod limits;
+pub mod marks;
 pub mod message;
 pub mod name;
 pub mod range_map;
