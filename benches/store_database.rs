@@ -11,10 +11,11 @@ use batonmq::model::chunk::Origin;
 use batonmq::model::id::{Epoch, Offset, ProducerId, Sequence, TopicId};
 use batonmq::model::message::{Message, MessageBlock};
 use batonmq::model::name::Name;
-use batonmq::model::record::{Published, Record};
+use batonmq::model::record::{Published, Record, Source};
 use batonmq::model::settings::TopicSettings;
 use batonmq::model::snapshot::Snapshot;
 use batonmq::model::time::Timestamp;
+use batonmq::model::topic_kind::TopicKind;
 use batonmq::store::{Mode, OpenOptions, Predecessor, Predecessors, Store, database};
 use rusqlite::wal::CheckpointMode;
 use rusqlite::{Connection, OpenFlags};
@@ -158,7 +159,12 @@ impl Publisher {
         let (mut store, _) = database::open(&options(dir, 1, Predecessor::None))?;
         let (topic, producer) = (Name::new("bench")?, Name::new("bench")?);
         store.commit(&[
-            Record::TopicCreated { topic: TOPIC, name: topic, settings: TopicSettings::default() },
+            Record::TopicCreated {
+                topic: TOPIC,
+                name: topic,
+                kind: TopicKind::Named,
+                settings: TopicSettings::default(),
+            },
             Record::ProducerOpened { producer: ProducerId(0), name: producer, at: Timestamp(1) },
         ])?;
         let block = MessageBlock::encode(&vec![Message::new(vec![7; size]); batch]);
@@ -168,7 +174,7 @@ impl Publisher {
     fn publish(&mut self) -> Result<Duration, Failure> {
         let record = Record::Published(Published {
             targets: vec![(TOPIC, Offset(self.next))],
-            origin: Some(Origin { producer: ProducerId(0), sequence: Sequence(self.next + 1) }),
+            source: Source::Producer(Origin { producer: ProducerId(0), sequence: Sequence(self.next + 1) }),
             at: Timestamp(1_790_000_000_000 + self.next),
             block: self.block.clone(),
         });

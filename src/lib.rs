@@ -13,7 +13,7 @@
 //! * [`disk`]: fresh reads of files that another host may just have written.
 //! * [`protocol`]: the wire protocol.
 //! * [`config`]: the settings of a node.
-//! * [`model`]: messages, names, offsets, settings, records, limits.
+//! * [`model`]: messages, names, offsets, settings, records, filters, limits.
 
 #![warn(clippy::unwrap_used)]
 

@@ -229,7 +229,7 @@ async fn a_request_that_makes_no_sense_is_refused_and_the_connection_goes_on() {
         ("a producer nobody knows", Request::OpenProducer(resumed), 901, ErrorCode::ProducerExpired),
         ("a consumer's number twice", subscribe(1, "t", "g", window(1)), 902, ErrorCode::Invalid),
         ("a group of 10 kB", subscribe(2, "t", &long, window(1)), 902, ErrorCode::Invalid),
-        ("acks of nobody", settle(9, Settlement::Ack, &[(0, 1)]), 903, ErrorCode::UnknownHandle),
+        ("acks of nobody", settle(9, topic, Settlement::Ack, &[(0, 1)]), 903, ErrorCode::UnknownHandle),
         ("a pull of nobody", pull(9), 905, ErrorCode::UnknownHandle),
         (
             "the end of nobody",
@@ -260,7 +260,7 @@ async fn a_request_that_makes_no_sense_is_refused_and_the_connection_goes_on() {
         scene.neighbour.is_undisturbed(what).await;
     }
     // What is settled or given credit without being there is passed over: it may have gone a moment ago.
-    let settled = raw.ask(&settle(1, Settlement::Ack, &[(0, u64::MAX), (5, 3), (7, 7)]), 903);
+    let settled = raw.ask(&settle(1, topic, Settlement::Ack, &[(0, u64::MAX), (5, 3), (7, 7)]), 903);
     assert_eq!(settled, Ok(Reply::Settled { count: 0 }));
 
     let headers = |count: usize, len: usize| Message {
@@ -412,8 +412,8 @@ async fn limits_on_what_is_handed_out_hold_it_back() {
 
     raw.subscribe(3, "t", "retries", window(10));
     wait_for(&mut raw, 3, 10);
-    let later = Settlement::Nack { delay_ms: Some(3_600_000) };
-    raw.ask(&settle(3, later, &[(0, 5)]), 903).unwrap();
+    let later = Settlement::Nack { delay_ms: Some(3_600_000), reason: None };
+    raw.ask(&settle(3, topic, later, &[(0, 5)]), 903).unwrap();
     raw.settle_down();
     assert_eq!(raw.delivered(3).len(), 10, "retries_max");
     scene.neighbour.is_undisturbed("retries_max").await;
@@ -438,11 +438,11 @@ async fn a_group_with_too_many_gaps_waits_for_its_oldest_messages() {
     raw.send(&publish(topic, 1, &vec![Message::new("x"); 100]));
     wait_for(&mut raw, 1, 40);
     let odd: Vec<(u64, u64)> = (0..20).map(|n| (2 * n + 1, 2 * n + 2)).collect();
-    assert_eq!(raw.ask(&settle(1, Settlement::Ack, &odd), 903), Ok(Reply::Settled { count: 20 }));
+    assert_eq!(raw.ask(&settle(1, topic, Settlement::Ack, &odd), 903), Ok(Reply::Settled { count: 20 }));
     raw.settle_down();
     assert_eq!(raw.delivered(1).len(), 40, "settled_ranges_max");
     scene.neighbour.is_undisturbed("settled_ranges_max").await;
-    raw.ask(&settle(1, Settlement::Ack, &[(0, 40)]), 903).unwrap();
+    raw.ask(&settle(1, topic, Settlement::Ack, &[(0, 40)]), 903).unwrap();
     wait_for(&mut raw, 1, 80);
     scene.ends().await;
 }

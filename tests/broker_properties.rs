@@ -87,7 +87,7 @@ fn settings() -> impl Strategy<Value = GroupSettings> {
                 maximum_ms: backoff.0 + backoff.2,
                 jitter_percent: backoff.3,
             },
-            dead_letter: None,
+            ..GroupSettings::default()
         }
     })
 }
@@ -95,10 +95,10 @@ fn settings() -> impl Strategy<Value = GroupSettings> {
 fn settlement() -> impl Strategy<Value = Settlement> {
     prop_oneof![
         5 => Just(Settlement::Ack),
-        1 => Just(Settlement::Nack { delay_ms: None }),
-        1 => (0_u64..500).prop_map(|delay| Settlement::Nack { delay_ms: Some(delay) }),
+        1 => Just(Settlement::Nack { delay_ms: None, reason: None }),
+        1 => (0_u64..500).prop_map(|delay| Settlement::Nack { delay_ms: Some(delay), reason: Some("no".into()) }),
         1 => Just(Settlement::Release),
-        1 => Just(Settlement::Reject),
+        1 => Just(Settlement::Reject { reason: None }),
         1 => Just(Settlement::Extend),
     ]
 }
@@ -336,8 +336,8 @@ struct Turn {
 fn whose_turn(consumers: &[Turn], policy: Policy) -> Option<usize> {
     let with_credit = consumers.iter().enumerate().filter(|(_, turn)| (turn.held.len() as u32) < turn.window);
     let rank = |turn: &Turn| match policy {
-        Policy::RoundRobin => 0,
         Policy::Fair => turn.held.len(),
+        _ => 0,
     };
     with_credit.min_by_key(|(index, turn)| (rank(turn), turn.served, *index)).map(|(index, _)| index)
 }

@@ -257,7 +257,7 @@ fn a_nack_waits_for_its_delay_and_counts_as_an_attempt() {
     world.subscribe(0, 0, "t", "g", messages(5), None);
     publish(&mut world, topic, 2);
     world.finish();
-    world.settle(0, 0, Settlement::Nack { delay_ms: Some(70) }, range(0, 1));
+    world.settle(0, 0, Settlement::Nack { delay_ms: Some(70), reason: None }, range(0, 1));
     world.finish();
     assert_eq!(delivered(&world), []);
     assert_eq!(world.broker.next_timeout(), Some(Timestamp(world.now.0 + 70)));
@@ -279,7 +279,10 @@ fn what_is_released_is_handed_out_at_once_and_before_new_messages() {
     world.settle(0, 0, Settlement::Ack, range(0, 1));
     world.finish();
     assert_eq!(delivered(&world), [(0, 1), (0, 2), (0, 3)]);
-    assert!(world.fold.groups.values().all(|group| group.retries.is_empty()), "not counted");
+    let retries = world.fold.groups.values().flat_map(|group| group.retries.iter());
+    let counts: Vec<(OffsetRange, u32, u32)> =
+        retries.map(|(range, retry)| (range, retry.handed_out, retry.failed)).collect();
+    assert_eq!(counts, [(OffsetRange::new(1, 3), 1, 0)], "handed out, not failed");
 }
 
 #[test]
@@ -376,10 +379,10 @@ fn the_last_attempt_ends_in_the_dead_letters_in_one_commit() {
     let topic = world.find_topic(0, "t").unwrap();
     publish(&mut world, topic, 2);
     world.finish();
-    world.settle(0, 0, Settlement::Nack { delay_ms: None }, range(0, 1));
+    world.settle(0, 0, Settlement::Nack { delay_ms: None, reason: None }, range(0, 1));
     world.finish();
     assert_eq!(delivered(&world), [(0, 0)]);
-    world.settle(0, 0, Settlement::Nack { delay_ms: None }, range(0, 1));
+    world.settle(0, 0, Settlement::Nack { delay_ms: None, reason: None }, range(0, 1));
     world.finish();
     // That the copy and the settlement are of one cycle is checked by the world.
     assert_eq!(world.dead.len(), 1);
@@ -395,7 +398,7 @@ fn a_rejected_message_dies_at_once_even_where_attempts_are_not_limited() {
     world.subscribe(0, 0, "t", "g", messages(5), Some(GroupSettings { max_attempts: 0, ..at_once() }));
     publish(&mut world, topic, 3);
     world.finish();
-    world.settle(0, 0, Settlement::Reject, range(1, 2));
+    world.settle(0, 0, Settlement::Reject { reason: None }, range(1, 2));
     world.finish();
     assert_eq!(world.dead.iter().map(|(_, offset)| *offset).collect::<Vec<_>>(), [1]);
 }
@@ -407,7 +410,7 @@ fn what_dies_out_of_memory_is_read_first_and_dies_after_a_restart_too() {
     world.subscribe(0, 0, "t", "g", messages(5), Some(at_once()));
     publish(&mut world, topic, 3);
     world.finish();
-    world.settle(0, 0, Settlement::Reject, range(0, 3));
+    world.settle(0, 0, Settlement::Reject { reason: None }, range(0, 3));
     world.finish();
     assert!(world.dead.is_empty() && !world.reads.is_empty());
     world.restart();
@@ -425,7 +428,7 @@ fn a_message_waits_while_there_is_no_room_for_its_dead_letter_topic() {
     world.subscribe(0, 0, "t", "g", messages(5), Some(at_once()));
     publish(&mut world, topic, 1);
     world.finish();
-    world.settle(0, 0, Settlement::Reject, range(0, 1));
+    world.settle(0, 0, Settlement::Reject { reason: None }, range(0, 1));
     world.finish();
     assert!(world.dead.is_empty());
     assert_eq!(group_numbers(&mut world, "g"), (0, 1, 1));
@@ -478,7 +481,7 @@ fn a_dying_message_waits_while_there_is_no_space_for_its_copy() {
     publish(&mut world, topic, 1);
     world.finish();
     world.broker.begin_cycle(100);
-    world.settle(0, 0, Settlement::Reject, range(0, 1));
+    world.settle(0, 0, Settlement::Reject { reason: None }, range(0, 1));
     world.finish();
     assert!(world.dead.is_empty());
     assert_eq!(group_numbers(&mut world, "g"), (0, 1, 1));
@@ -497,7 +500,11 @@ fn nothing_dies_in_a_dead_letter_topic_it_is_tried_again() {
     let settings = GroupSettings { max_attempts: 1, ..at_once() };
     world.subscribe(0, 0, "t.dead-letter", "g", messages(5), Some(settings));
     publish(&mut world, topic, 1);
-    for settlement in [Settlement::Nack { delay_ms: None }, Settlement::Reject, Settlement::Reject] {
+    for settlement in [
+        Settlement::Nack { delay_ms: None, reason: None },
+        Settlement::Reject { reason: None },
+        Settlement::Reject { reason: None },
+    ] {
         world.finish();
         assert_eq!(delivered(&world), [(0, 0)]);
         world.settle(0, 0, settlement, range(0, 1));
@@ -525,7 +532,7 @@ fn lower_max_attempts_hold_for_what_waits_and_higher_ones_spare_it() {
     world.subscribe(0, 0, "t", "g", messages(5), None);
     publish(&mut world, topic, 1);
     world.finish();
-    world.settle(0, 0, Settlement::Nack { delay_ms: Some(50) }, range(0, 1));
+    world.settle(0, 0, Settlement::Nack { delay_ms: Some(50), reason: None }, range(0, 1));
     world.admin(0, change(1));
     world.finish();
     assert_eq!(world.reads.len(), 1, "it is dying");
@@ -697,7 +704,6 @@ fn a_publish_that_makes_no_sense_is_refused_whole() {
         (publish(u64::MAX, vec![(topic, 1)]), block(1)),
         (publish(1, vec![(topic, u32::MAX), (topic, u32::MAX)]), block(2)),
         (publish(1, vec![(topic, 1), (TopicId(99), 1)]), block(2)),
-        (publish(1, vec![(topic, 1)]), MessageBlock::encode([&Message { priority: 1, ..Message::new("x") }])),
         // Each part is stored for itself: a frame of some megabytes kept everybody else waiting for seconds.
         (publish(1, vec![(topic, 1); PUBLISH_PARTS_MAX + 1]), block(PUBLISH_PARTS_MAX + 1)),
         (Publish { producer: 77, ..publish(1, vec![(topic, 1)]) }, block(1)),
@@ -709,7 +715,7 @@ fn a_publish_that_makes_no_sense_is_refused_whole() {
     world.handle(S, Command::PublishUnfit(publish(1, vec![(topic, 1)]), unfit));
     world.finish();
     let codes: Vec<ErrorCode> = world.refused.iter().map(|refused| refused.2).collect();
-    let mut expected = vec![ErrorCode::Invalid; 9];
+    let mut expected = vec![ErrorCode::Invalid; 8];
     expected[6] = ErrorCode::UnknownTopic;
     expected.extend([ErrorCode::UnknownHandle, ErrorCode::MessageTooLarge]);
     assert_eq!(codes, expected);
@@ -808,7 +814,7 @@ fn a_group_full_of_retries_hands_out_nothing_new_until_they_have_drained() {
     world.subscribe(0, 0, "t", "g", messages(3), None);
     publish(&mut world, topic, 10);
     world.finish();
-    world.settle(0, 0, Settlement::Nack { delay_ms: Some(100) }, range(0, 3));
+    world.settle(0, 0, Settlement::Nack { delay_ms: Some(100), reason: None }, range(0, 3));
     world.finish();
     assert_eq!(delivered(&world), []);
     world.now.0 += 100;
@@ -1130,6 +1136,7 @@ fn a_million_messages_and_a_slow_consumer_stay_within_the_limits() {
         topic: "t".into(),
         group: "g".into(),
         start: Start::Earliest,
+        priority: 0,
         settings: Some(at_once()),
         window: messages(100_000),
     };
@@ -1148,9 +1155,14 @@ fn a_million_messages_and_a_slow_consumer_stay_within_the_limits() {
         // The consumer is slow, and fails at every second message.
         let settle = |settlement, at| {
             let ranges = vec![OffsetRange::new(at, at + 1)];
-            Command::Settle(Settle { request: 0, consumer: 0, settlement, ranges })
+            Command::Settle(Settle { request: 0, consumer: 0, topic: TopicId(0), settlement, ranges })
         };
-        broker.handle(now, S, settle(Settlement::Nack { delay_ms: Some(60_000) }, 2 * round), &mut out);
+        broker.handle(
+            now,
+            S,
+            settle(Settlement::Nack { delay_ms: Some(60_000), reason: None }, 2 * round),
+            &mut out,
+        );
         broker.handle(now, S, settle(Settlement::Ack, 2 * round + 1), &mut out);
         broker.finish(now, &mut out);
         out.records.clear();

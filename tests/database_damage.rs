@@ -5,13 +5,16 @@
 use std::path::{Path, PathBuf};
 
 use batonmq::model::chunk::Origin;
-use batonmq::model::id::{Epoch, GroupId, Offset, OffsetRange, ProducerId, Sequence, TopicId};
+use batonmq::model::id::{Epoch, GroupId, Offset, OffsetRange, ProducerId, RouteId, Sequence, TopicId};
 use batonmq::model::message::{Message, MessageBlock};
 use batonmq::model::name::Name;
-use batonmq::model::record::{Published, Record, Retry, ReturnReason};
+use batonmq::model::record::{Published, Record, Source};
+use batonmq::model::retry::{Failure, Retry, ReturnReason};
+use batonmq::model::route::{Route, RouteMode};
 use batonmq::model::settings::{GroupSettings, TopicSettings};
 use batonmq::model::snapshot::Snapshot;
 use batonmq::model::time::Timestamp;
+use batonmq::model::topic_kind::{TopicKind, Waiting};
 use batonmq::store::{Mode, OpenOptions, Predecessor, Predecessors, Store, StoreError, database};
 use bytes::Bytes;
 use rusqlite::Connection;
@@ -60,10 +63,14 @@ impl Scene {
             (0..COUNT).map(|n| if n % 2 == 0 { full() } else { Message::new(vec![n as u8; 9]) }).collect();
         for topic in [TOPIC, OTHER] {
             let name = name(&format!("t{topic}"));
-            records.push(Record::TopicCreated { topic, name, settings: TopicSettings::default() });
+            let (kind, settings) = (TopicKind::Named, TopicSettings::default());
+            records.push(Record::TopicCreated { topic, name, kind, settings });
             records.push(Record::Published(Published {
                 targets: vec![(topic, Offset(0))],
-                origin: Some(Origin { producer, sequence: Sequence(1 + COUNT * u64::from(topic.0)) }),
+                source: Source::Producer(Origin {
+                    producer,
+                    sequence: Sequence(1 + COUNT * u64::from(topic.0)),
+                }),
                 at: Timestamp(2_000),
                 block: MessageBlock::encode(&messages),
             }));
@@ -201,16 +208,42 @@ fn a_change_in_any_other_table_is_refused_before_a_master_serves() {
     scene.epoch = 2;
     let group = GroupId(0);
     let settled = vec![OffsetRange::new(0, 2), OffsetRange::new(3, 5)];
-    let retry = Retry { attempts: 2, due_at: Timestamp(9_000), reason: ReturnReason::Nacked };
+    let failure = Failure { at: Timestamp(8_000), reason: ReturnReason::Nacked, text: None };
+    let retry = Retry::default().failed(failure, Timestamp(9_000));
+    let slot = TopicKind::Slot {
+        of: TOPIC,
+        waiting: Waiting::Delayed,
+        from: Timestamp(1_000),
+        until: Timestamp(2_000),
+    };
+    let part = |topic: u32, kind| Record::TopicCreated {
+        topic: TopicId(topic),
+        name: name("t0"),
+        kind,
+        settings: TopicSettings::default(),
+    };
+    let rule = Route {
+        name: name("pass-on"),
+        from: TOPIC,
+        to: vec![OTHER],
+        filter: Some("a = 1".to_owned()),
+        mode: RouteMode::Copy,
+    };
+    let created = |id: u32, part_of| Record::GroupCreated {
+        group: GroupId(id),
+        topic: TOPIC,
+        name: name("g"),
+        settings: GroupSettings::default(),
+        floor: Offset(0),
+        part_of,
+    };
     store
         .commit(&[
-            Record::GroupCreated {
-                group,
-                topic: TOPIC,
-                name: name("g"),
-                settings: GroupSettings::default(),
-                floor: Offset(0),
-            },
+            created(0, None),
+            created(1, Some(GroupId(0))),
+            part(2, TopicKind::Lane { of: TOPIC, priority: 3 }),
+            part(3, slot),
+            Record::RouteCreated { route: RouteId(0), rule },
             Record::Settled { group, ranges: settled },
             Record::Returned { group, range: OffsetRange::new(7, 8), retry },
         ])
@@ -229,34 +262,65 @@ fn a_change_in_any_other_table_is_refused_before_a_master_serves() {
         }
         std::fs::write(scene.path(), &before).unwrap();
     };
-    for table in ["meta", "topic", "stretch", "consumer_group", "settled_range", "retry", "producer"] {
-        let mut columns = Vec::new();
+    for (table, row) in [
+        ("meta", 0),
+        ("topic", 1),
+        ("topic", 2),
+        ("topic", 3),
+        ("topic_marks", 1),
+        ("stretch", 1),
+        ("consumer_group", 0),
+        ("consumer_group", 1),
+        ("settled_range", 0),
+        ("retry", 0),
+        ("producer", 0),
+        ("route", 0),
+    ] {
+        let (mut columns, mut key) = (Vec::new(), String::new());
         scene.change(|connection| {
             let sql = format!("SELECT name, type FROM pragma_table_info('{table}')");
             let mut statement = connection.prepare(&sql).unwrap();
             let found = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
             columns = found.map(Result::unwrap).collect::<Vec<(String, String)>>();
+            key = format!("WHERE {} = {row}", columns[0].0);
         });
         for (column, kind) in columns {
-            let other = if kind == "TEXT" { format!("{column} || ' '") } else { format!("{column} + 64") };
+            let other = match kind.as_str() {
+                "TEXT" => format!("coalesce({column} || ' ', 'x')"),
+                _ => format!("coalesce({column} + 64, 7)"),
+            };
+            let mut changes = vec![other];
             scene.change(|connection| {
-                let only = if table == "topic" || table == "stretch" { "WHERE rowid = 1" } else { "" };
-                let sql = format!("UPDATE {table} SET {column} = {other} {only}");
-                assert_eq!(connection.execute(&sql, []).unwrap(), 1, "{sql}");
+                let sql = format!("SELECT {column} IS NULL FROM {table} {key}");
+                let is_null: bool = connection.query_row(&sql, [], |row| row.get(0)).unwrap();
+                let nullable = "SELECT \"notnull\" + pk = 0 FROM pragma_table_info(?1) WHERE name = ?2";
+                let nullable: bool =
+                    connection.query_row(nullable, [table, &column], |row| row.get(0)).unwrap();
+                changes.extend((nullable && !is_null).then(|| "NULL".to_owned()));
             });
-            refused(&mut scene, &format!("{table}.{column}"), table);
+            for other in changes {
+                scene.change(|connection| {
+                    let sql = format!("UPDATE {table} SET {column} = {other} {key}");
+                    assert_eq!(connection.execute(&sql, []).unwrap(), 1, "{sql}");
+                });
+                refused(&mut scene, &format!("{table}.{column} = {other}"), table);
+            }
         }
     }
     scene.change(|connection| {
         connection.execute("INSERT INTO unused_body VALUES (7, 7)", []).unwrap();
     });
     refused(&mut scene, "unused_body", "unused_body");
-    for table in ["meta", "topic", "consumer_group", "producer"] {
+    for table in ["meta", "topic", "topic_marks", "consumer_group", "producer", "route"] {
         scene.change(|connection| {
             connection.execute(&format!("DELETE FROM {table}"), []).unwrap();
         });
         // Of what belongs to a row that is gone, the other one may be met first.
-        let met = if table == "consumer_group" { "settled_range" } else { "meta" };
+        let met = match table {
+            "consumer_group" => "settled_range",
+            "topic" | "topic_marks" => "topic_marks",
+            _ => "meta",
+        };
         refused(&mut scene, &format!("an empty {table}"), met);
     }
     scene.epoch += 1;
@@ -299,7 +363,7 @@ fn a_large_body_is_delivered_only_as_it_was_written() {
     let messages = [Message::new(body(1)), Message { body: body(2).into(), ..full() }, Message::new("last")];
     let published = Published {
         targets: vec![(TOPIC, Offset(COUNT))],
-        origin: None,
+        source: Source::Broker,
         at: Timestamp(3_000),
         block: MessageBlock::encode(&messages),
     };
@@ -366,7 +430,7 @@ fn a_damaged_row_deletes_no_body_of_another_message() {
     let published = |first: u64| {
         Record::Published(Published {
             targets: vec![(TOPIC, Offset(first))],
-            origin: None,
+            source: Source::Broker,
             at: Timestamp(3_000),
             block: MessageBlock::encode(&[Message::new(vec![first as u8; 300_000])]),
         })

@@ -3,7 +3,8 @@
 use batonmq::config::value::size_text;
 use batonmq::model::limits::{
     BACKUP_IDLE_SECONDS, BACKUP_PART_BYTES, BACKUPS_MAX, BROWSE_READS_MAX, BROWSED_BYTES_MAX, BROWSES_MAX,
-    BROWSES_PER_CONNECTION_MAX, FILES_RESERVED, GREETINGS_MAX, HEADER_COUNT_MAX, HEADER_NAME_BYTES_MAX,
+    BROWSES_PER_CONNECTION_MAX, FILES_RESERVED, FILTER_BYTES_MAX, FILTER_DEPTH_MAX, FILTER_LIST_MAX,
+    FILTER_NODES_MAX, FILTER_PATTERN_RUN_MAX, GREETINGS_MAX, HEADER_COUNT_MAX, HEADER_NAME_BYTES_MAX,
     KEY_BYTES_MAX, LIMITS, LISTED_MAX, LOADED_BYTES_MAX, LimitRow, Limits, NAME_BYTES_MAX, PRIORITY_MAX,
     PUBLISH_PARTS_MAX, QUERIES_MAX, QUERY_BYTES_MAX, QUERY_COLUMNS_MAX, QUERY_ROWS_MAX, QUERY_SECONDS_MAX,
     QUERY_TEXT_BYTES_MAX, QUERY_VALUE_BYTES_MAX, WATCHES_MAX,
@@ -51,6 +52,7 @@ fn document() -> String {
     let refused = "the message is refused with `message-too-large`";
     let invalid = "the message is refused with `invalid`";
     let query = "the query is refused with `limit`";
+    let filter = "the filter is refused, and the error points at the place";
     for (limit, value, hit) in [
         (
             "bytes of a name (topic, group, producer, node)",
@@ -116,6 +118,15 @@ fn document() -> String {
             "the query is refused",
         ),
         ("bytes of the text of a query to a master", QUERY_TEXT_BYTES_MAX, query),
+        ("bytes of the text of a filter", FILTER_BYTES_MAX, filter),
+        ("parentheses, `NOT`s and signs of a filter inside each other", FILTER_DEPTH_MAX, filter),
+        ("values of a filter outside lists", FILTER_NODES_MAX, filter),
+        ("values in one list of a filter", FILTER_LIST_MAX, filter),
+        (
+            "characters between two `%` of a filter's pattern where `_` is among them",
+            FILTER_PATTERN_RUN_MAX,
+            filter,
+        ),
         ("backups of a node that are under way", BACKUPS_MAX, "a further one is refused with `limit`"),
         ("bytes of a backup in one answer", BACKUP_PART_BYTES, "the client asks for the next part"),
         (

@@ -9,14 +9,21 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use batonmq::model::id::{Epoch, Offset, OffsetRange, TopicId};
-use batonmq::model::record::{Record, Retry, ReturnReason};
-use batonmq::model::settings::GroupSettings;
+use batonmq::model::chunk::Origin;
+use batonmq::model::id::{Epoch, GroupId, Offset, OffsetRange, ProducerId, RouteId, Sequence, TopicId};
+use batonmq::model::name::Name;
+use batonmq::model::record::{Record, Source};
+use batonmq::model::retry::{Failure, Retry, ReturnReason};
+use batonmq::model::route::{Route, RouteMode};
+use batonmq::model::settings::{GroupSettings, TopicSettings};
 use batonmq::model::time::Timestamp;
+use batonmq::model::topic_kind::TopicKind;
 use batonmq::store::{Fenced, Mode, Predecessor, StoreError};
 use proptest::prelude::*;
 use scene::random::random_records;
-use scene::{Open, Scene, bodies, group_created, producer_opened, published, topic_created};
+use scene::{
+    Open, Scene, bodies, deletion, group_created, part_created, producer_opened, published, topic_created,
+};
 
 const SEGMENT: u64 = 128 << 10;
 
@@ -36,19 +43,37 @@ fn every_record_survives_crash_and_restart(open: Open, mode: Mode) {
         producer_opened(&scene.model.snapshot, Timestamp(5)),
     ];
     scene.commit(&records);
-    let (group, producer) = (batonmq::model::id::GroupId(0), batonmq::model::id::ProducerId(0));
+    let (group, producer) = (GroupId(0), ProducerId(0));
     let publish = published(&scene.model.snapshot, &[topic], Some(producer), &bodies(20, 30, 1));
     scene.commit(&[publish]);
     let settings = GroupSettings { max_attempts: 3, ..GroupSettings::default() };
-    let retry = Retry { attempts: 2, due_at: Timestamp(99), reason: ReturnReason::LeaseExpired };
+    let failure =
+        Failure { at: Timestamp(90), reason: ReturnReason::LeaseExpired, text: Some("slow".into()) };
+    let retry = Retry::default().failed(failure, Timestamp(99));
+    let other = retry.released(Timestamp(100));
+    let limits = TopicSettings { max_messages: Some(1_000), ..TopicSettings::default() };
+    let mut lane = topic_created(&scene.model.snapshot);
+    if let Record::TopicCreated { kind, .. } = &mut lane {
+        *kind = TopicKind::Lane { of: topic, priority: 4 };
+    }
+    let (name, to) = (Name::new("pass-on").unwrap(), vec![TopicId(1)]);
+    let rule = Route { name, from: topic, to, filter: None, mode: RouteMode::Move };
     let later = vec![
         Record::HandedOut { group, end: Offset(15) },
         Record::Settled { group, ranges: vec![OffsetRange::new(0, 3), OffsetRange::new(5, 6)] },
-        Record::Returned { group, range: OffsetRange::new(8, 10), retry },
+        Record::Returned { group, range: OffsetRange::new(7, 12), retry },
+        Record::Returned { group, range: OffsetRange::new(8, 10), retry: other },
+        Record::Settled { group, ranges: vec![OffsetRange::new(9, 11)] },
         Record::GroupChanged { group, settings },
+        Record::TopicChanged { topic, settings: limits },
+        lane,
+        Record::RouteCreated { route: RouteId(0), rule },
+        Record::ProducerAdvanced { producer, last: Sequence(40), at: Timestamp(1_000) },
+        Record::GroupSought { group, floor: Offset(2) },
         Record::Removed { topic, ranges: vec![OffsetRange::new(5, 6), OffsetRange::new(10, 20)] },
         Record::Trimmed { topic, start: Offset(3) },
         Record::ProducerExpired { producer },
+        Record::RouteDeleted { route: RouteId(0) },
     ];
     for record in later {
         scene.commit(&[record]);
@@ -56,7 +81,9 @@ fn every_record_survives_crash_and_restart(open: Open, mode: Mode) {
         scene.restart();
         scene.check_everything(100);
     }
-    scene.commit(&[Record::GroupDeleted { group }, Record::TopicDeleted { topic }]);
+    let deletion = deletion(&scene.model.snapshot, topic);
+    assert_eq!(deletion.len(), 3, "the group, the lane and the topic");
+    scene.commit(&deletion);
     scene.crash();
     scene.restart();
     scene.check_everything(100);
@@ -74,6 +101,66 @@ fn a_publish_reaches_every_target(open: Open, mode: Mode) {
     }
     scene.crash();
     scene.check_everything(3000);
+}
+
+/// What a message with a priority does: its topic gets a lane, its group a part of that, and the messages that were picked
+/// out of a publish have the origins that they had.
+fn a_topic_and_its_parts_come_and_go_in_one_commit(open: Open, mode: Mode) {
+    let mut scene = Scene::new(open, mode, SEGMENT);
+    let snapshot = &mut scene.model.snapshot.clone();
+    let mut records = Vec::new();
+    let mut add = |snapshot: &mut batonmq::model::snapshot::Snapshot, record: Record| {
+        snapshot.apply(&record).unwrap();
+        records.push(record);
+    };
+    let (topic, lane) = (TopicId(0), TopicId(1));
+    add(snapshot, producer_opened(snapshot, Timestamp(5)));
+    add(snapshot, topic_created(snapshot));
+    add(snapshot, group_created(snapshot, topic));
+    let Record::TopicCreated { topic: id, settings, .. } = topic_created(snapshot) else { unreachable!() };
+    let (name, kind) = (snapshot.topics[&topic].name.clone(), TopicKind::Lane { of: topic, priority: 9 });
+    add(snapshot, Record::TopicCreated { topic: id, name, kind, settings });
+    add(snapshot, part_created(snapshot, lane, GroupId(0)));
+    let origin = |sequence| Some(Origin { producer: ProducerId(0), sequence: Sequence(sequence) });
+    for (target, origins) in [
+        (topic, vec![(2, origin(1)), (70, origin(4)), (1, None)]),
+        (lane, vec![(1, origin(3)), (9, origin(74))]),
+    ] {
+        let count = origins.iter().map(|(count, _)| *count as usize).sum();
+        let mut record = published(snapshot, &[target], None, &bodies(count, 50, u64::from(target.0)));
+        if let Record::Published(published) = &mut record {
+            published.source = Source::Mixed(origins);
+        }
+        add(snapshot, record);
+    }
+    let at = snapshot.time;
+    add(snapshot, Record::ProducerAdvanced { producer: ProducerId(0), last: Sequence(82), at });
+    scene.commit(&records);
+    for bytes_max in [1, 300, 1 << 20] {
+        scene.check_everything(bytes_max);
+    }
+    scene.crash();
+    scene.check_everything(200);
+    let next = published(&scene.model.snapshot, &[topic], Some(ProducerId(0)), &bodies(3, 50, 7));
+    scene.commit(&[next]);
+    scene.restart();
+    scene.check_everything(200);
+    // What is live of a segment is copied into packs, piece by piece.
+    let filler = scene.create_topic();
+    for round in 0..30 {
+        scene.publish(&[filler], &bodies(100, 100, round));
+    }
+    let start = scene.model.snapshot.topics[&filler].end;
+    scene.commit(&[Record::Trimmed { topic: filler, start }]);
+    scene.maintain();
+    scene.check_everything(200);
+    scene.crash();
+    scene.check_everything(1 << 20);
+    let deletion = deletion(&scene.model.snapshot, topic);
+    assert_eq!(deletion.len(), 4, "two parts of the group, the lane and the topic");
+    scene.commit(&deletion);
+    scene.crash();
+    scene.check_everything(1000);
 }
 
 fn interleaved_topics_are_kept_apart(open: Open, mode: Mode) {
@@ -513,6 +600,7 @@ macro_rules! contract {
             new_store_is_empty
             every_record_survives_crash_and_restart
             a_publish_reaches_every_target
+            a_topic_and_its_parts_come_and_go_in_one_commit
             interleaved_topics_are_kept_apart
             bodies_of_megabytes_are_stored
             blocks_that_were_staged_are_committed_like_others

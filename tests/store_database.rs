@@ -10,15 +10,18 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use batonmq::model::chunk::Origin;
-use batonmq::model::id::{Epoch, GroupId, Offset, OffsetRange, ProducerId, Sequence, TopicId};
+use batonmq::model::id::{Epoch, GroupId, Offset, OffsetRange, ProducerId, RouteId, Sequence, TopicId};
 use batonmq::model::limits::QUERY_VALUE_BYTES_MAX;
 use batonmq::model::message::{Message, MessageBlock};
 use batonmq::model::name::Name;
-use batonmq::model::record::{Published, Record, Retry, ReturnReason};
+use batonmq::model::record::{Published, Record, Source};
+use batonmq::model::retry::{Failure, Retry, ReturnReason};
+use batonmq::model::route::{Route, RouteMode};
 use batonmq::model::settings::{GroupSettings, Policy, TopicSettings};
-use batonmq::model::snapshot::{Snapshot, TopicState};
+use batonmq::model::snapshot::{GroupState, Snapshot, TopicState};
 use batonmq::model::table::Value;
 use batonmq::model::time::Timestamp;
+use batonmq::model::topic_kind::{TopicKind, Waiting};
 use batonmq::store::manifest::Manifest;
 use batonmq::store::query::{self, Inspector, QueryBounds, QueryError};
 use batonmq::store::{Fenced, Mode, OpenOptions, Predecessor, Predecessors, Store, StoreError, database};
@@ -74,12 +77,18 @@ impl Model {
     fn apply(&mut self, record: &Record) {
         self.snapshot.apply(record).unwrap();
         let Record::Published(published) = record else { return };
+        let count = published.block.count() as u32;
+        let origins: Vec<Option<Origin>> = published
+            .source
+            .origins(count)
+            .flat_map(|(count, origin)| {
+                (0..u64::from(count)).map(move |index| {
+                    origin.map(|origin| Origin { sequence: Sequence(origin.sequence.0 + index), ..origin })
+                })
+            })
+            .collect();
         for &(topic, first) in &published.targets {
-            for (index, encoded) in published.block.iter().enumerate() {
-                let origin = published.origin.map(|origin| Origin {
-                    producer: origin.producer,
-                    sequence: Sequence(origin.sequence.0 + index as u64),
-                });
+            for ((index, encoded), origin) in published.block.iter().enumerate().zip(origins.clone()) {
                 let stored = Stored { encoded, at: published.at, origin };
                 self.messages.insert((topic, first.0 + index as u64), stored);
             }
@@ -103,10 +112,13 @@ impl Model {
         at: u64,
     ) -> Record {
         let targets = topics.iter().map(|topic| (*topic, self.snapshot.topics[topic].end)).collect();
-        let origin = producer
-            .map(|producer| Origin { producer, sequence: self.snapshot.producers[&producer].last.next() });
+        let source =
+            Source::of(producer.map(|producer| Origin {
+                producer,
+                sequence: self.snapshot.producers[&producer].last.next(),
+            }));
         let block = MessageBlock::encode(messages);
-        Record::Published(Published { targets, origin, at: Timestamp(at), block })
+        Record::Published(Published { targets, source, at: Timestamp(at), block })
     }
 
     /// Reads everything back.
@@ -163,13 +175,19 @@ const PRODUCER: ProducerId = ProducerId(0);
 /// A topic, a group on it, a producer.
 fn first_records() -> Vec<Record> {
     vec![
-        Record::TopicCreated { topic: TOPIC, name: name("orders"), settings: TopicSettings::default() },
+        Record::TopicCreated {
+            topic: TOPIC,
+            name: name("orders"),
+            kind: TopicKind::Named,
+            settings: TopicSettings::default(),
+        },
         Record::GroupCreated {
             group: GROUP,
             topic: TOPIC,
             name: name("billing"),
             settings: GroupSettings::default(),
             floor: Offset(0),
+            part_of: None,
         },
         Record::ProducerOpened { producer: PRODUCER, name: name("shop"), at: Timestamp(1_000) },
     ]
@@ -561,8 +579,10 @@ fn a_topic_grows_beyond_its_first_stretch() {
     let settings: String = connection.query_row("SELECT settings FROM topic", [], |row| row.get(0)).unwrap();
     let number = |number: u64| number.to_le_bytes().to_vec();
     let text = |text: &str| [&(text.len() as u32).to_le_bytes(), text.as_bytes()].concat();
-    let row = [text("topic"), number(0), text("orders"), text(&settings), number(near), number(near)];
-    let row = [&row[..], &[number(near), number(0)]].concat().concat();
+    let null = u32::MAX.to_le_bytes().to_vec();
+    let row = [text("topic"), number(0), text("orders"), text("named")].into_iter().chain(vec![null; 5]);
+    let row = row.chain([text(&settings), number(near), number(near), number(near), number(0), number(0)]);
+    let row: Vec<u8> = row.flatten().collect();
     let sql = "UPDATE topic SET start_offset = ?1, cleared_offset = ?1, end_offset = ?1, checksum = ?2";
     connection.execute(sql, (near as i64, crc32c::crc32c(&row).cast_signed())).unwrap();
     drop(connection);
@@ -670,6 +690,134 @@ fn a_person_can_ask_what_waits() {
     assert_eq!(row, (0, "shop".into(), 1, 100));
 }
 
+/// All rows of an answer, with bars between the values.
+fn rows(connection: &rusqlite::Connection, sql: &str) -> Vec<String> {
+    use rusqlite::types::Value as V;
+    let mut statement = connection.prepare(sql).unwrap();
+    let count = statement.column_count();
+    let text = |value: V| match value {
+        V::Null => "-".to_owned(),
+        V::Integer(number) => number.to_string(),
+        V::Text(text) => text,
+        other => format!("{other:?}"),
+    };
+    let row = |row: &rusqlite::Row<'_>| {
+        (0..count).map(|column| row.get(column).map(text)).collect::<rusqlite::Result<Vec<_>>>()
+    };
+    statement.query_map([], row).unwrap().map(|row| row.unwrap().join("|")).collect()
+}
+
+/// A topic with a lane and with what waits for a time, a pattern with a group that has a part of the topic, a route.
+fn furnished(dir: &Path) -> rusqlite::Connection {
+    let (mut store, mut model) = filled(dir, 10);
+    let [lane, delayed, expiring, pattern, copies] = [1, 2, 3, 4, 5].map(TopicId);
+    let (from, until) = (Timestamp(60_000), Timestamp(120_000));
+    let created = |topic: TopicId, text: Name, kind| Record::TopicCreated {
+        topic,
+        name: text,
+        kind,
+        settings: TopicSettings::default(),
+    };
+    let part = |group: u32, topic, of: Option<u32>, text| Record::GroupCreated {
+        group: GroupId(group),
+        topic,
+        name: name(text),
+        settings: GroupSettings::default(),
+        floor: Offset(0),
+        part_of: of.map(GroupId),
+    };
+    let slot = |waiting| TopicKind::Slot { of: TOPIC, waiting, from, until };
+    let rule = |to| Route {
+        name: name("copy-all"),
+        from: TOPIC,
+        to,
+        filter: Some("a = 1".to_owned()),
+        mode: RouteMode::Move,
+    };
+    let records = [
+        created(lane, name("orders"), TopicKind::Lane { of: TOPIC, priority: 7 }),
+        created(delayed, name("orders"), slot(Waiting::Delayed)),
+        created(expiring, name("orders"), slot(Waiting::Expiring)),
+        created(pattern, Name::pattern("*.#").unwrap(), TopicKind::Pattern),
+        created(copies, name("copies"), TopicKind::Named),
+        part(1, lane, Some(0), "billing"),
+        part(2, pattern, None, "audit"),
+        part(3, TOPIC, Some(2), "audit"),
+        part(4, lane, Some(2), "audit"),
+        Record::RouteCreated { route: RouteId(0), rule: rule(vec![copies, pattern]) },
+    ];
+    model.commit(&mut *store, &records);
+    let mut urgent = messages(4, 10);
+    urgent.iter_mut().for_each(|message| message.priority = 7);
+    let mut later = messages(3, 10);
+    later.iter_mut().for_each(|message| message.deliver_at = Some(Timestamp(61_000)));
+    for (topic, messages, at) in
+        [(lane, urgent, 1_500), (delayed, later, 3_000), (expiring, messages(5, 10), 4_000)]
+    {
+        let record = model.publish(&[topic], None, &messages, at);
+        model.commit(&mut *store, &[record]);
+    }
+    let failure =
+        |text: &str| Failure { at: Timestamp(5_000), reason: ReturnReason::Nacked, text: Some(text.into()) };
+    let retry = Retry::default().failed(failure("first"), Timestamp(6_000));
+    let retry = retry.released(Timestamp(6_500)).failed(failure("no \"way\""), Timestamp(7_000));
+    let settled = |group: u32, start, end| {
+        let ranges = vec![OffsetRange::new(start, end)];
+        Record::Settled { group: GroupId(group), ranges }
+    };
+    let records = [
+        settled(0, 0, 3),
+        settled(1, 1, 2),
+        settled(3, 0, 10),
+        settled(4, 0, 1),
+        Record::Returned { group: GroupId(1), range: OffsetRange::new(2, 4), retry },
+    ];
+    model.commit(&mut *store, &records);
+    close(store);
+    rusqlite::Connection::open(database(dir, 1)).unwrap()
+}
+
+#[test]
+fn a_person_sees_topics_and_groups_and_not_what_they_are_made_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let connection = furnished(dir.path());
+    let time = |at: &str| format!("1970-01-01T00:0{at}Z");
+    let (first, lane_at) = (time("0:02.000"), time("0:01.500"));
+    let sql = "SELECT topic, kind, messages, delayed, consumer_groups, oldest_since, last_published_at,
+                      held_back_by, start_offset, end_offset
+               FROM topics ORDER BY topic";
+    let expected = [
+        "*.#|pattern|0|0|1|-|-|audit|0|0".to_owned(),
+        "copies|named|0|0|0|-|-|-|0|0".to_owned(),
+        format!("orders|named|14|3|2|{lane_at}|{}|billing|0|10", time("0:03.000")),
+    ];
+    assert_eq!(rows(&connection, sql), expected);
+    let sql = "SELECT topic, consumer_group, waiting, retrying, oldest_since, oldest_offset
+               FROM backlog ORDER BY consumer_group";
+    let expected = [format!("*.#|audit|3|0|{lane_at}|-"), format!("orders|billing|10|2|{lane_at}|3")];
+    assert_eq!(rows(&connection, sql), expected);
+    let sql = "SELECT priority, count(*), min(message_offset), max(message_offset), min(published_at)
+               FROM messages WHERE topic = 'orders' GROUP BY priority";
+    assert_eq!(rows(&connection, sql), [format!("0|10|0|9|{first}"), format!("7|4|0|3|{lane_at}")]);
+    let sql = "SELECT topic, deliver_at, count(*) FROM delayed GROUP BY topic, deliver_at";
+    assert_eq!(rows(&connection, sql), [format!("orders|{}|3", time("1:01.000"))]);
+    let sql = "SELECT * FROM scheduled ORDER BY waiting";
+    let window = format!("{}|{}", time("1:00.000"), time("2:00.000"));
+    let expected = [format!("orders|delayed|{window}|3"), format!("orders|expiring|{window}|5")];
+    assert_eq!(rows(&connection, sql), expected);
+    let sql =
+        "SELECT topic, priority, consumer_group, start_offset, end_offset, messages, handed_out, failed,
+                      reason, said, due_at, json_array_length(failures)
+               FROM retries";
+    let expected = format!("orders|7|billing|2|4|2|3|2|nacked|no \"way\"|{}|2", time("0:07.000"));
+    assert_eq!(rows(&connection, sql), [expected]);
+    let sql = "SELECT * FROM routes ORDER BY to_topic";
+    assert_eq!(
+        rows(&connection, sql),
+        ["copy-all|orders|*.#|a = 1|move", "copy-all|orders|copies|a = 1|move"]
+    );
+}
+
 /// The count of a topic held what was removed from its middle, and an answer took as long as there are removed ranges
 /// for each message.
 #[test]
@@ -764,14 +912,15 @@ fn the_views_use_the_keys() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = filled(dir.path(), 10);
     let mut inspector = store.inspector().unwrap().unwrap();
-    for view in ["messages", "topics", "backlog", "retries"] {
+    for view in ["messages", "delayed", "topics", "scheduled", "backlog", "retries"] {
         let sql = format!("EXPLAIN QUERY PLAN SELECT * FROM {view} WHERE topic = 'orders' LIMIT 10");
         let plan = format!("{:?}", inspector.query(&sql, &bounds()).unwrap().rows);
         for table in ["message", "stretch", "settled_range"] {
             assert!(!plan.contains(&format!("SCAN {table}")), "{view}: {plan}");
         }
-        // Groups are counted by topic; messages are never sorted.
-        assert!(view == "topics" || !plan.contains("TEMP B-TREE"), "{view}: {plan}");
+        // What a topic or a group consists of is summed up; messages are never sorted.
+        let sums_up = ["topics", "backlog"].contains(&view);
+        assert!(sums_up || !plan.contains("TEMP B-TREE"), "{view}: {plan}");
     }
 }
 
@@ -866,32 +1015,127 @@ impl Making<'_> {
             ReturnReason::ConsumerLost,
             ReturnReason::Rejected,
         ];
-        let (attempts, due_at) = (1 + self.below(9) as u32, Timestamp(self.below(9_999)));
-        Some(Record::Returned { group, range, retry: Retry { attempts, due_at, reason: self.one(reasons)? } })
+        let failure = Failure {
+            at: Timestamp(self.below(9_999)),
+            reason: self.one(reasons)?,
+            text: (self.below(2) == 0).then(|| "it \"said\"\n'no'".into()),
+        };
+        // Often what another range has, so that ranges grow together.
+        let known = state.retries.iter().map(|(_, retry)| retry.clone()).nth(self.below(4) as usize);
+        let retry = known.unwrap_or_default();
+        let retry = match self.below(4) {
+            0 => retry.released(Timestamp(self.below(9_999))),
+            1 => retry.failed(failure, Timestamp(self.below(9_999))),
+            _ if retry.handed_out > 0 => retry,
+            _ => retry.released(Timestamp(5)),
+        };
+        Some(Record::Returned { group, range, retry })
+    }
+
+    /// A topic of any kind, or a part of a topic that is none.
+    fn create_topic(&mut self) -> Record {
+        let topic = self.model.snapshot.next.topic;
+        let whole = self.model.snapshot.topics.iter().filter(|(_, state)| state.kind.part_of().is_none());
+        let of = self.one(whole.map(|(id, _)| *id).collect());
+        let (from, until) = (Timestamp(self.below(u64::MAX)), Timestamp(self.below(u64::MAX)));
+        let kind = match (self.below(6), of) {
+            (0, Some(of)) => TopicKind::Lane { of, priority: 1 + self.below(9) as u8 },
+            (1, Some(of)) => TopicKind::Slot { of, waiting: Waiting::Delayed, from, until },
+            (2, Some(of)) => TopicKind::Slot { of, waiting: Waiting::Expiring, from, until },
+            (3, _) => TopicKind::Pattern,
+            _ => TopicKind::Named,
+        };
+        let name = match kind {
+            TopicKind::Pattern => Name::pattern(&format!("topic.{topic}.*")).unwrap(),
+            _ => name(&format!("topic-{topic}")),
+        };
+        Record::TopicCreated { topic, name, kind, settings: TopicSettings::default() }
+    }
+
+    fn create_group(&mut self) -> Option<Record> {
+        let (topic, group) = (self.topic()?, self.model.snapshot.next.group);
+        let whole = self.model.snapshot.groups.iter().filter(|(_, state)| state.part_of.is_none());
+        let part_of = self.one(whole.map(|(id, _)| *id).collect()).filter(|_| self.below(3) == 0);
+        let settings = GroupSettings { dead_letter: Some(name("dead")), ..GroupSettings::default() };
+        let (name, floor) = (name(&format!("group-{group}")), self.model.snapshot.topics[&topic].start);
+        Some(Record::GroupCreated { group, topic, name, settings, floor, part_of })
+    }
+
+    fn seek(&mut self) -> Option<Record> {
+        let group = self.group()?;
+        let topic = &self.model.snapshot.topics[&self.model.snapshot.groups[&group].topic];
+        let (start, end) = (topic.start.0, topic.end.0);
+        Some(Record::GroupSought { group, floor: Offset(start + self.below(end - start + 1)) })
+    }
+
+    fn advance(&mut self) -> Option<Record> {
+        let producer = self.one(self.model.snapshot.producers.keys().copied().collect())?;
+        let last = Sequence(self.model.snapshot.producers[&producer].last.0 + self.below(9));
+        Some(Record::ProducerAdvanced { producer, last, at: Timestamp(900 + self.below(3_000)) })
+    }
+
+    fn route(&mut self) -> Option<Record> {
+        let from = self.topic()?;
+        let to = self.model.snapshot.topics.keys().copied().filter(|&to| to != from).take(3).collect();
+        let (route, rest) = (self.model.snapshot.next.route, self.below(4));
+        let rule = Route {
+            name: name(&format!("route-{route}")),
+            from,
+            to,
+            filter: (rest % 2 == 0).then(|| "kind = 'a'".to_owned()),
+            mode: if rest < 2 { RouteMode::Copy } else { RouteMode::Move },
+        };
+        Some(Record::RouteCreated { route, rule })
+    }
+
+    /// Some messages of a publish came from elsewhere, in runs of any length.
+    fn mix(&mut self, record: &mut Record) {
+        let Record::Published(published) = record else { return };
+        let (mut left, mut runs) = (published.block.count() as u32, Vec::new());
+        while left > 0 {
+            let longest = if self.below(3) == 0 { 100 } else { 4 };
+            let count = 1 + self.below(longest) as u32;
+            let count = count.min(left);
+            left -= count;
+            let (producer, sequence) = (ProducerId(self.below(3)), Sequence(self.below(1_000)));
+            runs.push((count, (self.below(3) > 0).then_some(Origin { producer, sequence })));
+        }
+        published.source = Source::Mixed(runs);
+    }
+
+    /// Deletes a topic with its parts, or a group with its parts: the parts first.
+    fn delete(&mut self, topic: Option<TopicId>, group: Option<GroupId>) -> Vec<Record> {
+        let Snapshot { topics, groups, .. } = &self.model.snapshot;
+        let parts = topics.iter().filter(|(_, state)| topic.is_some() && state.kind.part_of() == topic);
+        let gone: Vec<TopicId> = parts.map(|(id, _)| *id).chain(topic).collect();
+        let whole: Vec<GroupId> = groups
+            .iter()
+            .filter(|(id, state)| gone.contains(&state.topic) || Some(**id) == group)
+            .map(|(id, _)| *id)
+            .collect();
+        let part = |state: &GroupState| state.part_of.is_some_and(|of| whole.contains(&of));
+        let parts: Vec<GroupId> = groups.iter().filter(|(_, state)| part(state)).map(|(id, _)| *id).collect();
+        let whole = whole.iter().filter(|id| !parts.contains(id));
+        let groups = parts.iter().chain(whole).map(|&group| Record::GroupDeleted { group });
+        groups.chain(gone.into_iter().map(|topic| Record::TopicDeleted { topic })).collect()
     }
 
     /// Applies what it makes.
     fn records(&mut self) -> Vec<Record> {
         let next = self.model.snapshot.next;
-        let made = match self.below(28) {
-            0 => Some(Record::TopicCreated {
-                topic: next.topic,
-                name: name(&format!("topic-{}", next.topic)),
-                settings: TopicSettings::default(),
-            }),
-            1 => self.topic().map(|topic| Record::GroupCreated {
-                group: next.group,
-                topic,
-                name: name(&format!("group-{}", next.group)),
-                settings: GroupSettings { dead_letter: Some(name("dead")), ..GroupSettings::default() },
-                floor: self.model.snapshot.topics[&topic].start,
-            }),
+        let made = match self.below(36) {
+            0 | 28 => Some(self.create_topic()),
+            1 => self.create_group(),
             2 => Some(Record::ProducerOpened {
                 producer: next.producer,
                 name: name(&format!("producer-{}", next.producer)),
                 at: Timestamp(self.below(3_000)),
             }),
-            3 => self.group().map(|group| Record::GroupDeleted { group }),
+            3 => {
+                let group = self.group();
+                let records = self.delete(None, group);
+                return self.apply(records);
+            }
             4 => self.group().map(|group| Record::GroupChanged {
                 group,
                 settings: GroupSettings { policy: Policy::Fair, ..GroupSettings::default() },
@@ -919,26 +1163,38 @@ impl Making<'_> {
             }),
             9 => match self.topic().filter(|_| self.below(4) == 0) {
                 Some(topic) => {
-                    let groups = self.model.snapshot.groups.iter().filter(|(_, state)| state.topic == topic);
-                    let mut records: Vec<Record> =
-                        groups.map(|(&group, _)| Record::GroupDeleted { group }).collect();
-                    records.push(Record::TopicDeleted { topic });
-                    for record in &records {
-                        self.model.apply(record);
-                    }
-                    return records;
+                    let records = self.delete(Some(topic), None);
+                    return self.apply(records);
                 }
                 None => None,
             },
             10..=12 => self.settle(),
-            13 => self.give_back(),
-            14..=18 => self.publish(),
+            13 | 29..=31 => self.give_back(),
+            14..=17 => self.publish(),
+            18 => self.publish().map(|mut record| {
+                self.mix(&mut record);
+                record
+            }),
+            32 => self.seek(),
+            33 => self.advance(),
+            34 => match self.below(2) {
+                0 => self.route(),
+                _ => self
+                    .one(self.model.snapshot.routes.keys().copied().collect())
+                    .map(|route: RouteId| Record::RouteDeleted { route }),
+            },
+            35 => self.topic().map(|topic| Record::TopicChanged {
+                topic,
+                settings: TopicSettings { paused: true, ..TopicSettings::default() },
+            }),
             _ => self.settle(),
         };
-        if let Some(record) = &made {
-            self.model.apply(record);
-        }
-        made.into_iter().collect()
+        self.apply(made.into_iter().collect())
+    }
+
+    fn apply(&mut self, records: Vec<Record>) -> Vec<Record> {
+        records.iter().for_each(|record| self.model.apply(record));
+        records
     }
 }
 

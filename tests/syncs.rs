@@ -16,6 +16,7 @@ use batonmq::model::id::{Epoch, TopicId};
 use batonmq::model::name::Name;
 use batonmq::model::record::Record;
 use batonmq::model::settings::TopicSettings;
+use batonmq::model::topic_kind::TopicKind;
 use batonmq::store::{Mode, OpenOptions, Predecessor, Predecessors, STAGED_BYTES_MIN, Store, database};
 use cli_support::{command, free_address, run, wait_for_end, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
@@ -389,7 +390,8 @@ fn a_copied_database_is_synced_before_a_manifest_names_it() {
     let (store, trace) = (dir.path().join("store"), dir.path().join("trace"));
     std::fs::create_dir(&store).unwrap();
     let name = Name::new("t").unwrap();
-    let created = Record::TopicCreated { topic: TopicId(0), name, settings: TopicSettings::default() };
+    let (kind, settings) = (TopicKind::Named, TopicSettings::default());
+    let created = Record::TopicCreated { topic: TopicId(0), name, kind, settings };
     open_database(&store, 1).commit(&[created]).unwrap();
     let mut strace = Command::new("strace");
     strace.args(["-f", "-y", "-e", TRACED, "-o"]).arg(&trace).arg(std::env::current_exe().unwrap());

@@ -4,12 +4,20 @@
 
 mod scene;
 
-use batonmq::model::id::{Offset, OffsetRange, TopicId};
+use std::fs;
+use std::path::Path;
+
+use batonmq::model::id::{Epoch, GroupId, Offset, OffsetRange, TopicId};
+use batonmq::model::marks::Marks;
 use batonmq::model::record::Record;
+use batonmq::model::snapshot::Snapshot;
 use batonmq::model::time::Timestamp;
+use batonmq::model::topic_kind::TopicKind;
 use batonmq::store::archive::{self, ArchiveError};
 use batonmq::store::digest::Digest;
 use batonmq::store::image::{self, Image};
+use batonmq::store::manifest::Manifest;
+use batonmq::store::survey::{Readable, survey};
 use batonmq::store::{Mode, OpenOptions, Predecessor};
 use proptest::prelude::*;
 use scene::random::random_records;
@@ -200,4 +208,115 @@ fn an_archive_has_the_whole_store() {
             .map(|mut reader| while let Ok(Some(_)) = reader.next_messages() {}),
         Ok(()) | Err(ArchiveError::CutOff(_))
     ));
+}
+
+/// What of a damaged store can be read, and what is told of the rest; an archive of it can be read, and a master goes on
+/// with a store that is made of that.
+fn salvaged(dir: &Path) -> (Snapshot, Vec<String>) {
+    let manifest = Manifest::newest(dir, Epoch(u64::MAX)).unwrap().unwrap();
+    let mut found = survey(dir, &manifest, &mut |_| {}).unwrap();
+    let told = found.damages.drain(..).map(|damage| damage.what).collect();
+    let mut readable = Readable::of(found).unwrap();
+    let origin = archive::Origin { store_id: String::new(), mode: manifest.mode, made_at: Timestamp(1) };
+    let mut bytes = Vec::new();
+    archive::write(&mut readable, &origin, &mut bytes).unwrap();
+    let mut reader = archive::Reader::open(bytes.as_slice()).unwrap();
+    let snapshot = reader.snapshot().clone();
+    for mode in MODES {
+        let copy = tempfile::tempdir().unwrap();
+        let mut fill = image::fill(&options(copy.path(), mode, 1), &snapshot).unwrap();
+        while let Some((topic, chunk)) = reader.next_messages().unwrap() {
+            fill.add(topic, &chunk).unwrap();
+        }
+        fill.finish().unwrap().write(copy.path()).unwrap();
+        let (_, recovered) = opener(mode)(&options(copy.path(), mode, 2)).unwrap();
+        assert_eq!(recovered, snapshot);
+        reader = archive::Reader::open(bytes.as_slice()).unwrap();
+    }
+    (snapshot, told)
+}
+
+/// The parts of topic 0 in a store that has something of everything.
+const LANE: TopicId = TopicId(3);
+const DELAYED: TopicId = TopicId(4);
+const EXPIRING: TopicId = TopicId(5);
+
+#[test]
+fn messages_of_parts_are_salvaged_from_a_database_that_has_lost_their_topic() {
+    let mut scene = furnished(Mode::Database);
+    close(&mut scene);
+    let database = Manifest::newest(scene.dir.path(), Epoch(9)).unwrap().unwrap().database.unwrap();
+    let connection = rusqlite::Connection::open(scene.dir.path().join(database)).unwrap();
+    connection.execute("UPDATE topic SET end_offset = 1 WHERE id = 0", []).unwrap();
+    drop(connection);
+    let (found, told) = salvaged(scene.dir.path());
+    let was = &scene.model.snapshot;
+    for part in [LANE, DELAYED] {
+        let state = &found.topics[&part];
+        assert_eq!((state.kind, state.message_count()), (TopicKind::Named, 6));
+        assert_eq!(
+            (state.name.to_string(), &state.marks),
+            (format!("salvaged-topic-{part}"), &was.topics[&part].marks)
+        );
+        assert!(told.iter().any(|what| what.contains(state.name.as_str())), "{told:?}");
+    }
+    assert!(!found.topics.contains_key(&EXPIRING), "notes are no messages");
+    assert!(!found.groups.contains_key(&GroupId(0)));
+    let part = &found.groups[&GroupId(1)];
+    assert_eq!((part.topic, part.part_of, part.floor), (LANE, None, was.groups[&GroupId(1)].floor));
+    assert!(found.routes.is_empty() && told.iter().any(|what| what.contains("route pass-on")), "{told:?}");
+    assert_eq!(found.next, was.next);
+}
+
+#[test]
+fn a_part_of_a_group_that_is_lost_is_lost_with_it() {
+    let mut scene = furnished(Mode::Database);
+    close(&mut scene);
+    let database = Manifest::newest(scene.dir.path(), Epoch(9)).unwrap().unwrap().database.unwrap();
+    let connection = rusqlite::Connection::open(scene.dir.path().join(database)).unwrap();
+    connection.execute("UPDATE consumer_group SET floor_offset = 1 WHERE id = 0", []).unwrap();
+    drop(connection);
+    let (found, told) = salvaged(scene.dir.path());
+    assert_eq!(found.topics, scene.model.snapshot.topics);
+    assert!(found.groups.is_empty(), "{:?}", found.groups);
+    assert!(told.iter().any(|what| what.contains("a part of group 0 (group-0)")), "{told:?}");
+}
+
+/// Marks that are lost are set anew, by what is left: without them a topic would have no size and no age.
+#[test]
+fn a_database_that_has_lost_its_marks_gets_others() {
+    let mut scene = furnished(Mode::Database);
+    close(&mut scene);
+    let database = Manifest::newest(scene.dir.path(), Epoch(9)).unwrap().unwrap().database.unwrap();
+    let connection = rusqlite::Connection::open(scene.dir.path().join(database)).unwrap();
+    connection.execute("DELETE FROM topic_marks WHERE topic = 1", []).unwrap();
+    drop(connection);
+    let (found, told) = salvaged(scene.dir.path());
+    assert!(told.iter().any(|what| what.contains("topic_marks")), "{told:?}");
+    let (marks, was) = (&found.topics[&TopicId(1)].marks, &scene.model.snapshot.topics[&TopicId(1)].marks);
+    assert_eq!((marks.bytes_ever(), marks.last_at()), (was.bytes_ever(), was.last_at()));
+}
+
+/// The segment that has made the topic and its groups is gone, with the checkpoints: its parts were made by later ones.
+#[test]
+fn parts_are_salvaged_from_a_journal_that_has_lost_its_beginning() {
+    let mut scene = furnished(Mode::File);
+    drop(scene.store.take());
+    for (path, _) in files(&scene.dir.path().join("journal")) {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if name.starts_with("checkpoint") || name.ends_with("-000001.log") {
+            fs::remove_file(&path).unwrap();
+        }
+    }
+    let (found, told) = salvaged(scene.dir.path());
+    let was = &scene.model.snapshot;
+    assert_eq!(found.topics[&TopicId(0)].name.as_str(), "salvaged-topic-0", "{told:?}");
+    for part in [LANE, DELAYED, EXPIRING] {
+        let state = &found.topics[&part];
+        assert_eq!((state.kind, state.message_count()), (was.topics[&part].kind, 6));
+    }
+    assert!(found.groups.is_empty() && told.iter().any(|what| what.contains("group 1")), "{told:?}");
+    assert_eq!(found.routes, was.routes);
+    assert!(found.topics.values().all(|topic| topic.message_count() == 0 || topic.marks != Marks::new()));
+    assert!(found.next.topic >= was.next.topic && found.next.producer >= was.next.producer);
 }

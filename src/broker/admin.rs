@@ -123,18 +123,22 @@ impl Broker {
     }
 
     fn group_info(&self, group: &Group) -> Option<GroupInfo> {
-        let topic = self.topics.get(&group.state.topic)?;
-        let waiting = topic.state.end.0 - group.state.floor.0 - group.state.settled.offset_count();
+        let topic = self.topics.get(&group.topic)?;
+        let main = group.main()?;
+        let waiting = group.parts.iter().filter_map(|(topic, part)| {
+            let end = self.topics.get(topic)?.state.end;
+            Some(end.0 - part.state.floor.0 - part.state.settled.offset_count())
+        });
         Some(GroupInfo {
             group: group.id,
-            name: group.state.name.to_string(),
+            name: main.state.name.to_string(),
             topic: topic.state.name.to_string(),
-            settings: group.state.settings.clone(),
-            floor: group.state.floor,
-            waiting,
-            in_flight: group.in_flight,
-            retries: group.redelivery.count(),
-            consumers: group.consumer_count() as u32,
+            settings: group.settings.clone(),
+            floor: main.state.floor,
+            waiting: waiting.sum(),
+            in_flight: group.members.in_flight,
+            retries: group.parts.values().map(|part| part.redelivery.count()).sum(),
+            consumers: group.members.count() as u32,
         })
     }
 
@@ -167,7 +171,7 @@ impl Broker {
         let id = self.topic_named(topic)?;
         let known = self.topics.get(&id).and_then(|topic| topic.groups.get(&name));
         match known.and_then(|id| self.groups.get(id)) {
-            Some(group) if group.state.settings == settings => Ok(Reply::Done),
+            Some(group) if group.settings == settings => Ok(Reply::Done),
             Some(_) => {
                 let text =
                     format!("group {name} of topic {topic} exists with other settings; change it instead");
@@ -189,24 +193,27 @@ impl Broker {
     ) -> Result<Reply, Refusal> {
         let id = self.group_named(topic, name)?;
         let Some(group) = self.groups.get_mut(&id) else { return Ok(Reply::Done) };
-        if group.state.settings == settings {
+        if group.settings == settings {
             return Ok(Reply::Done);
         }
         check_settings(&settings)?;
         out.records.push(Record::GroupChanged { group: id, settings: settings.clone() });
-        group.state.settings = settings;
+        group.set_settings(settings.clone());
         if group.lease_check.is_some() {
             // The next check may have been put off by a part of the old lease that is longer than the new one.
             group.check_leases_by(self.now);
         }
-        group.refresh_all();
-        let named = self.topics.get(&group.state.topic).map(|topic| &topic.state.name);
-        let mortal = named.is_some_and(|topic| dead_letter::target(topic, &group.state.settings).is_some());
-        group.sort_retries(mortal);
-        if !group.redelivery.dying.is_empty() {
-            self.dying_groups.insert(id);
+        let parts: Vec<TopicId> = group.parts.keys().copied().collect();
+        for topic in parts {
+            let Some(part) = group.parts.get_mut(&topic) else { continue };
+            let name = self.topics.get(&topic).map(|topic| &topic.state.name);
+            let mortal = name.is_some_and(|name| dead_letter::target(name, &settings).is_some());
+            part.sort_retries(mortal, &settings);
+            if !part.redelivery.dying.is_empty() {
+                self.dying.insert((id, topic));
+            }
+            self.cycle.mark(group, topic);
         }
-        self.cycle.mark(group);
         Ok(Reply::Done)
     }
 }

@@ -1,6 +1,6 @@
 //! A consumer: its credit, what is in flight to it, the pulls it waits for, and what this cycle hands out to it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
 
@@ -9,10 +9,11 @@ use super::flights::Flights;
 use super::turns::Turn;
 use super::{Content, Delivery, Effect};
 use crate::model::chunk::Origin;
-use crate::model::id::{Offset, OffsetRange, Sequence, SessionId};
+use crate::model::id::{Offset, OffsetRange, Sequence, SessionId, TopicId};
+use crate::model::retry::Retry;
 use crate::model::time::Timestamp;
 use crate::protocol::request::{Handle, RequestId, Window};
-use crate::protocol::response::{Reply, Run};
+use crate::protocol::response::{FailureRun, Reply, Run};
 
 /// Bytes of messages after which a delivery is sent and the next one begun; a larger message goes alone.
 pub(super) const DELIVERY_BYTES: u64 = 1 << 20;
@@ -48,19 +49,30 @@ pub(super) struct Room {
 #[derive(Debug, Default)]
 struct Outbox {
     request: RequestId,
+    topic: TopicId,
     runs: Vec<Run>,
+    failures: Vec<FailureRun>,
     messages: Vec<Bytes>,
     bytes: u64,
 }
 
 /// What is handed out: consecutive messages of a chunk, with what is the same for all of them.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct HandOut {
+pub(super) struct HandOut<'a> {
+    pub topic: TopicId,
     pub index: usize,
     pub count: usize,
-    pub attempts: u32,
-    pub redelivered: bool,
+    /// What is known of earlier attempts.
+    pub retry: Option<&'a Retry>,
+    pub redelivered: Redelivered,
     pub deadline: Timestamp,
+}
+
+/// Whether messages may have been handed out before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Redelivered {
+    Yes,
+    No,
 }
 
 /// A consumer of a group.
@@ -68,6 +80,8 @@ pub(super) struct HandOut {
 pub(super) struct Consumer {
     pub session: SessionId,
     pub handle: Handle,
+    /// Its priority among the consumers of its group.
+    pub priority: u8,
     /// What may be in flight to it.
     pub window: Window,
     /// Its session cannot take more.
@@ -80,14 +94,17 @@ pub(super) struct Consumer {
     pub turn: Option<Turn>,
     pub flights: Flights,
     pub pulls: VecDeque<Pull>,
+    /// Topics that it was told the names of.
+    pub known_topics: BTreeSet<TopicId>,
     outbox: Outbox,
 }
 
 impl Consumer {
-    pub fn new(session: SessionId, handle: Handle, window: Window) -> Self {
+    pub fn new(session: SessionId, handle: Handle, priority: u8, window: Window) -> Self {
         Self {
             session,
             handle,
+            priority,
             window,
             paused: false,
             stuck: false,
@@ -95,6 +112,7 @@ impl Consumer {
             turn: None,
             flights: Flights::default(),
             pulls: VecDeque::new(),
+            known_topics: BTreeSet::new(),
             outbox: Outbox::default(),
         }
     }
@@ -127,11 +145,11 @@ impl Consumer {
     }
 
     /// Puts messages of a chunk into its hands; they leave with [`send`](Self::send) at the latest.
-    pub fn hand_out(&mut self, chunk: &CachedChunk, what: HandOut, effects: &mut Vec<Effect>) {
+    pub fn hand_out(&mut self, chunk: &CachedChunk, what: HandOut<'_>, effects: &mut Vec<Effect>) {
         let request = self.room().request;
-        if self.outbox.request != request {
+        if (self.outbox.request, self.outbox.topic) != (request, what.topic) {
             self.send(effects);
-            self.outbox.request = request;
+            (self.outbox.request, self.outbox.topic) = (request, what.topic);
         }
         let bytes = chunk.block.byte_len(what.index, what.index + what.count) as u64;
         if self.outbox.bytes + bytes > DELIVERY_BYTES {
@@ -140,10 +158,14 @@ impl Consumer {
         }
         let start = chunk.first.0 + what.index as u64;
         let range = OffsetRange::new(start, start + what.count as u64);
-        self.flights.add(range, bytes, what.deadline);
+        self.flights.add(what.topic, range, bytes, what.deadline);
         if let Some(pull) = self.pulls.front_mut() {
             pull.got += what.count as u32;
             pull.got_bytes += bytes;
+        }
+        let (failed, handed_out) = what.retry.map_or((0, 0), |retry| (retry.failed, retry.handed_out));
+        if let Some(failure) = what.retry.and_then(Retry::last_failure) {
+            self.outbox.failures.push(FailureRun { range, failure: failure.clone() });
         }
         let mut index = what.index;
         while index < what.index + what.count {
@@ -152,8 +174,9 @@ impl Consumer {
             self.outbox.put_run(Run {
                 offset: Offset(chunk.first.0 + index as u64),
                 count: count as u32,
-                attempt: what.attempts.saturating_add(1),
-                redelivered: what.redelivered,
+                attempt: failed.saturating_add(1),
+                delivery: handed_out.saturating_add(1),
+                redelivered: what.redelivered == Redelivered::Yes,
                 published_at: source.published_at,
                 origin: source.origin,
             });
@@ -161,7 +184,8 @@ impl Consumer {
         }
         self.outbox.messages.push(chunk.block.slice(what.index, what.index + what.count));
         self.outbox.bytes += bytes;
-        if self.outbox.bytes >= DELIVERY_BYTES || self.outbox.runs.len() >= DELIVERY_RUNS {
+        let runs = self.outbox.runs.len().max(self.outbox.failures.len());
+        if self.outbox.bytes >= DELIVERY_BYTES || runs >= DELIVERY_RUNS {
             self.send(effects);
         }
     }
@@ -179,11 +203,13 @@ impl Consumer {
         let outbox = std::mem::take(&mut self.outbox);
         let delivery = Delivery {
             consumer: self.handle,
+            topic: outbox.topic,
             request: outbox.request,
             runs: outbox.runs,
+            failures: outbox.failures,
             messages: outbox.messages,
         };
-        self.outbox.request = delivery.request;
+        (self.outbox.request, self.outbox.topic) = (delivery.request, delivery.topic);
         effects.push(Effect { session: self.session, content: Content::Deliver(delivery) });
     }
 

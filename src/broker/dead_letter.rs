@@ -16,19 +16,23 @@ use super::Output;
 use super::machine::Broker;
 use super::reading::{READ_BYTES, READ_ONE_BYTES, RETRY_READS_MAX, Want};
 use super::topic::stored_bytes;
+use crate::model::chunk::Origin;
 use crate::model::id::{GroupId, Offset, OffsetRange, TopicId};
 use crate::model::limits::NAME_BYTES_MAX;
 use crate::model::message::{Message, MessageBlock};
 use crate::model::name::Name;
-use crate::model::record::ReturnReason;
+use crate::model::position::Position;
+use crate::model::record::Source;
+use crate::model::retry::{Failure, Retry, ReturnReason};
 use crate::model::settings::{GroupSettings, TopicSettings};
 use crate::model::time::Timestamp;
 
 /// What the name of a dead-letter topic ends with.
 pub const DEAD_LETTER_SUFFIX: &str = ".dead-letter";
 /// The headers that a dead message gets, in this order: topic, offset and group that it comes from, failed attempts,
-/// what ended the last of them, when it was published, when it died.
-pub const HEADERS: [&str; 7] = [
+/// what ended the last of them, when it was published, when it died, how often it was handed out, and a line for each
+/// of the last failures with its time, its reason and what the consumer said.
+pub const HEADERS: [&str; 9] = [
     "baton.dead.topic",
     "baton.dead.offset",
     "baton.dead.group",
@@ -36,6 +40,8 @@ pub const HEADERS: [&str; 7] = [
     "baton.dead.reason",
     "baton.dead.published-at",
     "baton.dead.at",
+    "baton.dead.deliveries",
+    "baton.dead.failures",
 ];
 /// The header with what the others said before: a line for each earlier death, the oldest first.
 pub const HISTORY: &str = "baton.dead.history";
@@ -62,17 +68,7 @@ pub(super) fn target(topic: &Name, settings: &GroupSettings) -> Option<Name> {
 }
 
 /// The values of [`HEADERS`].
-type Death = [String; 7];
-
-/// The word for a reason.
-fn word(reason: ReturnReason) -> &'static str {
-    match reason {
-        ReturnReason::Nacked => "nacked",
-        ReturnReason::LeaseExpired => "lease-expired",
-        ReturnReason::ConsumerLost => "consumer-lost",
-        ReturnReason::Rejected => "rejected",
-    }
-}
+type Death = [String; 9];
 
 /// The message as it stands in the dead-letter topic.
 fn dead_message(mut message: Message, death: Death) -> Message {
@@ -84,12 +80,14 @@ fn dead_message(mut message: Message, death: Death) -> Message {
         let older = HEADERS.map(|name| {
             message.header(name).map_or("?".into(), |value| String::from_utf8_lossy(value).into_owned())
         });
-        let [topic, offset, group, attempts, reason, published_at, at] = older;
+        let [topic, offset, group, attempts, reason, published_at, at, ..] = older;
         history.push(format!(
             "{at} topic={topic} offset={offset} group={group} attempts={attempts} reason={reason} \
              published-at={published_at}"
         ));
     }
+    // There it neither waits for a time nor goes by itself.
+    (message.deliver_at, message.expires_at) = (None, None);
     let kept = history.len().saturating_sub(HISTORY_LINES);
     message.headers.retain(|(name, _)| name != HISTORY && !HEADERS.contains(&name.as_str()));
     let values = death.map(bytes::Bytes::from);
@@ -100,57 +98,68 @@ fn dead_message(mut message: Message, death: Death) -> Message {
     message
 }
 
+/// The last failures of a message, a line for each.
+fn failures(retry: &Retry) -> String {
+    let lines = retry.failures.iter().map(|Failure { at, reason, text }| {
+        let text = text.as_deref().map(|text| format!(" {}", text.replace(['\n', '\r'], " ")));
+        format!("{at} {}{}", reason.word(), text.unwrap_or_default())
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
 impl Broker {
     /// Moves what is dying to the dead letters, as far as it is in memory; the rest is read.
     pub(super) fn move_dead(&mut self, out: &mut Output) {
-        let groups: Vec<GroupId> = self.dying_groups.iter().copied().collect();
-        for id in groups {
-            self.move_dead_of(id, out);
-            if self.groups.get(&id).is_none_or(|group| group.redelivery.dying.is_empty()) {
-                self.dying_groups.remove(&id);
+        let dying: Vec<(GroupId, TopicId)> = self.dying.iter().copied().collect();
+        for (id, topic) in dying {
+            self.move_dead_of(id, topic, out);
+            let part = self.groups.get(&id).and_then(|group| group.parts.get(&topic));
+            if part.is_none_or(|part| part.redelivery.dying.is_empty()) {
+                self.dying.remove(&(id, topic));
             }
         }
     }
 
-    fn move_dead_of(&mut self, id: GroupId, out: &mut Output) {
+    fn move_dead_of(&mut self, id: GroupId, topic_id: TopicId, out: &mut Output) {
         let now = self.now;
         let Some(group) = self.groups.get_mut(&id) else { return };
-        if group.dying_not_before.is_some_and(|at| at > now) {
+        let Some(topic) = self.topics.get(&topic_id) else { return };
+        let target = target(&topic.state.name, &group.settings);
+        let Some(part) = group.parts.get_mut(&topic_id) else { return };
+        if part.dying_not_before.is_some_and(|at| at > now) {
             return;
         }
-        group.dying_not_before = None;
-        self.cycle.mark(group);
-        let Some(topic) = self.topics.get(&group.state.topic) else { return };
-        let Some(target) = target(&topic.state.name, &group.state.settings) else {
-            return;
-        };
+        part.dying_not_before = None;
+        self.cycle.mark(group, topic_id);
+        let Some(target) = target else { return };
         let Some(to) = self.dead_letter_topic(target, out) else {
-            self.put_off_dying(id);
+            self.put_off_dying(id, topic_id);
             return;
         };
-        let (messages, offsets) = self.take_dead(id, out);
+        let Dead { messages, offsets, origins } = self.take_dead(id, topic_id, out);
         if messages.is_empty() {
             return;
         }
         let block = MessageBlock::encode(&messages);
         let Some(left) = self.space.checked_sub(stored_bytes(&block)) else {
-            self.put_off_dying(id);
+            self.put_off_dying(id, topic_id);
             return;
         };
         self.space = left;
-        self.append(to, block, None, out);
-        let Some(group) = self.groups.get_mut(&id) else { return };
+        self.append(to, block, Source::Mixed(origins), out);
+        let group = self.groups.get_mut(&id);
+        let Some(part) = group.and_then(|group| group.parts.get_mut(&topic_id)) else { return };
         for offset in offsets {
-            group.redelivery.dying.remove(&offset);
-            group.settle(OffsetRange::one(offset));
+            part.redelivery.dying.remove(&offset);
+            part.settle(OffsetRange::one(offset));
         }
     }
 
-    /// Leaves the dying messages of a group where they are for a while.
-    fn put_off_dying(&mut self, id: GroupId) {
+    /// Leaves the dying messages that a group has of a topic where they are for a while.
+    fn put_off_dying(&mut self, id: GroupId, topic: TopicId) {
         let at = Timestamp(self.now.0.saturating_add(TRY_AGAIN_MS));
-        if let Some(group) = self.groups.get_mut(&id) {
-            group.dying_not_before = Some(at);
+        if let Some(part) = self.groups.get_mut(&id).and_then(|group| group.parts.get_mut(&topic)) {
+            part.dying_not_before = Some(at);
         }
     }
 
@@ -161,15 +170,17 @@ impl Broker {
         }
     }
 
-    /// The dead messages of a group that are in memory, a cycle's worth, with their offsets.
-    fn take_dead(&mut self, id: GroupId, out: &mut Output) -> (Vec<Message>, Vec<Offset>) {
-        let (mut messages, mut offsets) = (Vec::new(), Vec::new());
-        let Some(group) = self.groups.get_mut(&id) else { return (messages, offsets) };
-        let Some(topic) = self.topics.get(&group.state.topic) else { return (messages, offsets) };
-        let cached = self.cache.topic(group.state.topic);
+    /// The dead messages that a group has of a topic and that are in memory, a cycle's worth.
+    fn take_dead(&mut self, id: GroupId, topic_id: TopicId, out: &mut Output) -> Dead {
+        let mut dead = Dead::default();
+        let Some(group) = self.groups.get_mut(&id) else { return dead };
+        let name = group.main().map_or_else(String::new, |main| main.state.name.to_string());
+        let Some(topic) = self.topics.get(&topic_id) else { return dead };
+        let Some(part) = group.parts.get_mut(&topic_id) else { return dead };
+        let cached = self.cache.topic(topic_id);
         let (mut bytes, mut missing) = (0, Vec::new());
-        for &offset in &group.redelivery.dying {
-            if messages.len() >= MOVED_PER_CYCLE || bytes >= MOVED_BYTES_PER_CYCLE {
+        for &offset in &part.redelivery.dying {
+            if dead.messages.len() >= MOVED_PER_CYCLE || bytes >= MOVED_BYTES_PER_CYCLE {
                 self.work_left = true;
                 break;
             }
@@ -185,32 +196,46 @@ impl Broker {
             bytes += encoded.len();
             // What cannot be read goes as it is: a store may hold what a later version wrote.
             let message = Message::decode(&encoded).unwrap_or_else(|_| Message::new(encoded));
-            let retry = group.state.retries.get(&offset);
+            let retry = part.state.retries.get(offset).cloned().unwrap_or_default();
+            let reason = retry.last_failure().map_or(ReturnReason::Rejected, |failure| failure.reason);
+            let source = chunk.source(index);
             let death = [
                 topic.state.name.to_string(),
-                offset.to_string(),
-                group.state.name.to_string(),
-                retry.map_or(0, |retry| retry.attempts).to_string(),
-                word(retry.map_or(ReturnReason::Rejected, |retry| retry.reason)).to_owned(),
-                chunk.source(index).published_at.to_string(),
+                Position { priority: part.priority, offset }.to_string(),
+                name.clone(),
+                retry.failed.to_string(),
+                reason.word().to_owned(),
+                source.published_at.to_string(),
                 self.now.to_string(),
+                retry.handed_out.to_string(),
+                failures(&retry),
             ];
-            messages.push(dead_message(message, death));
-            offsets.push(offset);
+            dead.messages.push(dead_message(message, death));
+            dead.offsets.push(offset);
+            dead.origins.push((1, source.origin));
         }
         for offset in missing {
-            if group.wants.not_before.is_none()
-                && group.wants.retries.len() < RETRY_READS_MAX
-                && group.wants.retries.insert(offset)
+            if part.wants.not_before.is_none()
+                && part.wants.retries.len() < RETRY_READS_MAX
+                && part.wants.retries.insert(offset)
             {
-                let neighbour = group.redelivery.dying.contains(&offset.next());
+                let neighbour = part.redelivery.dying.contains(&offset.next());
                 let bytes = if neighbour { READ_BYTES } else { READ_ONE_BYTES };
-                let want = Want { topic: group.state.topic, from: offset, bytes, group: id };
+                let want = Want { topic: topic_id, from: offset, bytes, group: id };
                 self.reads.want(want, &mut out.reads);
             }
         }
-        (messages, offsets)
+        dead
     }
+}
+
+/// Messages on their way to the dead letters.
+#[derive(Default)]
+struct Dead {
+    messages: Vec<Message>,
+    /// Where each was.
+    offsets: Vec<Offset>,
+    origins: Vec<(u32, Option<Origin>)>,
 }
 
 #[cfg(test)]
@@ -218,7 +243,7 @@ mod tests {
     use super::*;
 
     fn death(topic: &str) -> Death {
-        [topic, "7", "g", "3", "nacked", "then", "now"].map(str::to_owned)
+        [topic, "7", "g", "3", "nacked", "then", "now", "4", "now nacked"].map(str::to_owned)
     }
 
     #[test]
@@ -235,7 +260,7 @@ mod tests {
         assert_eq!(dead.header("baton.dead.topic").unwrap(), "orders");
         assert_eq!(dead.header("baton.dead.at").unwrap(), "now");
         assert_eq!(dead.header(HISTORY), None);
-        assert_eq!(dead.headers.len(), 9);
+        assert_eq!(dead.headers.len(), 2 + HEADERS.len());
     }
 
     #[test]
@@ -251,7 +276,7 @@ mod tests {
         let line = "now topic=t18 offset=7 group=g attempts=3 reason=nacked published-at=then";
         assert_eq!(lines.last(), Some(&line));
         assert!(lines[0].contains("topic=t3 "));
-        assert_eq!(message.headers.len(), 8);
+        assert_eq!(message.headers.len(), HEADERS.len() + 1);
     }
 
     #[test]

@@ -5,32 +5,65 @@
 //! and neither does what is new.
 
 use super::cache::{CachedChunk, TopicCache};
-use super::consumer::{DELIVERY_BYTES, HandOut};
+use super::consumer::{DELIVERY_BYTES, HandOut, Redelivered};
 use super::group::Group;
 use super::machine::Broker;
+use super::members::Members;
+use super::part::Part;
 use super::reading::{READ_BYTES, READ_ONE_BYTES, RETRY_READS_MAX, Reads, Want};
+use super::sieve::{Sieve, Verdict};
 use super::turns::{Slot, Turn};
-use super::{Effect, Output, Read};
-use crate::model::id::{GroupId, Offset, OffsetRange};
+use super::{Content, Effect, Output, Read, dead_letter};
+use crate::model::id::{GroupId, Offset, OffsetRange, TopicId};
 use crate::model::limits::Limits;
 use crate::model::record::Record;
-use crate::model::settings::Policy;
+use crate::model::retry::Retry;
+use crate::model::settings::{GroupSettings, Policy};
 use crate::model::time::Timestamp;
+use crate::protocol::response::ConsumerTopic;
 
 /// Offsets by which the mark "may have been handed out" runs ahead, so that it is rarely written.
 const HANDED_OUT_STEP: u64 = 8192;
+/// Messages that a group passes over in one cycle.
+const PASSED_PER_CYCLE: u64 = 64 << 10;
+
+/// What there is of a topic.
+#[derive(Clone, Copy)]
+struct Log<'a> {
+    topic: TopicId,
+    name: &'a str,
+    priority: u8,
+    /// End of the topic.
+    end: Offset,
+    cached: Option<&'a TopicCache>,
+    /// Whether dead letters have a place to go.
+    mortal: bool,
+}
 
 /// One group's turn to hand out.
 struct Dispatch<'a> {
     now: Timestamp,
     limits: &'a Limits,
-    group: &'a mut Group,
-    /// End of the topic.
-    end: Offset,
-    cached: Option<&'a TopicCache>,
+    group: GroupId,
+    /// The topic that it is a group of.
+    own_topic: TopicId,
+    settings: &'a GroupSettings,
+    members: &'a mut Members,
+    sieve: Sieve<'a>,
     reads: &'a mut Reads,
+    records: &'a mut Vec<Record>,
     effects: &'a mut Vec<Effect>,
     read_list: &'a mut Vec<Read>,
+    /// Messages that may still be handed out of the part whose turn it is.
+    budget: u64,
+    /// When the lease ends of what is handed out.
+    deadline: Timestamp,
+    /// Whether something is being read for the group.
+    reading: bool,
+    /// Messages that may still be passed over in this cycle.
+    passes_left: u64,
+    /// Topics of which something was passed over.
+    passed: Vec<TopicId>,
     /// Consumers that got something, some more than once.
     served: Vec<Slot>,
     /// Numbers of the pulls that were answered, with the time their timers stand at.
@@ -41,144 +74,253 @@ impl Broker {
     /// Makes what was settled in this cycle known.
     pub(super) fn make_settled_known(&mut self, id: GroupId, out: &mut Output) {
         let Some(group) = self.groups.get_mut(&id) else { return };
-        let before = group.state.floor;
-        let Some(record) = group.flush_settled() else { return };
-        let moved = group.state.floor > before;
-        let id = group.state.topic;
-        if let Some(topic) = self.topics.get_mut(&id) {
-            topic.garbage.settled(&record);
-            if (moved && before <= topic.floor) || topic.garbage.may_be_much(self.limits.pinned_bytes_max) {
-                self.check_floor(id);
+        let mut moved_floors = Vec::new();
+        for topic_id in &group.touched {
+            let Some(part) = group.parts.get_mut(topic_id) else { continue };
+            let before = part.state.floor;
+            let Some(record) = part.flush_settled() else { continue };
+            let moved = part.state.floor > before;
+            if let Some(topic) = self.topics.get_mut(topic_id) {
+                topic.garbage.settled(&record);
+                if (moved && before <= topic.floor) || topic.garbage.may_be_much(self.limits.pinned_bytes_max)
+                {
+                    moved_floors.push(*topic_id);
+                }
             }
+            out.records.push(record);
         }
-        out.records.push(record);
+        for topic in moved_floors {
+            self.check_floor(topic);
+        }
     }
 
     /// Hands out what a group can hand out.
     pub(super) fn dispatch(&mut self, id: GroupId, out: &mut Output) {
         let Some(group) = self.groups.get_mut(&id) else { return };
         group.dirty = false;
-        group.redelivery.advance(self.now);
-        if group.wants.not_before.is_some_and(|at| at <= self.now) {
-            group.wants.not_before = None;
+        let mut looked_at = std::mem::take(&mut group.touched);
+        for topic in &looked_at {
+            let Some(part) = group.parts.get_mut(topic) else { continue };
+            part.touched = false;
+            part.redelivery.advance(self.now);
+            if part.wants.not_before.is_some_and(|at| at <= self.now) {
+                part.wants.not_before = None;
+            }
+            if self.topics.get(topic).is_some_and(|topic| part.has_more(topic.state.end)) {
+                group.lineup.enter(&mut part.place, part.priority, *topic);
+            }
         }
-        let Some(topic) = self.topics.get(&group.state.topic) else { return };
-        if !group.turns.is_empty() || !group.overdue.is_empty() {
-            let handed_out = group.state.handed_out;
-            let mut dispatch = Dispatch {
-                now: self.now,
-                limits: &self.limits,
-                end: topic.state.end,
-                cached: self.cache.topic(group.state.topic),
-                group,
-                reads: &mut self.reads,
-                effects: &mut out.effects,
-                read_list: &mut out.reads,
-                served: Vec::new(),
-                answered: Vec::new(),
-            };
-            dispatch.redeliver();
-            dispatch.hand_out_new();
-            dispatch.complete_pulls();
-            for (until, pull) in dispatch.answered {
-                self.pull_timers.remove(&(until, pull));
-            }
-            if group.state.handed_out > handed_out {
-                out.records.push(Record::HandedOut { group: id, end: group.state.handed_out });
-            }
+        if !group.members.turns.is_empty() || !group.members.overdue.is_empty() {
+            self.hand_out(id, &mut looked_at, out);
+        }
+        if let Some(group) = self.groups.get_mut(&id) {
+            looked_at.into_iter().for_each(|topic| group.note(topic));
         }
         self.note(id);
+    }
+
+    /// Hands out of the parts of a group in their turn. Adds those that it looked at.
+    fn hand_out(&mut self, id: GroupId, looked_at: &mut Vec<TopicId>, out: &mut Output) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let Group { lineup, parts, members, settings, filter, .. } = group;
+        let deadline = self.now.after(settings.lease());
+        let mut dispatch = Dispatch {
+            now: self.now,
+            limits: &self.limits,
+            group: id,
+            own_topic: group.topic,
+            settings,
+            members,
+            sieve: Sieve { filter: filter.as_ref(), now: self.now },
+            reads: &mut self.reads,
+            records: &mut out.records,
+            effects: &mut out.effects,
+            read_list: &mut out.reads,
+            budget: 0,
+            deadline,
+            reading: false,
+            passes_left: PASSED_PER_CYCLE,
+            passed: Vec::new(),
+            served: Vec::new(),
+            answered: Vec::new(),
+        };
+        let mut put_aside = Vec::new();
+        let mut handed_out = false;
+        while dispatch.may_hand_out()
+            && let Some((topic_id, budget)) = lineup.next(settings.priority_share)
+        {
+            let Some(part) = parts.get_mut(&topic_id) else { break };
+            let Some(topic) = self.topics.get(&topic_id) else { break };
+            let log = Log {
+                topic: topic_id,
+                name: topic.state.name.as_str(),
+                priority: part.priority,
+                end: topic.state.end,
+                cached: self.cache.topic(topic_id),
+                mortal: dead_letter::target(&topic.state.name, settings).is_some(),
+            };
+            dispatch.budget = budget;
+            let mark = part.state.handed_out;
+            dispatch.redeliver(part, log);
+            dispatch.hand_out_new(part, log);
+            dispatch.reading |= part.wants.any();
+            if part.state.handed_out > mark {
+                let end = part.state.handed_out;
+                dispatch.records.push(Record::HandedOut { group: part.id, end });
+            }
+            let count = budget - dispatch.budget;
+            lineup.handed(&mut part.place, count);
+            handed_out |= count > 0;
+            if !part.has_more(log.end) {
+                lineup.leave(&mut part.place);
+            } else if count == 0 {
+                lineup.leave(&mut part.place);
+                put_aside.push(topic_id);
+            }
+            looked_at.push(topic_id);
+        }
+        dispatch.complete_pulls();
+        let Dispatch { answered, passed, .. } = dispatch;
+        for (until, pull) in answered {
+            self.pull_timers.remove(&(until, pull));
+        }
+        for topic in put_aside {
+            if let Some(part) = parts.get_mut(&topic) {
+                lineup.enter(&mut part.place, part.priority, topic);
+            }
+        }
+        if handed_out {
+            group.check_leases_by(deadline);
+        }
+        for topic in passed {
+            if !group.parts.get(&topic).is_none_or(|part| part.redelivery.dying.is_empty()) {
+                self.dying.insert((id, topic));
+            }
+            self.cycle.mark(group, topic);
+        }
     }
 }
 
 impl Dispatch<'_> {
     fn may_hand_out(&self) -> bool {
-        !self.group.turns.is_empty() && self.group.in_flight < self.limits.in_flight_max
+        self.passes_left > 0
+            && !self.members.turns.is_empty()
+            && self.members.in_flight < self.limits.in_flight_max
     }
 
-    /// Whether the group may take on anything that it has not had before.
+    /// Whether a part may take on anything that it has not had before.
     ///
     /// Where nothing is in flight or waits, the oldest message is what the cursor stands at: after a start it may be
     /// one that was handed out before, and only handing it out again brings the number of settled ranges down.
-    fn may_go_on(&self) -> bool {
-        let group = &self.group;
-        let oldest_at_cursor = group.in_flight == 0 && group.redelivery.count() == 0;
-        self.may_hand_out()
-            && group.redelivery.count() < self.limits.retries_max
-            && ((group.state.settled.range_count() as u64) < self.limits.settled_ranges_max
+    fn may_go_on(&self, part: &Part) -> bool {
+        let waiting = part.redelivery.count();
+        let oldest_at_cursor = self.members.in_flight == 0 && waiting == 0;
+        self.budget > 0
+            && self.may_hand_out()
+            && waiting < self.limits.retries_max
+            && ((part.state.settled.range_count() as u64) < self.limits.settled_ranges_max
                 || oldest_at_cursor)
     }
 
     /// Hands out what is ready for another attempt.
-    fn redeliver(&mut self) {
+    fn redeliver(&mut self, part: &mut Part, log: Log<'_>) {
         let mut at = Offset(0);
-        while self.may_hand_out()
-            && let Some(ready) = self.group.redelivery.ready.range_from(at)
+        while self.budget > 0
+            && self.may_hand_out()
+            && let Some(ready) = part.redelivery.ready.range_from(at)
         {
             let start = ready.start.max(at);
-            let Some(chunk) = self.cached.and_then(|cached| cached.at(start)) else {
-                if !self.want_retry(start, ready.end) {
+            let Some(chunk) = log.cached.and_then(|cached| cached.at(start)) else {
+                if !self.want_retry(part, start, ready.end) {
                     break;
                 }
                 at = ready.end;
                 continue;
             };
-            let (attempts, end) = self.group.attempts_run(start, ready.end.min(chunk.end()));
-            let handed = self.hand_out(chunk, OffsetRange { start, end }, attempts, Redelivered::Yes);
-            self.group.redelivery.take_ready(OffsetRange { start, end: handed });
+            let (verdict, end) = self.sieve.run(chunk, start, ready.end.min(chunk.end()));
+            if verdict != Verdict::HandOut {
+                let range = OffsetRange { start, end };
+                part.redelivery.take_ready(range);
+                self.pass_over(part, log, range, verdict);
+                at = end;
+                continue;
+            }
+            let (retry, end) = part.retry_run(start, end);
+            let handed = self.hand_out(log, chunk, OffsetRange { start, end }, retry, Redelivered::Yes);
+            part.redelivery.take_ready(OffsetRange { start, end: handed });
             at = handed;
         }
     }
 
     /// Hands out what was never handed out, or not by this broker.
-    fn hand_out_new(&mut self) {
-        while self.group.cursor < self.end && self.may_go_on() {
-            let start = self.group.cursor;
-            let stop = if start < self.group.fresh_from {
-                match self.group.unsettled_before(self.group.fresh_from) {
+    fn hand_out_new(&mut self, part: &mut Part, log: Log<'_>) {
+        while part.cursor < log.end && self.may_go_on(part) {
+            let start = part.cursor;
+            let stop = if start < part.fresh_from {
+                match part.unsettled_before(part.fresh_from) {
                     Some(stop) => stop,
                     None => continue,
                 }
             } else {
-                self.end
+                log.end
             };
-            let Some(chunk) = self.cached.and_then(|cached| cached.at(start)) else {
-                self.want_at_cursor(start);
+            let Some(chunk) = log.cached.and_then(|cached| cached.at(start)) else {
+                self.want_at_cursor(part, start);
                 return;
             };
-            let (redelivered, stop) = if start < self.group.known_from {
-                (Redelivered::Yes, stop.min(self.group.known_from))
+            let (redelivered, stop) = if start < part.known_from {
+                (Redelivered::Yes, stop.min(part.known_from))
             } else {
                 (Redelivered::No, stop)
             };
-            let range = OffsetRange { start, end: stop.min(chunk.end()) };
-            let handed = self.hand_out(chunk, range, 0, redelivered);
-            self.group.cursor = handed;
-            if handed > self.group.state.handed_out {
-                self.group.state.handed_out = Offset((handed.0 / HANDED_OUT_STEP + 1) * HANDED_OUT_STEP);
+            let (verdict, end) = self.sieve.run(chunk, start, stop.min(chunk.end()));
+            let range = OffsetRange { start, end };
+            if verdict != Verdict::HandOut {
+                self.pass_over(part, log, range, verdict);
+                part.cursor = range.end;
+                continue;
+            }
+            let handed = self.hand_out(log, chunk, range, None, redelivered);
+            part.cursor = handed;
+            if handed > part.state.handed_out {
+                part.state.handed_out = Offset((handed.0 / HANDED_OUT_STEP + 1) * HANDED_OUT_STEP);
             }
         }
-        if !self.served.is_empty() && self.group.cursor < self.end {
-            self.read_ahead();
+        if !self.served.is_empty() && part.cursor < log.end {
+            self.read_ahead(part, log);
         }
+    }
+
+    /// Does what is to be done with messages that are not handed out.
+    fn pass_over(&mut self, part: &mut Part, log: Log<'_>, range: OffsetRange, verdict: Verdict) {
+        self.passes_left = self.passes_left.saturating_sub(range.len());
+        self.passed.push(log.topic);
+        let buried = verdict == Verdict::Expire && self.settings.dead_letter_expired && log.mortal;
+        if !buried {
+            part.settle(range);
+            return;
+        }
+        part.bury_expired(range, self.now, self.records);
     }
 
     /// Hands messages of a chunk out until somebody's turn is not to be had. Answers where it stopped.
     fn hand_out(
         &mut self,
+        log: Log<'_>,
         chunk: &CachedChunk,
         range: OffsetRange,
-        attempts: u32,
+        retry: Option<&Retry>,
         redelivered: Redelivered,
     ) -> Offset {
-        let deadline = self.now.after(self.group.state.settings.lease());
         let mut at = range.start;
-        while at < range.end && self.group.in_flight < self.limits.in_flight_max {
-            let Some((turn, next)) = self.group.turns.next() else { break };
-            let most = turn_len(self.group.state.settings.policy, turn, next)
+        while at < range.end && self.budget > 0 && self.members.in_flight < self.limits.in_flight_max {
+            let Some((turn, next)) = self.members.turns.next() else { break };
+            let most = turn_len(self.members.policy(), turn, next)
                 .min(range.end.0 - at.0)
-                .min(self.limits.in_flight_max - self.group.in_flight);
-            let Some(consumer) = self.group.consumer_mut(turn.slot) else { break };
+                .min(self.budget)
+                .min(self.limits.in_flight_max - self.members.in_flight);
+            let number = self.members.served + 1;
+            let Some(consumer) = self.members.get_mut(turn.slot) else { break };
             let room = consumer.room();
             let index = (at.0 - chunk.first.0) as usize;
             let last = index + most.min(room.messages) as usize;
@@ -191,22 +333,28 @@ impl Dispatch<'_> {
                 }
                 count = 1;
             }
-            let redelivered = redelivered == Redelivered::Yes;
             if consumer.has_sent_all() {
                 self.served.push(turn.slot);
             }
-            consumer.hand_out(chunk, HandOut { index, count, attempts, redelivered, deadline }, self.effects);
-            self.group.served += 1;
-            self.group.in_flight += count as u64;
-            let served = self.group.served;
-            if let Some(consumer) = self.group.consumer_mut(turn.slot) {
-                consumer.served = served;
+            if log.topic != self.own_topic && consumer.known_topics.insert(log.topic) {
+                let named = ConsumerTopic {
+                    consumer: consumer.handle,
+                    topic: log.topic,
+                    name: log.name.to_owned(),
+                    priority: log.priority,
+                };
+                let content = Content::ConsumerTopic(named);
+                self.effects.push(Effect { session: consumer.session, content });
             }
+            let deadline = self.deadline;
+            let what = HandOut { topic: log.topic, index, count, retry, redelivered, deadline };
+            consumer.hand_out(chunk, what, self.effects);
+            consumer.served = number;
+            self.members.served = number;
+            self.members.in_flight += count as u64;
+            self.budget -= count as u64;
             self.next_turn(turn.slot);
             at.0 += count as u64;
-        }
-        if at > range.start {
-            self.group.check_leases_by(deadline);
         }
         at
     }
@@ -214,10 +362,10 @@ impl Dispatch<'_> {
     /// Ends the turn of a consumer for whom the next message is too large: its pull is complete, or it has no credit
     /// until it settles something.
     fn turn_over(&mut self, slot: Slot) {
-        let Some(consumer) = self.group.consumer_mut(slot) else { return };
+        let Some(consumer) = self.members.get_mut(slot) else { return };
         if consumer.pulls.is_empty() {
             consumer.stuck = true;
-            self.group.refresh(slot);
+            self.members.refresh(slot);
         } else {
             self.complete_pull(slot);
         }
@@ -225,99 +373,97 @@ impl Dispatch<'_> {
 
     /// Gives a consumer that got something its next turn. A pull that has all it asked for is complete.
     fn next_turn(&mut self, slot: Slot) {
-        let Some(consumer) = self.group.consumer(slot) else { return };
+        let Some(consumer) = self.members.get(slot) else { return };
         if !consumer.pulls.is_empty() && consumer.room().messages == 0 {
             self.complete_pull(slot);
         } else {
-            self.group.refresh(slot);
+            self.members.refresh(slot);
         }
     }
 
     fn complete_pull(&mut self, slot: Slot) {
-        let Some(consumer) = self.group.consumer_mut(slot) else { return };
+        let Some(consumer) = self.members.get_mut(slot) else { return };
         if let Some(pull) = consumer.complete_pull(self.effects) {
-            self.group.pulls_waiting -= 1;
-            self.group.overdue.remove(&pull.id);
+            self.members.pulls_waiting -= 1;
+            self.members.overdue.remove(&pull.id);
             self.answered.push((pull.until, pull.id));
         }
-        self.group.refresh(slot);
+        self.members.refresh(slot);
     }
 
     /// Sends what was handed out; answers pulls that got something, and those whose time is over.
     fn complete_pulls(&mut self) {
         for slot in std::mem::take(&mut self.served) {
-            let Some(consumer) = self.group.consumer_mut(slot) else { continue };
+            let Some(consumer) = self.members.get_mut(slot) else { continue };
             consumer.send(self.effects);
             if consumer.pulls.front().is_some_and(|pull| pull.got > 0) {
                 self.complete_pull(slot);
             }
         }
-        if self.group.overdue.is_empty() {
+        if self.members.overdue.is_empty() {
             return;
         }
         // While something is read for the group, there is something to come for whoever can take it.
-        let coming = self.group.wants.any() && self.may_hand_out();
-        for (id, slot) in std::mem::take(&mut self.group.overdue) {
-            let Some(consumer) = self.group.consumer_mut(slot) else { continue };
+        let coming = self.reading && self.may_hand_out();
+        for (id, slot) in std::mem::take(&mut self.members.overdue) {
+            let Some(consumer) = self.members.get_mut(slot) else { continue };
             if coming && consumer.has_credit() {
-                self.group.overdue.insert(id, slot);
+                self.members.overdue.insert(id, slot);
                 continue;
             }
             let Some(index) = consumer.pulls.iter().position(|pull| pull.id == id) else { continue };
             if let Some(pull) = consumer.pulls.remove(index) {
                 consumer.answer_pull(&pull, self.effects);
-                self.group.pulls_waiting -= 1;
+                self.members.pulls_waiting -= 1;
             }
-            self.group.refresh(slot);
+            self.members.refresh(slot);
         }
     }
 
     /// Has a message read that waits for another attempt, with its neighbours if they wait too. Answers whether the
-    /// group may have more of that kind read.
-    fn want_retry(&mut self, from: Offset, ready_end: Offset) -> bool {
-        let wants = &mut self.group.wants;
-        if wants.not_before.is_some() || wants.retries.len() >= RETRY_READS_MAX {
+    /// part may have more of that kind read.
+    fn want_retry(&mut self, part: &mut Part, from: Offset, ready_end: Offset) -> bool {
+        if part.wants.not_before.is_some() || part.wants.retries.len() >= RETRY_READS_MAX {
             return false;
         }
-        if wants.retries.insert(from) {
+        if part.wants.retries.insert(from) {
             let bytes = if ready_end.0 - from.0 > 1 { READ_BYTES } else { READ_ONE_BYTES };
-            self.want(from, bytes);
+            self.want(part.topic(), from, bytes);
         }
         true
     }
 
-    fn want_at_cursor(&mut self, from: Offset) {
-        if self.group.wants.cursor.is_none() && self.group.wants.not_before.is_none() {
-            self.group.wants.cursor = Some(from);
-            self.want(from, READ_BYTES);
+    fn want_at_cursor(&mut self, part: &mut Part, from: Offset) {
+        if part.wants.cursor.is_none() && part.wants.not_before.is_none() {
+            part.wants.cursor = Some(from);
+            self.want(part.topic(), from, READ_BYTES);
         }
     }
 
-    fn want(&mut self, from: Offset, bytes: usize) {
-        let want = Want { topic: self.group.state.topic, from, bytes, group: self.group.id };
-        self.reads.want(want, self.read_list);
+    fn want(&mut self, topic: TopicId, from: Offset, bytes: usize) {
+        self.reads.want(Want { topic, from, bytes, group: self.group }, self.read_list);
     }
 
     /// Has the next messages read before the ones in memory are used up.
-    fn read_ahead(&mut self) {
-        let Some(cached) = self.cached else { return };
-        let mut at = self.group.cursor;
+    fn read_ahead(&mut self, part: &mut Part, log: Log<'_>) {
+        let Some(cached) = log.cached else { return };
+        let mut at = part.cursor;
         let mut last = at;
         if let Some(chunk) = cached.at(at) {
             last = chunk.end();
-            at = last.max(self.group.wants.ahead);
-            while at < self.end
+            at = last.max(part.wants.ahead);
+            while at < log.end
                 && let Some(chunk) = cached.at(at)
             {
                 at = chunk.end();
             }
-            self.group.wants.ahead = at;
+            part.wants.ahead = at;
         }
         if at == last {
             // What is settled may not be there any more.
-            let next = self.group.state.settled.range_at(at).map_or(at, |settled| settled.end);
-            if next < self.end {
-                self.want_at_cursor(next);
+            let next = part.state.settled.range_at(at).map_or(at, |settled| settled.end);
+            if next < log.end {
+                self.want_at_cursor(part, next);
             }
         }
     }
@@ -327,14 +473,8 @@ impl Dispatch<'_> {
 fn turn_len(policy: Policy, turn: Turn, next: Option<Turn>) -> u64 {
     match (policy, next) {
         (_, None) => u64::MAX,
-        (Policy::RoundRobin, Some(_)) => 1,
+        (_, Some(next)) if next.priority != turn.priority => u64::MAX,
         (Policy::Fair, Some(next)) => (next.rank - turn.rank).max(1),
+        (_, Some(_)) => 1,
     }
-}
-
-/// Whether messages may have been handed out before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Redelivered {
-    Yes,
-    No,
 }

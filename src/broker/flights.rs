@@ -1,11 +1,11 @@
-//! What one consumer has in flight: ranges of offsets with their bytes and the end of their lease.
+//! What one consumer has in flight: ranges of offsets of topics, with their bytes and the end of their lease.
 //!
 //! One entry per range that was handed out together, not per message. Where a part of a range is taken out, its
 //! bytes are its share of the range's bytes; the shares of all parts add up to the whole.
 
 use std::collections::BTreeMap;
 
-use crate::model::id::{Offset, OffsetRange};
+use crate::model::id::{Offset, OffsetRange, TopicId};
 use crate::model::time::Timestamp;
 
 /// Messages handed out together.
@@ -19,7 +19,7 @@ struct Flight {
 /// Everything in flight to a consumer. Ranges do not overlap.
 #[derive(Debug, Default)]
 pub(super) struct Flights {
-    ranges: BTreeMap<Offset, Flight>,
+    ranges: BTreeMap<(TopicId, Offset), Flight>,
     count: u64,
     bytes: u64,
 }
@@ -35,16 +35,19 @@ impl Flights {
         self.bytes
     }
 
-    /// The ranges in flight, lowest first.
-    pub fn iter(&self) -> impl Iterator<Item = OffsetRange> + '_ {
-        self.ranges.iter().map(|(&start, flight)| OffsetRange { start, end: flight.end })
+    /// The ranges of a topic that are in flight, lowest first.
+    pub fn of(&self, topic: TopicId) -> impl Iterator<Item = OffsetRange> + '_ {
+        let ranges = self.ranges.range((topic, Offset(0))..=(topic, Offset(u64::MAX)));
+        ranges.map(|(&(_, start), flight)| OffsetRange { start, end: flight.end })
     }
 
     /// Adds a range that is handed out. None of it is in flight yet.
-    pub fn add(&mut self, range: OffsetRange, bytes: u64, deadline: Timestamp) {
+    pub fn add(&mut self, topic: TopicId, range: OffsetRange, bytes: u64, deadline: Timestamp) {
         self.count += range.len();
         self.bytes += bytes;
-        if let Some(mut last) = self.ranges.last_entry() {
+        if let Some(mut last) = self.ranges.last_entry()
+            && last.key().0 == topic
+        {
             let last = last.get_mut();
             if last.end == range.start && last.deadline == deadline {
                 last.end = range.end;
@@ -52,18 +55,19 @@ impl Flights {
                 return;
             }
         }
-        self.ranges.insert(range.start, Flight { end: range.end, bytes, deadline });
+        self.ranges.insert((topic, range.start), Flight { end: range.end, bytes, deadline });
     }
 
-    /// Takes out what is in flight within `range` and shows each piece with its bytes, lowest first.
-    pub fn take(&mut self, range: OffsetRange, mut piece: impl FnMut(OffsetRange, u64)) {
+    /// Takes out what is in flight of a topic within `range` and shows each piece with its bytes, lowest first.
+    pub fn take(&mut self, topic: TopicId, range: OffsetRange, mut piece: impl FnMut(OffsetRange, u64)) {
         if range.is_empty() || self.ranges.is_empty() {
             return;
         }
-        self.split_at(range.start);
-        self.split_at(range.end);
+        self.split_at(topic, range.start);
+        self.split_at(topic, range.end);
         let (count, bytes) = (&mut self.count, &mut self.bytes);
-        self.ranges.extract_if(range.start..range.end, |_, _| true).for_each(|(start, flight)| {
+        let within = (topic, range.start)..(topic, range.end);
+        self.ranges.extract_if(within, |_, _| true).for_each(|((_, start), flight)| {
             let taken = OffsetRange { start, end: flight.end };
             *count -= taken.len();
             *bytes -= flight.bytes;
@@ -71,16 +75,23 @@ impl Flights {
         });
     }
 
-    /// Takes everything out.
-    pub fn take_all(&mut self, piece: impl FnMut(OffsetRange, u64)) {
-        self.take(OffsetRange { start: Offset(0), end: Offset(u64::MAX) }, piece);
+    /// Takes everything out, topic by topic, lowest first.
+    pub fn take_all(&mut self, mut piece: impl FnMut(TopicId, OffsetRange)) {
+        (self.count, self.bytes) = (0, 0);
+        for ((topic, start), flight) in std::mem::take(&mut self.ranges) {
+            piece(topic, OffsetRange { start, end: flight.end });
+        }
     }
 
     /// Takes out what is due at `now`. Answers the earliest end of a lease that is left.
-    pub fn take_expired(&mut self, now: Timestamp, mut piece: impl FnMut(OffsetRange)) -> Option<Timestamp> {
+    pub fn take_expired(
+        &mut self,
+        now: Timestamp,
+        mut piece: impl FnMut(TopicId, OffsetRange),
+    ) -> Option<Timestamp> {
         let mut earliest: Option<Timestamp> = None;
         let (count, bytes) = (&mut self.count, &mut self.bytes);
-        self.ranges.retain(|&start, flight| {
+        self.ranges.retain(|&(topic, start), flight| {
             if flight.deadline > now {
                 earliest = Some(earliest.map_or(flight.deadline, |known| known.min(flight.deadline)));
                 return true;
@@ -88,15 +99,16 @@ impl Flights {
             let taken = OffsetRange { start, end: flight.end };
             *count -= taken.len();
             *bytes -= flight.bytes;
-            piece(taken);
+            piece(topic, taken);
             false
         });
         earliest
     }
 
-    /// Cuts the range that holds `at` in two there.
-    fn split_at(&mut self, at: Offset) {
-        let Some((&start, flight)) = self.ranges.range_mut(..at).next_back() else { return };
+    /// Cuts the range of a topic that holds `at` in two there.
+    fn split_at(&mut self, topic: TopicId, at: Offset) {
+        let before = (topic, Offset(0))..(topic, at);
+        let Some((&(_, start), flight)) = self.ranges.range_mut(before).next_back() else { return };
         if flight.end <= at {
             return;
         }
@@ -107,7 +119,7 @@ impl Flights {
         let back = Flight { bytes: flight.bytes - front, ..*flight };
         flight.end = at;
         flight.bytes = front;
-        self.ranges.insert(at, back);
+        self.ranges.insert((topic, at), back);
     }
 }
 
@@ -121,38 +133,40 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_taken_is_what_was_in_flight(
-            steps in prop::collection::vec((0_u64..60, 1_u64..12, 0_u64..1_000, 0_u8..3), 1..60),
+            steps in prop::collection::vec((0_u32..2, 0_u64..60, 1_u64..12, 0_u64..1_000, 0_u8..3), 1..60),
         ) {
             let mut flights = Flights::default();
-            let mut naive: BTreeMap<u64, u64> = BTreeMap::new();
+            let mut naive: BTreeMap<(u32, u64), u64> = BTreeMap::new();
             let (mut put, mut got) = (0, 0);
-            for (start, len, number, step) in steps {
-                let range = OffsetRange::new(start, start + len);
+            for (of, start, len, number, step) in steps {
+                let (topic, range) = (TopicId(of), OffsetRange::new(start, start + len));
+                let within = (of, start)..(of, start + len);
                 match step {
-                    0 if naive.range(start..start + len).next().is_none() => {
-                        flights.add(range, number, Timestamp(number % 5));
-                        naive.extend((start..start + len).map(|offset| (offset, number % 5)));
+                    0 if naive.range(within.clone()).next().is_none() => {
+                        flights.add(topic, range, number, Timestamp(number % 5));
+                        naive.extend((start..start + len).map(|offset| ((of, offset), number % 5)));
                         put += number;
                     }
                     1 => {
                         let mut taken = Vec::new();
-                        flights.take(range, |piece, bytes| {
+                        flights.take(topic, range, |piece, bytes| {
                             taken.extend(piece.start.0..piece.end.0);
                             got += bytes;
                         });
-                        let expected: Vec<u64> = naive.range(start..start + len).map(|(o, _)| *o).collect();
+                        let expected: Vec<u64> = naive.range(within.clone()).map(|((_, o), _)| *o).collect();
                         prop_assert_eq!(taken, expected);
-                        naive.retain(|offset, _| !range.contains(Offset(*offset)));
+                        naive.retain(|at, _| !within.contains(at));
                     }
                     2 => {
                         let mut taken = Vec::new();
                         let before = flights.bytes();
-                        let earliest = flights.take_expired(Timestamp(number % 3), |piece| {
-                            taken.extend(piece.start.0..piece.end.0);
+                        let earliest = flights.take_expired(Timestamp(number % 3), |topic, piece| {
+                            taken.extend((piece.start.0..piece.end.0).map(|offset| (topic.0, offset)));
                         });
                         got += before - flights.bytes();
                         let due = |deadline: &u64| *deadline <= number % 3;
-                        let expected: Vec<u64> = naive.iter().filter(|(_, d)| due(d)).map(|(o, _)| *o).collect();
+                        let expected: Vec<(u32, u64)> =
+                            naive.iter().filter(|(_, deadline)| due(deadline)).map(|(at, _)| *at).collect();
                         prop_assert_eq!(taken, expected);
                         naive.retain(|_, deadline| !due(deadline));
                         prop_assert_eq!(earliest, naive.values().min().map(|deadline| Timestamp(*deadline)));
@@ -161,11 +175,17 @@ mod tests {
                 }
                 prop_assert_eq!(flights.count(), naive.len() as u64);
                 prop_assert_eq!(flights.bytes(), put - got);
-                let all: Vec<u64> = flights.iter().flat_map(|r| r.start.0..r.end.0).collect();
+                let all: Vec<(u32, u64)> = (0..2)
+                    .flat_map(|of| {
+                        flights.of(TopicId(of)).flat_map(|r| r.start.0..r.end.0).map(move |o| (of, o)).collect::<Vec<_>>()
+                    })
+                    .collect();
                 prop_assert_eq!(all, naive.keys().copied().collect::<Vec<_>>());
             }
-            flights.take_all(|_, bytes| got += bytes);
-            prop_assert_eq!((flights.count(), flights.bytes(), put), (0, 0, got));
+            let mut left = Vec::new();
+            flights.take_all(|topic, piece| left.extend((piece.start.0..piece.end.0).map(|o| (topic.0, o))));
+            prop_assert_eq!(left, naive.keys().copied().collect::<Vec<_>>());
+            prop_assert_eq!((flights.count(), flights.bytes()), (0, 0));
         }
     }
 }

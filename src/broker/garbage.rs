@@ -137,9 +137,10 @@ mod tests {
     use crate::model::name::Name;
     use crate::model::ranges::RangeSet;
     use crate::model::settings::{GroupSettings, TopicSettings};
+    use crate::model::topic_kind::TopicKind;
 
     fn topic(end: u64) -> TopicState {
-        let mut topic = TopicState::new(Name::new("t").unwrap(), TopicSettings::default());
+        let mut topic = TopicState::new(Name::new("t").unwrap(), TopicKind::Named, TopicSettings::default());
         topic.end = Offset(end);
         topic
     }

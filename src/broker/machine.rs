@@ -12,14 +12,16 @@ use super::cache::Cache;
 use super::group::Group;
 use super::producer::Producers;
 use super::reading::{READ_BYTES, Reads};
+use super::schedule::Schedule;
 use super::session::Session;
 use super::topic::Topic;
 use super::turns::Slot;
-use super::{Command, Output, Read, dead_letter};
+use super::{Command, Output, Read};
 use crate::model::chunk::Chunk;
-use crate::model::id::{GroupId, ProducerId, SessionId, TopicId};
+use crate::model::id::{GroupId, ProducerId, RouteId, SessionId, TopicId};
 use crate::model::limits::Limits;
 use crate::model::name::Name;
+use crate::model::route::Route;
 use crate::model::snapshot::{NextIds, Snapshot};
 use crate::model::time::Timestamp;
 
@@ -70,8 +72,14 @@ pub(super) struct Cycle {
 }
 
 impl Cycle {
-    /// Has a group looked at when the cycle ends.
-    pub fn mark(&mut self, group: &mut Group) {
+    /// Has what a group has of a topic looked at when the cycle ends.
+    pub fn mark(&mut self, group: &mut Group, topic: TopicId) {
+        group.touch(topic);
+        self.mark_consumers(group);
+    }
+
+    /// Has a group looked at when the cycle ends: who can take how much has changed.
+    pub fn mark_consumers(&mut self, group: &mut Group) {
         if !group.dirty {
             group.dirty = true;
             self.dirty_groups.push(group.id);
@@ -92,11 +100,13 @@ pub struct Broker {
     pub(super) topics: BTreeMap<TopicId, Topic>,
     pub(super) topic_names: BTreeMap<Name, TopicId>,
     pub(super) groups: BTreeMap<GroupId, Group>,
+    pub(super) routes: BTreeMap<RouteId, Route>,
     pub(super) producers: Producers,
     pub(super) sessions: BTreeMap<SessionId, Session>,
     pub(super) cache: Cache,
     pub(super) reads: Reads,
     pub(super) browses: Browses,
+    pub(super) schedule: Schedule,
     pub(super) cycle: Cycle,
     /// Bytes of messages that this cycle may still put out.
     pub(super) space: u64,
@@ -106,8 +116,8 @@ pub struct Broker {
     pub(super) pull_timers: BTreeMap<(Timestamp, u64), (GroupId, Slot)>,
     /// Number of the next pull.
     pub(super) next_pull: u64,
-    /// Groups with messages on their way to the dead letters.
-    pub(super) dying_groups: BTreeSet<GroupId>,
+    /// Groups with messages of topics on their way to the dead letters.
+    pub(super) dying: BTreeSet<(GroupId, TopicId)>,
     /// A bounded step of this cycle left something to do.
     pub(super) work_left: bool,
     pub(super) totals: Counts,
@@ -125,38 +135,33 @@ impl Broker {
             topics: BTreeMap::new(),
             topic_names: BTreeMap::new(),
             groups: BTreeMap::new(),
+            routes: snapshot.routes,
             producers: Producers::recover(snapshot.producers),
             sessions: BTreeMap::new(),
             cache: Cache::new(limits.cache_bytes_max),
             reads: Reads::new((limits.cache_bytes_max / 2 / READ_BYTES as u64).clamp(2, 64) as usize),
             browses: Browses::default(),
+            schedule: Schedule::new(limits.scheduled_known_max),
             cycle: Cycle::default(),
             space: u64::MAX,
             timers: BTreeSet::new(),
             pull_timers: BTreeMap::new(),
             next_pull: 1,
-            dying_groups: BTreeSet::new(),
+            dying: BTreeSet::new(),
             work_left: false,
             totals: Counts::default(),
             limits,
         };
         for (id, state) in snapshot.topics {
             broker.totals.messages += state.message_count();
-            broker.topic_names.insert(state.name.clone(), id);
+            if state.kind.part_of().is_none() {
+                broker.topic_names.insert(state.name.clone(), id);
+            }
             broker.topics.insert(id, Topic::new(state));
         }
-        for (id, state) in snapshot.groups {
-            let Some(topic) = broker.topics.get_mut(&state.topic) else { continue };
-            topic.groups.insert(state.name.clone(), id);
-            let mortal = dead_letter::target(&topic.state.name, &state.settings).is_some();
-            let mut group = Group::recover(id, state, topic.state.end);
-            group.resume_retries(mortal);
-            if !group.redelivery.dying.is_empty() {
-                broker.dying_groups.insert(id);
-            }
-            broker.cycle.mark(&mut group);
-            broker.groups.insert(id, group);
-        }
+        let topics: Vec<TopicId> = broker.topics.keys().copied().collect();
+        topics.into_iter().for_each(|topic| broker.note_topic_part(topic));
+        broker.recover_groups(snapshot.groups);
         let topics: Vec<TopicId> = broker.topics.keys().copied().collect();
         for topic in topics {
             broker.check_floor(topic);
@@ -210,6 +215,7 @@ impl Broker {
         self.set_time(now);
         self.work_left = false;
         self.fire_timers(out);
+        self.advance_schedule(out);
         self.move_dead(out);
         self.mark_groups_of_fresh_topics();
         let groups = std::mem::take(&mut self.cycle.dirty_groups);
@@ -246,17 +252,20 @@ impl Broker {
         let group = self.timers.first().map(|(at, _)| *at);
         let pull = self.pull_timers.first_key_value().map(|((at, _), _)| *at);
         let producer = self.producers.next_expiry(self.producer_idle());
-        [group, pull, producer].into_iter().flatten().min()
+        let scheduled = self.schedule.next_timeout();
+        [group, pull, producer, scheduled].into_iter().flatten().min()
     }
 
     /// The durable state: the fold of all records put out. To be asked for between cycles.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let producers = self.producers.by_id.iter();
+        let parts = self.groups.values().flat_map(|group| group.parts.values());
         Snapshot {
             topics: self.topics.iter().map(|(id, topic)| (*id, topic.state.clone())).collect(),
-            groups: self.groups.iter().map(|(id, group)| (*id, group.state.clone())).collect(),
+            groups: parts.map(|part| (part.id, part.state.clone())).collect(),
             producers: producers.map(|(id, producer)| (*id, producer.state.clone())).collect(),
+            routes: self.routes.clone(),
             next: self.next,
             time: self.time,
         }
@@ -266,7 +275,7 @@ impl Broker {
     #[must_use]
     pub fn counts(&self) -> Counts {
         Counts {
-            topics: self.topics.len() as u64,
+            topics: self.topic_names.len() as u64,
             groups: self.groups.len() as u64,
             producers: self.producers.by_id.len() as u64,
             cache_bytes: self.cache.bytes(),
@@ -292,7 +301,7 @@ impl Broker {
             self.timers.pop_first();
             if let Some(group) = self.groups.get_mut(&id) {
                 group.timer = None;
-                self.cycle.mark(group);
+                self.cycle.mark_consumers(group);
                 self.wake(id, out);
             }
         }
@@ -303,8 +312,8 @@ impl Broker {
             }
             let (id, slot) = entry.remove();
             if let Some(group) = self.groups.get_mut(&id) {
-                group.overdue.insert(pull, slot);
-                self.cycle.mark(group);
+                group.members.overdue.insert(pull, slot);
+                self.cycle.mark_consumers(group);
             }
         }
         self.producers.expire_idle(self.now, self.producer_idle(), out);
@@ -315,9 +324,9 @@ impl Broker {
         for id in &topics {
             let Some(topic) = self.topics.get_mut(id) else { continue };
             topic.fresh = false;
-            for group in topic.groups.values() {
+            for group in &topic.holders {
                 if let Some(group) = self.groups.get_mut(group) {
-                    self.cycle.mark(group);
+                    self.cycle.mark(group, *id);
                 }
             }
         }
@@ -341,7 +350,7 @@ impl Broker {
     pub(super) fn note(&mut self, id: GroupId) {
         let Some(group) = self.groups.get_mut(&id) else { return };
         Self::arm(&mut self.timers, group);
-        let counted = (group.in_flight, group.redelivery.count());
+        let counted = (group.members.in_flight, group.retries);
         self.totals.in_flight = self.totals.in_flight + counted.0 - group.counted.0;
         self.totals.retries = self.totals.retries + counted.1 - group.counted.1;
         group.counted = counted;

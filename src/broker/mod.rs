@@ -16,15 +16,23 @@ mod dispatch;
 mod flights;
 mod garbage;
 mod group;
+mod lineup;
 mod machine;
+mod members;
+mod part;
+mod placing;
 mod producer;
 mod pull;
 mod reading;
+mod redelivery;
 mod refusals;
+mod schedule;
 mod session;
 mod settle;
+mod sieve;
 mod subscription;
 mod topic;
+mod topic_parts;
 mod turns;
 
 pub use machine::{AutoCreate, Broker, Counts};
@@ -39,7 +47,10 @@ use crate::protocol::request::{
     Admin, CloseProducer, FindTopic, Flow, Handle, OpenProducer, Publish, Pull, RequestId, Settle, Subscribe,
     Unsubscribe,
 };
-use crate::protocol::response::{Confirm, ConsumerClosed, PublishRefused, Reply, Run};
+use crate::protocol::response::{
+    Confirm, ConsumerClosed, ConsumerRecalled, ConsumerRole, ConsumerTopic, FailureRun, PublishRefused,
+    Reply, Run,
+};
 
 /// What a session wants. The session is named beside it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,6 +121,12 @@ pub enum Content {
     Browsed(Browsed),
     /// A consumer was ended.
     ConsumerClosed(ConsumerClosed),
+    /// Messages of another topic come to a consumer.
+    ConsumerTopic(ConsumerTopic),
+    /// A consumer has another role.
+    ConsumerRole(ConsumerRole),
+    /// Deliveries are not the consumer's any more.
+    ConsumerRecalled(ConsumerRecalled),
 }
 
 /// Messages for a consumer.
@@ -117,10 +134,14 @@ pub enum Content {
 pub struct Delivery {
     /// The consumer.
     pub consumer: Handle,
+    /// The topic that the messages are in.
+    pub topic: TopicId,
     /// The pull that this answers; 0 for a push.
     pub request: RequestId,
     /// What the messages are.
     pub runs: Vec<Run>,
+    /// How the last attempt failed, for those of which that is known.
+    pub failures: Vec<FailureRun>,
     /// The encoded messages of the runs, in their order; the pieces are not aligned with the runs.
     pub messages: Vec<Bytes>,
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::machine::Broker;
 use super::refusals;
-use super::topic::stored_bytes;
+use super::topic::{scattered_bytes, stored_bytes};
 use super::{Content, Effect, Output};
 use crate::model::chunk::Origin;
 use crate::model::id::{ProducerId, Sequence, SessionId};
@@ -302,7 +302,7 @@ impl Broker {
                 return Err(self.missing_topic(topic));
             }
         }
-        let bytes = stored_bytes(&block);
+        let bytes = stored_bytes(&block) + scattered_bytes(&block);
         let Some(left) = self.space.checked_sub(bytes) else {
             self.totals.refused_for_space += 1;
             return Err(refusals::store_full(bytes));
@@ -317,7 +317,8 @@ impl Broker {
             let from = start.max(known);
             if from < end {
                 let sequence = Sequence(publish.sequence.0 + from as u64);
-                self.append(topic, block.part(from, end), Some(Origin { producer: id, sequence }), out);
+                let origin = Origin { producer: id, sequence };
+                self.place(topic, block.part(from, end), origin, out);
             }
             start = end;
         }
@@ -349,8 +350,5 @@ fn check_publish(publish: &Publish, block: &MessageBlock) -> Result<Sequence, Re
     let Some(end) = publish.sequence.0.checked_add(count - 1).filter(|end| *end < u64::MAX) else {
         return invalid("the sequence is too high");
     };
-    if block.is_scheduled() {
-        return invalid("deliver_at, expires_at and priority are not supported by this version of the node");
-    }
     Ok(Sequence(end))
 }

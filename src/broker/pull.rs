@@ -25,10 +25,10 @@ impl Broker {
             return;
         }
         // One too many is answered when the cycle ends, with what there is.
-        let waits = request.wait_ms > 0 && group.pulls_waiting < self.limits.pulls_waiting_max;
+        let waits = request.wait_ms > 0 && group.members.pulls_waiting < self.limits.pulls_waiting_max;
         let wait = Duration::from_millis(if waits { request.wait_ms } else { 0 });
         let (number, until) = (self.next_pull, self.now.after(wait));
-        let Some(consumer) = group.consumer_mut(slot) else { return };
+        let Some(consumer) = group.members.get_mut(slot) else { return };
         self.next_pull += 1;
         consumer.pulls.push_back(Waiting {
             id: number,
@@ -38,13 +38,13 @@ impl Broker {
             got: 0,
             got_bytes: 0,
         });
-        group.pulls_waiting += 1;
+        group.members.pulls_waiting += 1;
         if waits {
             self.pull_timers.insert((until, number), (id, slot));
         } else {
-            group.overdue.insert(number, slot);
+            group.members.overdue.insert(number, slot);
         }
-        group.refresh(slot);
-        self.cycle.mark(group);
+        group.members.refresh(slot);
+        self.cycle.mark_consumers(group);
     }
 }

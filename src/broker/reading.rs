@@ -10,7 +10,7 @@ use super::browse::Browse;
 use super::machine::Broker;
 use super::{Output, Read};
 use crate::model::chunk::Chunk;
-use crate::model::id::{GroupId, Offset, TopicId};
+use crate::model::id::{GroupId, Offset, OffsetRange, TopicId};
 use crate::model::limits::BROWSE_READS_MAX;
 use crate::model::time::Timestamp;
 
@@ -33,6 +33,8 @@ type Key = (TopicId, Offset, usize);
 struct Waiters {
     groups: Vec<(GroupId, Offset)>,
     browses: Vec<Browse>,
+    /// Whether the schedule does.
+    schedule: bool,
 }
 
 /// A read that a group wants.
@@ -96,6 +98,15 @@ impl Reads {
         reads.push(Read { topic: want.topic, from: want.from, bytes_max: want.bytes });
     }
 
+    /// Has something read for the schedule, which wants nothing twice.
+    pub fn want_for_schedule(&mut self, topic: TopicId, from: Offset, bytes: usize, reads: &mut Vec<Read>) {
+        let waiters = self.under_way.entry((topic, from, bytes)).or_insert_with(|| {
+            reads.push(Read { topic, from, bytes_max: bytes });
+            Waiters::default()
+        });
+        waiters.schedule = true;
+    }
+
     /// Has something read for a browse. Answers whether that is possible: few reads bring what browses want.
     pub fn browse(&mut self, read: Read, browse: Browse, reads: &mut Vec<Read>) -> bool {
         let key = (read.topic, read.from, read.bytes_max);
@@ -126,6 +137,10 @@ impl Broker {
             self.browsed(read, browse, chunk.as_ref(), out);
         }
         let in_vain = chunk.is_none();
+        if waiters.schedule {
+            self.schedule.loaded(read.topic, read.from);
+            self.work_left = true;
+        }
         debug_assert!(chunk.iter().all(|chunk| {
             chunk.stamps.iter().map(|stamp| stamp.count as usize).sum::<usize>() == chunk.block.count()
         }));
@@ -140,28 +155,34 @@ impl Broker {
         }
         for (id, from) in waiters.groups {
             let Some(group) = self.groups.get_mut(&id) else { continue };
-            if group.wants.cursor == Some(from) {
-                group.wants.cursor = None;
+            let Some(part) = group.parts.get_mut(&read.topic) else { continue };
+            if part.wants.cursor == Some(from) {
+                part.wants.cursor = None;
             }
-            group.wants.retries.remove(&from);
+            part.wants.retries.remove(&from);
             if in_vain {
-                self.read_in_vain(id, from);
+                self.read_in_vain(id, read.topic, from);
             }
             if let Some(group) = self.groups.get_mut(&id) {
-                self.cycle.mark(group);
+                self.cycle.mark(group, read.topic);
             }
         }
         self.start_next_reads(out);
     }
 
     /// Where messages were dropped meanwhile, the group is done with them; otherwise it asks again a little later.
-    fn read_in_vain(&mut self, id: GroupId, from: Offset) {
+    fn read_in_vain(&mut self, id: GroupId, topic_id: TopicId, from: Offset) {
         let Some(group) = self.groups.get_mut(&id) else { return };
-        let Some(topic) = self.topics.get(&group.state.topic) else { return };
-        if from < topic.state.start {
-            group.pass_dropped(topic.state.start);
+        let Some(topic) = self.topics.get(&topic_id) else { return };
+        let start = topic.state.start;
+        if from < start {
+            group.settle_unheld(topic_id, OffsetRange { start: Offset(0), end: start });
+        }
+        let Some(part) = group.parts.get_mut(&topic_id) else { return };
+        if from < start {
+            part.cursor = part.cursor.max(start);
         } else if !topic.state.removed.contains(from) {
-            group.wants.not_before = Some(Timestamp(self.now.0.saturating_add(READ_AGAIN_MS)));
+            part.wants.not_before = Some(Timestamp(self.now.0.saturating_add(READ_AGAIN_MS)));
         }
     }
 
@@ -170,8 +191,9 @@ impl Broker {
         while self.reads.under_way.len() < self.reads.under_way_max
             && let Some(want) = self.reads.line.pop_front()
         {
-            let Some(group) = self.groups.get(&want.group) else { continue };
-            if group.wants.cursor == Some(want.from) || group.wants.retries.contains(&want.from) {
+            let group = self.groups.get(&want.group);
+            let Some(part) = group.and_then(|group| group.parts.get(&want.topic)) else { continue };
+            if part.wants.cursor == Some(want.from) || part.wants.retries.contains(&want.from) {
                 self.reads.want(want, &mut out.reads);
             }
         }

@@ -45,11 +45,11 @@ impl Broker {
         let consumers: Vec<(GroupId, Slot)> = state.consumers.values().copied().collect();
         for (id, slot) in consumers {
             if let Some(group) = self.groups.get_mut(&id)
-                && let Some(consumer) = group.consumer_mut(slot)
+                && let Some(consumer) = group.members.get_mut(slot)
             {
                 consumer.paused = paused;
-                group.refresh(slot);
-                self.cycle.mark(group);
+                group.members.refresh(slot);
+                self.cycle.mark_consumers(group);
             }
         }
     }

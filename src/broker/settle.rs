@@ -3,18 +3,38 @@
 //! Only what is in flight to the consumer that settles counts; the rest of its ranges is passed over, so settling
 //! twice or too late does no harm. A return that counts as an attempt is recorded; one that does not is not.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::group::{Group, is_dead};
+use super::group::Group;
 use super::machine::Broker;
+use super::redelivery::Dead;
 use super::turns::Slot;
 use super::{Content, Ending, Output, dead_letter, refusals};
-use crate::model::id::{GroupId, Offset, OffsetRange, SessionId};
-use crate::model::record::{Record, Retry, ReturnReason};
+use crate::model::id::{GroupId, Offset, OffsetRange, SessionId, TopicId};
+use crate::model::limits::REASON_BYTES_MAX;
+use crate::model::record::Record;
+use crate::model::retry::{Failure, ReturnReason};
 use crate::model::settings::Backoff;
 use crate::model::time::Timestamp;
+use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::request::{Settle, Settlement};
 use crate::protocol::response::Reply;
+
+/// How deliveries come back.
+#[derive(Clone, Debug)]
+enum Return {
+    /// Untouched.
+    Released,
+    /// As a failed attempt. The next one comes after the wait, or the back-off of the group.
+    Failed { reason: ReturnReason, text: Option<Arc<str>>, wait: Option<Duration> },
+}
+
+impl Return {
+    fn failed(reason: ReturnReason) -> Self {
+        Self::Failed { reason, text: None, wait: None }
+    }
+}
 
 /// How much later than its end a lease is noticed at most, as a part of the lease.
 const LEASE_CHECKS: u32 = 32;
@@ -23,136 +43,171 @@ const LEASE_CHECK_MAX: Duration = Duration::from_secs(1);
 
 impl Broker {
     pub(super) fn settle(&mut self, session: SessionId, request: &Settle, out: &mut Output) {
-        let found = self.sessions.get(&session).and_then(|state| state.consumers.get(&request.consumer));
-        let settled = match found.copied() {
-            Some((group, slot)) => Ok(self.settle_ranges(group, slot, request, out)),
-            None => Err(refusals::unknown_handle("consumer", request.consumer)),
-        };
+        let settled = self.try_settle(session, request, out);
         if request.request != 0 {
             let reply = settled.map(|count| Reply::Settled { count });
             out.effect(session, Content::Reply(request.request, reply));
         }
     }
 
-    fn settle_ranges(&mut self, id: GroupId, slot: Slot, request: &Settle, out: &mut Output) -> u64 {
-        let now = self.now;
-        let Some(group) = self.groups.get_mut(&id) else { return 0 };
-        let mut pieces = Vec::new();
-        let count = match request.settlement {
-            Settlement::Ack => group.ack(slot, &request.ranges),
-            Settlement::Extend => group.extend(slot, &request.ranges, now),
-            _ => group.take_back(slot, &request.ranges, &mut pieces),
+    fn try_settle(&mut self, session: SessionId, request: &Settle, out: &mut Output) -> Result<u64, Refusal> {
+        let found = self.sessions.get(&session).and_then(|state| state.consumers.get(&request.consumer));
+        let &(id, slot) = found.ok_or_else(|| refusals::unknown_handle("consumer", request.consumer))?;
+        let back = match &request.settlement {
+            Settlement::Ack | Settlement::Extend => None,
+            Settlement::Release => Some(Return::Released),
+            Settlement::Nack { delay_ms, reason } => Some(Return::Failed {
+                reason: ReturnReason::Nacked,
+                text: checked_reason(reason.as_deref())?,
+                wait: delay_ms.map(Duration::from_millis),
+            }),
+            Settlement::Reject { reason } => Some(Return::Failed {
+                reason: ReturnReason::Rejected,
+                text: checked_reason(reason.as_deref())?,
+                wait: None,
+            }),
         };
-        match request.settlement {
-            Settlement::Ack | Settlement::Extend => {}
-            Settlement::Release => pieces.into_iter().for_each(|piece| group.redelivery.make_ready(piece)),
-            Settlement::Nack { delay_ms } => {
-                let wait = delay_ms.map(Duration::from_millis);
-                self.give_back(id, &pieces, ReturnReason::Nacked, wait, out);
+        let (now, topic) = (self.now, request.topic);
+        let Some(group) = self.groups.get_mut(&id) else { return Ok(0) };
+        let count = match back {
+            None if request.settlement == Settlement::Ack => group.ack(slot, topic, &request.ranges),
+            None => group.extend(slot, topic, &request.ranges, now),
+            Some(back) => {
+                let pieces = group.take_back(slot, topic, &request.ranges);
+                self.give_back(id, topic, &pieces, &back, out);
+                pieces.iter().map(|piece| piece.len()).sum()
             }
-            Settlement::Reject => self.give_back(id, &pieces, ReturnReason::Rejected, None, out),
-        }
+        };
         if count > 0
             && let Some(group) = self.groups.get_mut(&id)
         {
-            if let Some(consumer) = group.consumer_mut(slot) {
+            if let Some(consumer) = group.members.get_mut(slot) {
                 consumer.stuck = false;
             }
-            group.refresh(slot);
-            self.cycle.mark(group);
+            group.members.refresh(slot);
+            self.cycle.mark(group, topic);
         }
-        count
+        Ok(count)
     }
 
     /// Takes a consumer out of its group; what is in flight to it goes back.
     pub(super) fn remove_consumer(&mut self, id: GroupId, slot: Slot, ending: Ending, out: &mut Output) {
         let Some(group) = self.groups.get_mut(&id) else { return };
-        let Some(mut consumer) = group.leave(slot) else { return };
+        let Some(mut consumer) = group.members.leave(slot) else { return };
         self.totals.consumers -= 1;
         for pull in &consumer.pulls {
             self.pull_timers.remove(&(pull.until, pull.id));
         }
         let mut pieces = Vec::new();
-        consumer.flights.take_all(|piece, _| pieces.push(piece));
-        self.cycle.mark(group);
-        match ending {
-            Ending::Closed => pieces.into_iter().for_each(|piece| group.redelivery.make_ready(piece)),
-            Ending::Lost => self.give_back(id, &pieces, ReturnReason::ConsumerLost, None, out),
+        consumer.flights.take_all(|topic, piece| pieces.push((topic, piece)));
+        self.cycle.mark_consumers(group);
+        let back = match ending {
+            Ending::Closed => Return::Released,
+            Ending::Lost => Return::failed(ReturnReason::ConsumerLost),
+        };
+        for (topic, piece) in pieces {
+            self.give_back(id, topic, &[piece], &back, out);
         }
     }
 
-    /// Does what is due in a group by time: leases that have ended.
+    /// Does what is due in a group by time: leases that have ended, parts that are to be looked at.
     pub(super) fn wake(&mut self, id: GroupId, out: &mut Output) {
         let now = self.now;
         let Some(group) = self.groups.get_mut(&id) else { return };
+        group.wake_parts(now);
         if group.lease_check.is_none_or(|at| at > now) {
             return;
         }
         let mut pieces = Vec::new();
         let earliest = group.take_expired(now, &mut pieces);
-        let late = (group.state.settings.lease() / LEASE_CHECKS).min(LEASE_CHECK_MAX);
+        let late = (group.settings.lease() / LEASE_CHECKS).min(LEASE_CHECK_MAX);
         group.lease_check = earliest.map(|earliest| earliest.max(now.after(late)));
-        self.give_back(id, &pieces, ReturnReason::LeaseExpired, None, out);
+        for (topic, piece) in pieces {
+            self.give_back(id, topic, &[piece], &Return::failed(ReturnReason::LeaseExpired), out);
+        }
     }
 
-    /// Counts an attempt that failed for each message of the pieces, and has them handed out again after `wait`, or
-    /// the back-off of the group, or buried.
+    /// Notes how messages came back, and has them handed out again when their time comes, or buried.
     fn give_back(
         &mut self,
         id: GroupId,
+        topic_id: TopicId,
         pieces: &[OffsetRange],
-        reason: ReturnReason,
-        wait: Option<Duration>,
+        back: &Return,
         out: &mut Output,
     ) {
+        let now = self.now;
         let Some(group) = self.groups.get_mut(&id) else { return };
-        let Some(topic) = self.topics.get(&group.state.topic) else { return };
-        let mortal = dead_letter::target(&topic.state.name, &group.state.settings).is_some();
+        let Some(topic) = self.topics.get(&topic_id) else { return };
+        let mortal = dead_letter::target(&topic.state.name, &group.settings).is_some();
+        let Some(part) = group.parts.get_mut(&topic_id) else { return };
         for piece in pieces {
             let mut at = piece.start;
             while at < piece.end {
-                let (attempts, end) = group.attempts_run(at, piece.end);
+                let (known, end) = part.retry_run(at, piece.end);
                 let range = OffsetRange { start: at, end };
-                let attempts = attempts.saturating_add(1);
-                let wait = wait.unwrap_or_else(|| backoff(&group.state.settings.backoff, at, attempts));
-                let retry = Retry { attempts, due_at: self.now.after(wait), reason };
-                out.records.push(Record::Returned { group: id, range, retry });
-                group.take_in(range, retry, mortal, self.now);
+                let known = known.cloned().unwrap_or_default();
+                let retry = match back {
+                    Return::Released => known.released(now),
+                    Return::Failed { reason, text, wait } => {
+                        let attempts = known.failed.saturating_add(1);
+                        let wait = wait.unwrap_or_else(|| backoff(&group.settings.backoff, at, attempts));
+                        let failure = Failure { at: now, reason: *reason, text: text.clone() };
+                        known.failed(failure, now.after(wait))
+                    }
+                };
+                let dead = Dead::after(&retry, mortal, &group.settings);
+                part.redelivery.put(range, &retry, dead, now);
+                part.state.retries.insert(range, retry.clone());
+                out.records.push(Record::Returned { group: part.id, range, retry });
                 at = end;
             }
         }
-        if !group.redelivery.dying.is_empty() {
-            self.dying_groups.insert(id);
+        if !part.redelivery.dying.is_empty() {
+            self.dying.insert((id, topic_id));
         }
+        self.cycle.mark(group, topic_id);
+    }
+}
+
+/// What a consumer says about a message that it gives back.
+fn checked_reason(reason: Option<&str>) -> Result<Option<Arc<str>>, Refusal> {
+    match reason {
+        Some(text) if text.len() > REASON_BYTES_MAX => {
+            let text = format!("a reason of {} bytes, the limit is {REASON_BYTES_MAX}", text.len());
+            Err(Refusal::new(ErrorCode::Invalid, text))
+        }
+        Some("") | None => Ok(None),
+        Some(text) => Ok(Some(text.into())),
     }
 }
 
 impl Group {
-    /// Takes out of flight what is within the ranges.
-    fn take_back(&mut self, slot: Slot, ranges: &[OffsetRange], pieces: &mut Vec<OffsetRange>) -> u64 {
-        let Some(consumer) = self.consumer_mut(slot) else { return 0 };
+    /// Takes out of flight what of a topic is within the ranges.
+    fn take_back(&mut self, slot: Slot, topic: TopicId, ranges: &[OffsetRange]) -> Vec<OffsetRange> {
+        let mut pieces = Vec::new();
+        let Some(consumer) = self.members.get_mut(slot) else { return pieces };
         let before = consumer.flights.count();
         for range in ranges {
-            consumer.flights.take(*range, |piece, _| pieces.push(piece));
+            consumer.flights.take(topic, *range, |piece, _| pieces.push(piece));
         }
-        let count = before - consumer.flights.count();
-        self.in_flight -= count;
-        count
+        self.members.in_flight -= before - consumer.flights.count();
+        pieces
     }
 
-    /// Starts the lease of what is within the ranges anew.
-    fn extend(&mut self, slot: Slot, ranges: &[OffsetRange], now: Timestamp) -> u64 {
-        let deadline = now.after(self.state.settings.lease());
-        let Some(consumer) = self.consumer_mut(slot) else { return 0 };
+    /// Starts the lease of what of a topic is within the ranges anew.
+    fn extend(&mut self, slot: Slot, topic: TopicId, ranges: &[OffsetRange], now: Timestamp) -> u64 {
+        let deadline = now.after(self.settings.lease());
+        let Some(consumer) = self.members.get_mut(slot) else { return 0 };
         // Ranges may overlap: all are taken out before any is put back.
         let mut pieces = Vec::new();
         for range in ranges {
-            consumer.flights.take(*range, |piece, bytes| pieces.push((piece, bytes)));
+            consumer.flights.take(topic, *range, |piece, bytes| pieces.push((piece, bytes)));
         }
         pieces.sort_unstable();
         let count = pieces.iter().map(|(piece, _)| piece.len()).sum();
         for (piece, bytes) in pieces {
-            consumer.flights.add(piece, bytes, deadline);
+            consumer.flights.add(topic, piece, bytes, deadline);
         }
         // The lease may have been made shorter since the others were handed out.
         if count > 0 {
@@ -162,13 +217,17 @@ impl Group {
     }
 
     /// Takes out of flight whatever is due. Answers the earliest end of a lease that is left.
-    fn take_expired(&mut self, now: Timestamp, pieces: &mut Vec<OffsetRange>) -> Option<Timestamp> {
+    fn take_expired(
+        &mut self,
+        now: Timestamp,
+        pieces: &mut Vec<(TopicId, OffsetRange)>,
+    ) -> Option<Timestamp> {
         let mut earliest: Option<Timestamp> = None;
         let mut expired = Vec::new();
         let mut taken = 0;
-        for (slot, consumer) in self.consumers_mut() {
+        for (slot, consumer) in self.members.iter_mut() {
             let before = consumer.flights.count();
-            let left = consumer.flights.take_expired(now, |piece| pieces.push(piece));
+            let left = consumer.flights.take_expired(now, |topic, piece| pieces.push((topic, piece)));
             earliest = earliest.into_iter().chain(left).min();
             if consumer.flights.count() < before {
                 taken += before - consumer.flights.count();
@@ -176,27 +235,11 @@ impl Group {
                 expired.push(slot);
             }
         }
-        self.in_flight -= taken;
+        self.members.in_flight -= taken;
         for slot in expired {
-            self.refresh(slot);
+            self.members.refresh(slot);
         }
         earliest
-    }
-
-    /// Notes a failed attempt of a range and puts it where it waits.
-    fn take_in(&mut self, range: OffsetRange, retry: Retry, mortal: bool, now: Timestamp) {
-        let dead = mortal && is_dead(&retry, self.state.settings.max_attempts);
-        let offsets = (range.start.0..range.end.0).map(Offset);
-        for offset in offsets.clone() {
-            self.state.retries.insert(offset, retry);
-        }
-        if dead {
-            self.redelivery.dying.extend(offsets);
-        } else if retry.due_at <= now {
-            self.redelivery.make_ready(range);
-        } else {
-            self.redelivery.due.extend(offsets.map(|offset| (retry.due_at, offset)));
-        }
     }
 }
 

@@ -1,10 +1,14 @@
 //! Consumers joining and leaving groups, and groups coming and going.
 
+use std::collections::BTreeMap;
+
 use super::consumer::Consumer;
 use super::group::Group;
 use super::machine::{AutoCreate, Broker};
-use super::{Content, Ending, Output, refusals};
-use crate::model::id::{GroupId, Offset, SessionId, TopicId};
+use super::part::Part;
+use super::topic_parts::floor_at;
+use super::{Content, Ending, Output, dead_letter, refusals};
+use crate::model::id::{GroupId, SessionId, TopicId};
 use crate::model::name::Name;
 use crate::model::record::Record;
 use crate::model::settings::{
@@ -56,12 +60,12 @@ impl Broker {
         };
         let window = self.capped(request.window);
         let group = self.groups.get_mut(&id).ok_or_else(refusals::no_session)?;
-        let mut consumer = Consumer::new(session, request.consumer, window);
+        let mut consumer = Consumer::new(session, request.consumer, request.priority, window);
         consumer.paused = paused;
-        let slot = group.join(consumer);
-        self.cycle.mark(group);
+        let slot = group.members.join(consumer);
+        self.cycle.mark_consumers(group);
         self.totals.consumers += 1;
-        let settings = group.state.settings.clone();
+        let settings = group.settings.clone();
         if let Some(state) = self.sessions.get_mut(&session) {
             state.consumers.insert(request.consumer, (id, slot));
         }
@@ -80,12 +84,12 @@ impl Broker {
         let Some(state) = self.sessions.get(&session) else { return };
         let Some(&(id, slot)) = state.consumers.get(&request.consumer) else { return };
         let Some(group) = self.groups.get_mut(&id) else { return };
-        if let Some(consumer) = group.consumer_mut(slot) {
+        if let Some(consumer) = group.members.get_mut(slot) {
             consumer.window = window;
             consumer.stuck = false;
         }
-        group.refresh(slot);
-        self.cycle.mark(group);
+        group.members.refresh(slot);
+        self.cycle.mark_consumers(group);
     }
 
     pub(super) fn unsubscribe(&mut self, session: SessionId, request: &Unsubscribe, out: &mut Output) {
@@ -94,7 +98,7 @@ impl Broker {
         let done = match removed {
             Some((id, slot)) => {
                 // Pulls still waiting are over.
-                if let Some(consumer) = self.groups.get(&id).and_then(|group| group.consumer(slot)) {
+                if let Some(consumer) = self.groups.get(&id).and_then(|group| group.members.get(slot)) {
                     for pull in &consumer.pulls {
                         consumer.answer_pull(pull, &mut out.effects);
                     }
@@ -121,12 +125,8 @@ impl Broker {
             return Err(refusals::limit("groups_max", max, "groups"));
         }
         let topic = self.topics.get_mut(&topic_id).ok_or_else(refusals::no_session)?;
-        let (first, end) = (topic.state.start, topic.state.end);
-        let floor = match start {
-            Start::Earliest => first,
-            Start::Latest => end,
-            Start::Offset(offset) => Offset(offset.0.clamp(first.0, end.0)),
-        };
+        let end = topic.state.end;
+        let floor = floor_at(start, &topic.state);
         let id = self.next.group;
         self.next.group = id.next();
         out.records.push(Record::GroupCreated {
@@ -135,26 +135,62 @@ impl Broker {
             name: name.clone(),
             settings: settings.clone(),
             floor,
+            part_of: None,
         });
         topic.groups.insert(name.clone(), id);
+        topic.holders.insert(id);
         let state = GroupState::new(topic_id, name, settings, floor, &topic.state.removed);
-        self.groups.insert(id, Group::recover(id, state, end));
+        let mut group = Group::new(Part::recover(id, state, 0, end));
+        self.cycle.mark(&mut group, topic_id);
+        self.groups.insert(id, group);
+        let lanes: Vec<TopicId> = topic.lanes.values().copied().collect();
         self.check_floor(topic_id);
+        for lane in lanes {
+            self.add_group_part(id, lane, start, out);
+        }
         Ok(id)
+    }
+
+    /// The groups as a broker before this one left them. The topics are there.
+    pub(super) fn recover_groups(&mut self, states: BTreeMap<GroupId, GroupState>) {
+        let (groups, parts): (Vec<_>, Vec<_>) =
+            states.into_iter().partition(|(_, state)| state.part_of.is_none());
+        for (id, state) in groups {
+            let Some(topic) = self.topics.get_mut(&state.topic) else { continue };
+            topic.groups.insert(state.name.clone(), id);
+            topic.holders.insert(id);
+            let part = Part::recover(id, state, 0, topic.state.end);
+            self.groups.insert(id, Group::new(part));
+        }
+        for (id, state) in parts {
+            let Some(group) = state.part_of.and_then(|whole| self.groups.get_mut(&whole)) else { continue };
+            let Some(topic) = self.topics.get_mut(&state.topic) else { continue };
+            topic.holders.insert(group.id);
+            let priority = topic.state.kind.priority();
+            group.parts.insert(state.topic, Part::recover(id, state, priority, topic.state.end));
+        }
+        let Self { groups, topics, dying, cycle, .. } = self;
+        for group in groups.values_mut() {
+            for (topic, part) in &mut group.parts {
+                let name = topics.get(topic).map(|topic| &topic.state.name);
+                let mortal = name.is_some_and(|name| dead_letter::target(name, &group.settings).is_some());
+                part.resume_retries(mortal, &group.settings);
+                if !part.redelivery.dying.is_empty() {
+                    dying.insert((group.id, *topic));
+                }
+            }
+            let topics: Vec<TopicId> = group.parts.keys().copied().collect();
+            topics.into_iter().for_each(|topic| cycle.mark(group, topic));
+        }
     }
 
     /// Deletes a group with its progress; its consumers are told.
     pub(super) fn delete_group(&mut self, id: GroupId, out: &mut Output) {
-        let Some(group) = self.groups.remove(&id) else { return };
-        let topic_id = group.state.topic;
-        let mut topic_name = String::new();
-        if let Some(topic) = self.topics.get_mut(&topic_id) {
-            topic.groups.remove(&group.state.name);
-            topic.garbage.group_gone();
-            topic_name = topic.state.name.to_string();
-        }
-        let refusal = refusals::deleted(&topic_name, group.state.name.as_str());
-        for (_, consumer) in group.consumers() {
+        let Some(mut group) = self.groups.remove(&id) else { return };
+        let name = group.main().map_or_else(String::new, |main| main.state.name.to_string());
+        let topic_name = self.topics.get(&group.topic).map(|topic| topic.state.name.to_string());
+        let refusal = refusals::deleted(&topic_name.unwrap_or_default(), &name);
+        for (_, consumer) in group.members.iter() {
             self.totals.consumers -= 1;
             for pull in &consumer.pulls {
                 self.pull_timers.remove(&(pull.until, pull.id));
@@ -167,9 +203,27 @@ impl Broker {
             out.effect(consumer.session, Content::ConsumerClosed(closed));
         }
         self.unnote(&group);
-        self.dying_groups.remove(&id);
-        out.records.push(Record::GroupDeleted { group: id });
-        self.check_floor(topic_id);
+        if let Some(topic) = self.topics.get_mut(&group.topic) {
+            topic.groups.remove(name.as_str());
+        }
+        // What it is a group of comes last: the others are its parts.
+        let own = group.topic;
+        let others: Vec<TopicId> = group.parts.keys().copied().filter(|topic| *topic != own).collect();
+        for topic in others.into_iter().chain([own]) {
+            self.forget_part(&mut group, topic, out);
+        }
+    }
+
+    /// Forgets what a group has of a topic.
+    pub(super) fn forget_part(&mut self, group: &mut Group, topic_id: TopicId, out: &mut Output) {
+        let Some(part) = group.remove_part(topic_id) else { return };
+        out.records.push(Record::GroupDeleted { group: part.id });
+        self.dying.remove(&(group.id, topic_id));
+        if let Some(topic) = self.topics.get_mut(&topic_id) {
+            topic.holders.remove(&group.id);
+            topic.garbage.group_gone();
+            self.check_floor(topic_id);
+        }
     }
 }
 

@@ -1,18 +1,19 @@
 //! Topics: creating and finding them, appending to them, dropping what every group is done with.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::garbage::Garbage;
 use super::machine::{AutoCreate, Broker};
 use super::refusals;
 use super::{Content, Output};
-use crate::model::chunk::{Origin, Stamp};
-use crate::model::id::{GroupId, Offset, SessionId, TopicId};
+use crate::model::chunk::Stamp;
+use crate::model::id::{GroupId, Offset, OffsetRange, SessionId, TopicId};
 use crate::model::message::MessageBlock;
 use crate::model::name::Name;
-use crate::model::record::{Published, Record};
+use crate::model::record::{Published, Record, Source};
 use crate::model::settings::TopicSettings;
 use crate::model::snapshot::{GroupState, TopicState};
+use crate::model::topic_kind::TopicKind;
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::request::FindTopic;
 use crate::protocol::response::Reply;
@@ -30,6 +31,11 @@ pub(super) fn stored_bytes(block: &MessageBlock) -> u64 {
     block.bytes().len() as u64 + block.count() as u64 * MESSAGE_COST + APPEND_COST
 }
 
+/// Bytes that a store may need beside that for messages that go to different places, and for what is noted of them.
+pub(super) fn scattered_bytes(block: &MessageBlock) -> u64 {
+    if block.is_scheduled() { block.count() as u64 * 2 * APPEND_COST } else { 0 }
+}
+
 /// A topic.
 #[derive(Debug)]
 pub(super) struct Topic {
@@ -37,6 +43,12 @@ pub(super) struct Topic {
     pub state: TopicState,
     /// Its groups.
     pub groups: BTreeMap<Name, GroupId>,
+    /// Groups that get its messages: its own, and those of which it is one topic among others.
+    pub holders: BTreeSet<GroupId>,
+    /// The topics with its messages of each priority but 0.
+    pub lanes: BTreeMap<u8, TopicId>,
+    /// The topics with what of it waits for a time.
+    pub slots: BTreeSet<TopicId>,
     /// Every group is done with what is below; the lowest floor of all groups when it was last looked at.
     pub floor: Offset,
     /// What was settled since the middle was last looked at.
@@ -49,8 +61,18 @@ pub(super) struct Topic {
 
 impl Topic {
     pub fn new(state: TopicState) -> Self {
-        let (floor, groups, garbage) = (state.start, BTreeMap::new(), Garbage::default());
-        Self { state, groups, floor, garbage, fresh: false, floor_moved: false }
+        let (floor, garbage) = (state.start, Garbage::default());
+        Self {
+            state,
+            groups: BTreeMap::new(),
+            holders: BTreeSet::new(),
+            lanes: BTreeMap::new(),
+            slots: BTreeSet::new(),
+            floor,
+            garbage,
+            fresh: false,
+            floor_moved: false,
+        }
     }
 }
 
@@ -82,13 +104,15 @@ impl Broker {
     ) -> Result<TopicId, Refusal> {
         debug_assert!(!self.topic_names.contains_key(&name));
         let max = self.limits.topics_max;
-        if self.topics.len() as u64 >= max {
+        if self.topic_names.len() as u64 >= max {
             return Err(refusals::limit("topics_max", max, "topics"));
         }
         let id = self.next.topic;
         self.next.topic = id.next();
-        out.records.push(Record::TopicCreated { topic: id, name: name.clone(), settings: settings.clone() });
-        self.topics.insert(id, Topic::new(TopicState::new(name.clone(), settings)));
+        let kind = TopicKind::Named;
+        let state = TopicState::new(name.clone(), kind, settings.clone());
+        out.records.push(Record::TopicCreated { topic: id, name: name.clone(), kind, settings });
+        self.topics.insert(id, Topic::new(state));
         self.topic_names.insert(name, id);
         Ok(id)
     }
@@ -98,9 +122,14 @@ impl Broker {
         let Some(topic) = self.topics.get_mut(&id) else { return };
         let groups: Vec<GroupId> = topic.groups.values().copied().collect();
         let name = topic.state.name.clone();
+        let parts: Vec<TopicId> = topic.lanes.values().chain(&topic.slots).copied().collect();
         for group in groups {
             self.delete_group(group, out);
         }
+        for part in parts {
+            self.delete_topic_part(part, out);
+        }
+        self.forget_parts_of(id, out);
         self.topic_names.remove(&name);
         if let Some(topic) = self.topics.remove(&id) {
             self.totals.messages -= topic.state.message_count();
@@ -121,16 +150,10 @@ impl Broker {
     }
 
     /// Appends messages to a topic. Nothing happens where it is gone.
-    pub(super) fn append(
-        &mut self,
-        id: TopicId,
-        block: MessageBlock,
-        origin: Option<Origin>,
-        out: &mut Output,
-    ) {
+    pub(super) fn append(&mut self, id: TopicId, block: MessageBlock, source: Source, out: &mut Output) {
         let Some(topic) = self.topics.get_mut(&id) else { return };
         let (first, count) = (topic.state.end, block.count() as u64);
-        topic.state.end.0 += count;
+        topic.state.append(count, block.bytes().len() as u64, self.now);
         topic.garbage.seen(&block);
         self.totals.messages += count;
         self.time = self.time.max(self.now);
@@ -138,10 +161,41 @@ impl Broker {
             topic.fresh = true;
             self.cycle.fresh_topics.push(id);
         }
-        let stamp = Stamp { count: count as u32, published_at: self.now, origin };
-        self.cache.insert(id, first, block.clone(), &[stamp]);
-        let published = Published { targets: vec![(id, first)], origin, at: self.now, block };
+        let published_at = self.now;
+        let origins = source.origins(count as u32);
+        let stamps: Vec<Stamp> =
+            origins.map(|(count, origin)| Stamp { count, published_at, origin }).collect();
+        self.cache.insert(id, first, block.clone(), &stamps);
+        let published = Published { targets: vec![(id, first)], source, at: self.now, block };
         out.records.push(Record::Published(published));
+    }
+
+    /// Drops messages of a topic that nobody is to get any more. The ranges are there, in order and apart.
+    pub(super) fn drop_messages(&mut self, id: TopicId, ranges: Vec<OffsetRange>, out: &mut Output) {
+        let Some(topic) = self.topics.get_mut(&id) else { return };
+        if ranges.is_empty() {
+            return;
+        }
+        let mut merged: Vec<OffsetRange> = Vec::with_capacity(ranges.len());
+        for range in ranges {
+            self.totals.messages -= range.len();
+            topic.state.removed.insert(range);
+            match merged.last_mut() {
+                Some(last) if last.end == range.start => last.end = range.end,
+                _ => merged.push(range),
+            }
+        }
+        let start =
+            topic.state.removed.range_at(topic.state.start).map_or(topic.state.start, |range| range.end);
+        merged.retain(|range| range.start >= start);
+        if !merged.is_empty() {
+            out.records.push(Record::Removed { topic: id, ranges: merged });
+        }
+        if start > topic.state.start {
+            topic.state.trim(start);
+            self.cache.trim(id, start);
+            out.records.push(Record::Trimmed { topic: id, start });
+        }
     }
 
     /// Has the lowest floor of a topic's groups looked for when the cycle ends.
@@ -158,7 +212,8 @@ impl Broker {
     pub(super) fn trim(&mut self, id: TopicId, out: &mut Output) {
         let Some(topic) = self.topics.get_mut(&id) else { return };
         topic.floor_moved = false;
-        let groups = topic.groups.values().filter_map(|group| Some(&self.groups.get(group)?.state));
+        let holders = topic.holders.iter().filter_map(|group| self.groups.get(group)?.parts.get(&id));
+        let groups = holders.map(|part| &part.state);
         let groups: Vec<&GroupState> = groups.collect();
         let Some(floor) = groups.iter().map(|group| group.floor).min() else {
             topic.floor = topic.state.start;

@@ -1,9 +1,10 @@
 //! Whose turn it is among the consumers of a group that have credit.
 //!
-//! One order serves all policies: lowest rank first, and among equals the one that was served least recently. Under
-//! `round-robin` every rank is the same; under `fair` it is what the consumer has in flight. Who has no credit is
-//! not in the order, however many they are.
+//! One order serves all policies: highest priority first, then lowest rank, and among equals the one that was served
+//! least recently. Under `round-robin` every rank is the same; under `fair` it is what the consumer has in flight. Who
+//! has no credit is not in the order, however many they are.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 /// Place of a consumer in its group's table.
@@ -12,6 +13,8 @@ pub(super) type Slot = u32;
 /// What a consumer's turn depends on. The lowest is next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Turn {
+    /// Its priority.
+    pub priority: Reverse<u8>,
     /// What the policy says.
     pub rank: u64,
     /// Number of the last hand-over to it within its group.

@@ -311,5 +311,7 @@ fn policy_text(policy: Policy) -> &'static str {
     match policy {
         Policy::RoundRobin => "round-robin",
         Policy::Fair => "fair",
+        Policy::Exclusive => "exclusive",
+        Policy::Key => "key",
     }
 }

@@ -27,7 +27,9 @@ use super::settlements::{up_to, weight};
 use super::shared::{Repeat, after, locked, unexpected};
 use super::wait::{RETRY_WAIT, by_chance};
 use crate::model::id::{GroupId, Offset, OffsetRange, TopicId};
+use crate::model::limits::REASON_BYTES_MAX;
 use crate::model::name::Name;
+use crate::model::pattern::is_pattern;
 use crate::model::settings::GroupSettings;
 use crate::protocol::error::ErrorCode;
 use crate::protocol::request::{Pull, Request, Settlement, Unsubscribe, Window};
@@ -101,7 +103,7 @@ impl Consumer {
     }
 
     async fn open_with(alive: Alive, options: ConsumerOptions, window: Window) -> Result<Self, ClientError> {
-        Name::new(&options.topic)?;
+        if is_pattern(&options.topic) { Name::pattern(&options.topic) } else { Name::new(&options.topic) }?;
         Name::new(&options.group)?;
         let core = {
             let mut registry = locked(&alive.registry);
@@ -129,10 +131,18 @@ impl Consumer {
         &self.subscription
     }
 
-    /// Name of the topic.
+    /// Name of the topic, or the pattern, that it has subscribed.
     #[must_use]
     pub fn topic(&self) -> &str {
         &self.member.core.options.topic
+    }
+
+    /// Name of the topic that a delivery is from: that of the subscription, or one that its pattern stands for.
+    #[must_use]
+    pub fn topic_of(&self, delivery: impl Into<DeliveryId>) -> Arc<str> {
+        let state = self.member.core.lock();
+        let named = state.topics.get(&delivery.into().topic).cloned();
+        named.unwrap_or_else(|| self.topic().into())
     }
 
     /// Name of the group.
@@ -375,7 +385,15 @@ impl Settler {
     /// Failed: again after `delay`, or after the back-off of the group where that is `None`. Counts as an attempt.
     pub fn nack(&self, delivery: impl Into<DeliveryId>, delay: Option<Duration>) {
         let delay_ms = delay.map(|delay| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
-        self.settle(delivery.into(), Settlement::Nack { delay_ms }, OffsetRange::one);
+        self.settle(delivery.into(), Settlement::Nack { delay_ms, reason: None }, OffsetRange::one);
+    }
+
+    /// As [`nack`](Self::nack), with a few words on what went wrong: who gets the message next sees them, and they
+    /// stand in its dead letter. Of a long text the beginning is kept.
+    pub fn nack_because(&self, delivery: impl Into<DeliveryId>, delay: Option<Duration>, reason: &str) {
+        let delay_ms = delay.map(|delay| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
+        let reason = Some(shortened(reason));
+        self.settle(delivery.into(), Settlement::Nack { delay_ms, reason }, OffsetRange::one);
     }
 
     /// Not touched: again at once, for whoever has credit. Does not count as an attempt.
@@ -385,7 +403,14 @@ impl Settler {
 
     /// Not to be tried again: to the dead-letter topic.
     pub fn reject(&self, delivery: impl Into<DeliveryId>) {
-        self.settle(delivery.into(), Settlement::Reject, OffsetRange::one);
+        self.settle(delivery.into(), Settlement::Reject { reason: None }, OffsetRange::one);
+    }
+
+    /// As [`reject`](Self::reject), with a few words on what is wrong with it, as for
+    /// [`nack_because`](Self::nack_because).
+    pub fn reject_because(&self, delivery: impl Into<DeliveryId>, reason: &str) {
+        let reason = Some(shortened(reason));
+        self.settle(delivery.into(), Settlement::Reject { reason }, OffsetRange::one);
     }
 
     /// Still at work: the lease of the delivery starts anew.
@@ -432,10 +457,10 @@ impl Settler {
             return;
         }
         if !matches!(state.phase, Phase::Active { .. }) || delivery.session != state.session {
-            state.lost += weight(settlement);
+            state.lost += weight(&settlement);
             return;
         }
-        state.settlements.add(settlement, range(delivery.offset));
+        state.settlements.add(delivery.topic, settlement, range(delivery.offset));
         if state.settlements.count() >= state.merge_at {
             let mut link = locked(&self.alive.link);
             if link.queued_bytes() > OUTPUT_BYTES_MAX {
@@ -461,6 +486,11 @@ impl Settler {
             }
         }
     }
+}
+
+/// The beginning of what is said about a message, as much as a settlement may carry.
+fn shortened(reason: &str) -> String {
+    reason[..reason.floor_char_boundary(REASON_BYTES_MAX)].to_owned()
 }
 
 impl From<&Delivery> for DeliveryId {
@@ -499,7 +529,8 @@ mod tests {
         let before = queued_bytes();
         let settler = Settler { alive: alive.clone(), core };
         for offset in (0..1000).cycle().take(20_000) {
-            settler.extend(DeliveryId { consumer: 1, session: 1, offset: Offset(offset) });
+            let topic = TopicId(1);
+            settler.extend(DeliveryId { consumer: 1, session: 1, topic, offset: Offset(offset) });
         }
         assert_eq!(queued_bytes(), before);
         assert!(settler.core.lock().settlements.count() <= 1000);

@@ -3,7 +3,7 @@
 //!
 //! Whatever belongs to one connection goes with it: deliveries, waiting settlements, and answers to settlements.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -15,17 +15,18 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::consumer::Subscription;
-use super::delivery::{Delivery, delivery, unpack};
+use super::delivery::{DeliveredTo, Delivery, delivery, unpack};
 use super::error::ClientError;
 use super::link::{Link, Session, Written};
 use super::options::{ConsumerOptions, SETTLE_BATCH_MAX};
 use super::settlements::Settlements;
 use super::shared::{Shared, Waiting, locked, unexpected};
 use super::wait::{after_refusal, by_chance};
+use crate::model::id::TopicId;
 use crate::model::message::MessageError;
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::request::{Handle, Request, RequestId, Settle, Subscribe, Unsubscribe, Window};
-use crate::protocol::response::{Deliver, Reply};
+use crate::protocol::response::{Activity, ConsumerTopic, Deliver, Reply};
 
 /// Ranges in one settle frame.
 const SETTLE_RANGES_MAX: usize = 16 << 10;
@@ -49,6 +50,10 @@ pub(super) struct State {
     pub(super) phase: Phase,
     pub(super) session: Session,
     pub(super) subscription: Option<Subscription>,
+    /// Names of the topics whose messages come, but for the one that was subscribed.
+    pub(super) topics: HashMap<TopicId, Arc<str>>,
+    /// Whether it gets messages, in an exclusive group.
+    pub(super) activity: Option<Activity>,
     /// The wait after the last refusal to let it join, before chance.
     put_off: Option<Duration>,
     pub(super) arrived: VecDeque<Delivery>,
@@ -100,6 +105,8 @@ impl ConsumerCore {
             phase: Phase::Opening,
             session: 0,
             subscription: None,
+            topics: HashMap::new(),
+            activity: None,
             put_off: None,
             arrived: VecDeque::new(),
             waker: None,
@@ -179,6 +186,7 @@ impl ConsumerCore {
             topic: self.options.topic.clone(),
             group: self.options.group.clone(),
             start: self.options.start,
+            priority: self.options.priority,
             settings: self.options.settings.clone(),
             window: self.window,
         };
@@ -237,7 +245,7 @@ impl ConsumerCore {
         let handle = self.handle;
         let arrived = &mut state.arrived;
         unpack(&head.runs, messages, |run, at, message| {
-            arrived.push_back(delivery(handle, session, run, at, message));
+            arrived.push_back(delivery(DeliveredTo { consumer: handle, session }, head, run, at, message));
         })?;
         // The messages of a pull are taken when the pull is complete; those of a dropped one at once.
         state.late |= head.request != 0 && head.request != state.pull;
@@ -245,6 +253,30 @@ impl ConsumerCore {
         drop(state);
         waker.into_iter().for_each(Waker::wake);
         Ok(())
+    }
+
+    /// Messages of another topic will come.
+    pub(super) fn topic_named(&self, session: Session, named: ConsumerTopic) {
+        let mut state = self.lock();
+        if state.session == session {
+            state.topics.insert(named.topic, named.name.into());
+        }
+    }
+
+    /// The consumer of an exclusive group gets messages, or waits.
+    pub(super) fn role_changed(&self, session: Session, activity: Activity) {
+        let mut state = self.lock();
+        if state.session == session {
+            state.activity = Some(activity);
+        }
+    }
+
+    /// What was handed out of a topic and not settled is not the consumer's any more.
+    pub(super) fn recalled(&self, session: Session, topic: TopicId) {
+        let mut state = self.lock();
+        if state.session == session {
+            state.arrived.retain(|delivery| delivery.id.topic != topic);
+        }
     }
 
     /// The node answered a settle frame of so many calls.
@@ -333,14 +365,15 @@ impl ConsumerCore {
         if !matches!(state.phase, Phase::Active { .. }) || link.session != state.session {
             return;
         }
-        for (settlement, ranges, calls) in state.settlements.take() {
+        for (topic, settlement, ranges, calls) in state.settlements.take() {
             let last = ranges.len().div_ceil(SETTLE_RANGES_MAX) - 1;
             for (at, ranges) in ranges.chunks(SETTLE_RANGES_MAX).enumerate() {
                 let calls = if at == last { calls } else { 0 };
                 let waiting = Waiting::Settlement(self.clone(), calls);
                 let request = locked(&shared.registry).expect(waiting);
-                let ranges = ranges.to_vec();
-                link.put(&Request::Settle(Settle { request, consumer: self.handle, settlement, ranges }));
+                let (ranges, settlement) = (ranges.to_vec(), settlement.clone());
+                let settle = Settle { request, consumer: self.handle, topic, settlement, ranges };
+                link.put(&Request::Settle(settle));
                 state.frames_sent += 1;
                 state.calls_unanswered += calls;
             }

@@ -4,11 +4,12 @@ use bytes::{Buf, Bytes};
 
 use super::link::Session;
 use crate::model::chunk::Origin;
-use crate::model::id::Offset;
+use crate::model::id::{Offset, TopicId};
 use crate::model::message::{Message, MessageError};
+use crate::model::retry::Failure;
 use crate::model::time::Timestamp;
 use crate::protocol::request::Handle;
-use crate::protocol::response::Run;
+use crate::protocol::response::{Deliver, Run};
 
 /// One hand-over of a message to a consumer. It is settled by its [`id`](Self::id).
 ///
@@ -20,6 +21,10 @@ pub struct Delivery {
     pub id: DeliveryId,
     /// Number of the attempt: 1 plus the attempts that failed.
     pub attempt: u32,
+    /// Number of the hand-over, as far as is known: 1 plus those that came back, failed or untouched.
+    pub number: u32,
+    /// How the last attempt failed, where one is known.
+    pub failure: Option<Failure>,
     /// Whether it may have been handed out before without that being counted.
     pub redelivered: bool,
     /// When it was published.
@@ -46,6 +51,7 @@ impl Delivery {
 pub struct DeliveryId {
     pub(super) consumer: Handle,
     pub(super) session: Session,
+    pub(super) topic: TopicId,
     pub(super) offset: Offset,
 }
 
@@ -54,6 +60,12 @@ impl DeliveryId {
     #[must_use]
     pub const fn offset(self) -> Offset {
         self.offset
+    }
+
+    /// The topic that the message is in: that of the subscription, or one of a pattern, or one priority of them.
+    #[must_use]
+    pub const fn topic(self) -> TopicId {
+        self.topic
     }
 }
 
@@ -96,11 +108,22 @@ pub(super) fn unpack(
     Ok(())
 }
 
+/// To whom messages were delivered, over which connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct DeliveredTo {
+    pub(super) consumer: Handle,
+    pub(super) session: Session,
+}
+
 /// The delivery that a run says message `at` of it is.
-pub(super) fn delivery(consumer: Handle, session: Session, run: &Run, at: u64, message: Message) -> Delivery {
+pub(super) fn delivery(to: DeliveredTo, head: &Deliver, run: &Run, at: u64, message: Message) -> Delivery {
+    let offset = Offset(run.offset.0.saturating_add(at));
+    let failed = head.failures.iter().find(|failed| failed.range.contains(offset));
     Delivery {
-        id: DeliveryId { consumer, session, offset: Offset(run.offset.0.saturating_add(at)) },
+        id: DeliveryId { consumer: to.consumer, session: to.session, topic: head.topic, offset },
         attempt: run.attempt,
+        number: run.delivery,
+        failure: failed.map(|failed| failed.failure.clone()),
         redelivered: run.redelivered,
         published_at: run.published_at,
         origin: origin(run, at),

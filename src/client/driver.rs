@@ -299,6 +299,24 @@ impl Reader<'_> {
                     consumer.closed_by_node(closed.refusal);
                 }
             }
+            Response::ConsumerTopic(named) => {
+                let consumer = locked(&self.shared.registry).consumers.get(&named.consumer).cloned();
+                if let Some(consumer) = consumer {
+                    consumer.topic_named(self.session, named);
+                }
+            }
+            Response::ConsumerRole(role) => {
+                let consumer = locked(&self.shared.registry).consumers.get(&role.consumer).cloned();
+                if let Some(consumer) = consumer {
+                    consumer.role_changed(self.session, role.activity);
+                }
+            }
+            Response::ConsumerRecalled(recalled) => {
+                let consumer = locked(&self.shared.registry).consumers.get(&recalled.consumer).cloned();
+                if let Some(consumer) = consumer {
+                    consumer.recalled(self.session, recalled.topic);
+                }
+            }
             Response::Heartbeat(heartbeat) => {
                 self.shared.see_epoch(heartbeat.epoch);
                 let age = Duration::from_millis(u64::from(heartbeat.fence_age_ms));

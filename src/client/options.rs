@@ -153,7 +153,7 @@ impl ProducerOptions {
 /// What a consumer reads, and how much at a time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConsumerOptions {
-    /// Name of the topic.
+    /// Name of the topic, or a [pattern](crate::model::pattern) of names.
     pub topic: String,
     /// Name of the group.
     pub group: String,
@@ -161,6 +161,8 @@ pub struct ConsumerOptions {
     pub start: Start,
     /// Settings of the group if this creates it; a group that exists keeps its own.
     pub settings: Option<GroupSettings>,
+    /// Consumers of a higher priority get messages first, as long as they have credit. 0 is the lowest.
+    pub priority: u8,
     /// Messages that may be with the consumer and not settled.
     pub prefetch: u32,
     /// Encoded bytes that may be with the consumer and not settled. One larger message comes alone.
@@ -175,6 +177,7 @@ impl ConsumerOptions {
             group: group.into(),
             start: Start::Earliest,
             settings: None,
+            priority: 0,
             prefetch: 1000,
             prefetch_bytes: 8 << 20,
         }

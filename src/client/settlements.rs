@@ -3,7 +3,7 @@
 //! What was settled in which way stays in the order in which the application said it; within one way, ranges of
 //! offsets are merged.
 
-use crate::model::id::{Offset, OffsetRange};
+use crate::model::id::{Offset, OffsetRange, TopicId};
 use crate::protocol::request::Settlement;
 
 /// See the head of this file.
@@ -16,6 +16,7 @@ pub(super) struct Settlements {
 /// Offsets that are settled in the same way, one after the other.
 #[derive(Debug)]
 struct Entry {
+    topic: TopicId,
     settlement: Settlement,
     ranges: Vec<OffsetRange>,
     /// Calls that made it, by their [`weight`].
@@ -23,8 +24,8 @@ struct Entry {
 }
 
 /// What one call counts for among those settled or lost: an extension settles nothing, and nobody misses it.
-pub(super) fn weight(settlement: Settlement) -> u64 {
-    u64::from(settlement != Settlement::Extend)
+pub(super) fn weight(settlement: &Settlement) -> u64 {
+    u64::from(*settlement != Settlement::Extend)
 }
 
 impl Settlements {
@@ -33,20 +34,21 @@ impl Settlements {
         self.count
     }
 
-    /// Adds a range.
-    pub(super) fn add(&mut self, settlement: Settlement, range: OffsetRange) {
+    /// Adds a range of a topic.
+    pub(super) fn add(&mut self, topic: TopicId, settlement: Settlement, range: OffsetRange) {
         self.count += 1;
+        let count = weight(&settlement);
         if let Some(entry) = self.entries.last_mut()
-            && entry.settlement == settlement
+            && (entry.topic, &entry.settlement) == (topic, &settlement)
         {
-            entry.count += weight(settlement);
+            entry.count += count;
             match entry.ranges.last_mut() {
                 Some(last) if last.end == range.start => last.end = range.end,
                 _ => entry.ranges.push(range),
             }
             return;
         }
-        self.entries.push(Entry { settlement, ranges: vec![range], count: weight(settlement) });
+        self.entries.push(Entry { topic, settlement, ranges: vec![range], count });
     }
 
     /// Makes it as small as it can be: what is there twice goes.
@@ -60,13 +62,14 @@ impl Settlements {
         }
     }
 
-    /// Takes everything out, in order: what to do, to which offsets, by calls of which
-    /// weight.
-    pub(super) fn take(&mut self) -> impl Iterator<Item = (Settlement, Vec<OffsetRange>, u64)> + use<> {
+    /// Takes everything out, in order: in which topic what to do, to which offsets, by calls of which weight.
+    pub(super) fn take(
+        &mut self,
+    ) -> impl Iterator<Item = (TopicId, Settlement, Vec<OffsetRange>, u64)> + use<> {
         self.count = 0;
         std::mem::take(&mut self.entries).into_iter().map(|mut entry| {
             merge(&mut entry.ranges);
-            (entry.settlement, entry.ranges, entry.count)
+            (entry.topic, entry.settlement, entry.ranges, entry.count)
         })
     }
 
@@ -104,15 +107,17 @@ pub(super) fn up_to(offset: Offset) -> OffsetRange {
 mod tests {
     use super::*;
 
+    const TOPIC: TopicId = TopicId(1);
+
     #[test]
     fn acks_in_any_order_become_few_ranges() {
         let mut settlements = Settlements::default();
         for offset in [5, 3, 4, 9, 0, 1] {
-            settlements.add(Settlement::Ack, OffsetRange::one(Offset(offset)));
+            settlements.add(TOPIC, Settlement::Ack, OffsetRange::one(Offset(offset)));
         }
         let taken: Vec<_> = settlements.take().collect();
         let ranges = vec![OffsetRange::new(0, 2), OffsetRange::new(3, 6), OffsetRange::new(9, 10)];
-        assert_eq!(taken, [(Settlement::Ack, ranges, 6)]);
+        assert_eq!(taken, [(TOPIC, Settlement::Ack, ranges, 6)]);
         assert_eq!(settlements.take().count(), 0);
     }
 
@@ -120,10 +125,10 @@ mod tests {
     fn different_settlements_keep_their_order() {
         let mut settlements = Settlements::default();
         let one = |offset| OffsetRange::one(Offset(offset));
-        settlements.add(Settlement::Extend, one(1));
-        settlements.add(Settlement::Ack, one(1));
-        settlements.add(Settlement::Extend, one(2));
-        let kinds: Vec<_> = settlements.take().map(|(settlement, ..)| settlement).collect();
+        settlements.add(TOPIC, Settlement::Extend, one(1));
+        settlements.add(TOPIC, Settlement::Ack, one(1));
+        settlements.add(TOPIC, Settlement::Extend, one(2));
+        let kinds: Vec<_> = settlements.take().map(|(_, settlement, ..)| settlement).collect();
         assert_eq!(kinds, [Settlement::Extend, Settlement::Ack, Settlement::Extend]);
     }
 
@@ -131,7 +136,7 @@ mod tests {
     fn merging_forgets_what_is_there_twice() {
         let mut settlements = Settlements::default();
         for _ in 0..10_000 {
-            settlements.add(Settlement::Release, OffsetRange::one(Offset(7)));
+            settlements.add(TOPIC, Settlement::Release, OffsetRange::one(Offset(7)));
         }
         settlements.merge();
         assert_eq!(settlements.count(), 1);

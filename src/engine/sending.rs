@@ -65,6 +65,11 @@ impl Sending {
             Content::Confirm(confirm) => Response::Confirm(confirm).encode(&mut session.tail),
             Content::PublishRefused(refused) => Response::PublishRefused(refused).encode(&mut session.tail),
             Content::ConsumerClosed(closed) => Response::ConsumerClosed(closed).encode(&mut session.tail),
+            Content::ConsumerTopic(named) => Response::ConsumerTopic(named).encode(&mut session.tail),
+            Content::ConsumerRole(role) => Response::ConsumerRole(role).encode(&mut session.tail),
+            Content::ConsumerRecalled(recalled) => {
+                Response::ConsumerRecalled(recalled).encode(&mut session.tail);
+            }
         }
     }
 
@@ -92,9 +97,9 @@ impl Sending {
 
 impl Session {
     fn deliver(&mut self, delivery: Delivery) {
-        let Delivery { consumer, request, runs, messages } = delivery;
+        let Delivery { consumer, topic, request, runs, failures, messages } = delivery;
         let len = messages.iter().map(Bytes::len).sum();
-        put_deliver(&mut self.tail, &Deliver { consumer, request, runs }, len);
+        put_deliver(&mut self.tail, &Deliver { consumer, topic, request, runs, failures }, len);
         self.put_messages(messages);
     }
 

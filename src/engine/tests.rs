@@ -572,6 +572,7 @@ async fn a_full_session_gets_nothing_more_though_it_was_said_to_be_ready() {
         topic: "t".into(),
         group: "g".into(),
         start: Default::default(),
+        priority: 0,
         settings: None,
         window: Window { messages: 100_000, bytes: u64::MAX },
     };

@@ -41,6 +41,10 @@ number! {
     GroupId(u32)
 }
 number! {
+    /// A route, for the life of the store. Never reused after the route was deleted.
+    RouteId(u32)
+}
+number! {
     /// One incarnation of a named producer. A name that expired and comes back gets a new id.
     ProducerId(u64)
 }

@@ -17,6 +17,12 @@ pub const NODE_HEADER_COUNT_MAX: usize = 16;
 pub const PUBLISH_PARTS_MAX: usize = 16 << 10;
 /// Bytes of a header's name.
 pub const HEADER_NAME_BYTES_MAX: usize = 255;
+/// Bytes of what a consumer says about a message that it could not process.
+pub const REASON_BYTES_MAX: usize = 256;
+/// Targets of a route.
+pub const ROUTE_TARGETS_MAX: usize = 64;
+/// Routes that one message may pass, one behind the other.
+pub const ROUTE_STEPS_MAX: usize = 8;
 /// Topics or groups in one answer to a question for all of them.
 pub const LISTED_MAX: usize = 1000;
 /// Browses of all clients together that wait for their answer.
@@ -56,6 +62,17 @@ pub const BACKUPS_MAX: usize = 2;
 pub const BACKUP_PART_BYTES: usize = 1 << 20;
 /// Seconds after which a backup ends whose client asks for nothing more.
 pub const BACKUP_IDLE_SECONDS: u64 = 60;
+/// Bytes of the text of a filter.
+pub const FILTER_BYTES_MAX: usize = 4096;
+/// Parentheses, `NOT`s and signs of a filter inside each other. Reading and evaluating one takes stack for each.
+pub const FILTER_DEPTH_MAX: usize = 32;
+/// Values of a filter outside lists, and so about its conditions too. Each may have to look through all headers of every message.
+pub const FILTER_NODES_MAX: usize = 256;
+/// Values in one list of `IN`. They are kept sorted, so a longer list costs memory rather than time.
+pub const FILTER_LIST_MAX: usize = 256;
+/// Characters between two `%` of a `LIKE` pattern where `_` is among them: they are searched for in one pass, with a
+/// bit of a 64-bit word for each.
+pub const FILTER_PATTERN_RUN_MAX: usize = 64;
 /// Highest priority of a message; 0 is the lowest and the default.
 pub const PRIORITY_MAX: u8 = 9;
 
@@ -163,6 +180,8 @@ limits! {
     settled_ranges_max: "ranges", 100_000, 16, 10_000_000, "the group hands out nothing new until the oldest message is settled";
     /// Settled messages of a topic that stay on the disk because one before them is not settled, about.
     pinned_bytes_max: "bytes", 8 * MIB, 1, GIB, "they are removed from the middle of the topic";
+    /// Messages that are due soon and known one by one, over all topics: delayed ones, and notes of those that expire.
+    scheduled_known_max: "messages", 100_000, 16, 10_000_000, "further ones are kept by the second, and may be late by one";
     /// Pulls of one group that wait for messages.
     pulls_waiting_max: "pulls", 10_000, 1, 1_000_000, "a further pull is answered at once with what is there";
     /// Bytes received on one connection that the engine has not taken yet, with the room for what they ask for.

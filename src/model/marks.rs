@@ -26,7 +26,7 @@
 
 use std::time::Duration;
 
-use serde::de::Error;
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::id::Offset;
@@ -47,16 +47,27 @@ const GAP_PART: u32 = 64;
 
 /// What was known when one message was appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Mark {
+pub struct Mark {
     /// The message, the first of its block.
     #[serde(rename = "o")]
-    offset: Offset,
+    pub offset: Offset,
     /// When it was published.
     #[serde(rename = "t")]
-    at: Timestamp,
+    pub at: Timestamp,
     /// Bytes that had ever been appended before it.
     #[serde(rename = "b")]
-    bytes: u64,
+    pub bytes: u64,
+}
+
+/// Why marks are none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MarksError {
+    /// There are more than [`MARKS_MAX`].
+    #[error("{0} marks, more than {MARKS_MAX}")]
+    TooMany(usize),
+    /// Estimates between them would make no sense.
+    #[error("marks that are out of order")]
+    OutOfOrder,
 }
 
 /// The marks of one topic, at most [`MARKS_MAX`].
@@ -88,20 +99,7 @@ impl<'de> Deserialize<'de> for Marks {
             t: Timestamp,
         }
         let Fields { m: list, b: bytes, t: last_at } = Fields::deserialize(deserializer)?;
-        if list.len() > MARKS_MAX {
-            return Err(D::Error::custom(format_args!("{} marks, more than {MARKS_MAX}", list.len())));
-        }
-        let follows = list.windows(2).all(|pair| {
-            pair[0].offset < pair[1].offset && pair[0].at <= pair[1].at && pair[0].bytes <= pair[1].bytes
-        });
-        let complete = match list.last() {
-            Some(last) => last.at <= last_at && last.bytes <= bytes,
-            None => bytes == 0 && last_at == Timestamp(0),
-        };
-        if !follows || !complete {
-            return Err(D::Error::custom("marks that are out of order"));
-        }
-        Ok(Self { list, bytes, last_at })
+        Self::of(list, bytes, last_at).map_err(D::Error::custom)
     }
 }
 
@@ -110,6 +108,38 @@ impl Marks {
     #[must_use]
     pub const fn new() -> Self {
         Self { list: Vec::new(), bytes: 0, last_at: Timestamp(0) }
+    }
+
+    /// The marks that a [list](Self::list) was of, with the bytes [ever](Self::bytes_ever) appended and when the
+    /// [last](Self::last_at) message was published.
+    ///
+    /// # Errors
+    /// Where there are no such marks.
+    pub fn of(list: Vec<Mark>, bytes: u64, last_at: Timestamp) -> Result<Self, MarksError> {
+        if list.len() > MARKS_MAX {
+            return Err(MarksError::TooMany(list.len()));
+        }
+        let follows = list.windows(2).all(|pair| {
+            pair[0].offset < pair[1].offset && pair[0].at <= pair[1].at && pair[0].bytes <= pair[1].bytes
+        });
+        let complete = match list.last() {
+            Some(last) => last.at <= last_at && last.bytes <= bytes,
+            None => bytes == 0 && last_at == Timestamp(0),
+        };
+        if follows && complete { Ok(Self { list, bytes, last_at }) } else { Err(MarksError::OutOfOrder) }
+    }
+
+    /// The marks, lowest first. Whenever one is set the last one is another, and whenever some are trimmed their
+    /// number is.
+    #[must_use]
+    pub fn list(&self) -> &[Mark] {
+        &self.list
+    }
+
+    /// When the last message was published; 0 where none ever was.
+    #[must_use]
+    pub const fn last_at(&self) -> Timestamp {
+        self.last_at
     }
 
     /// Notes that a block of `count` messages from `first` on, `bytes` in all, was published `at`.

@@ -504,6 +504,24 @@ impl MessageBlock {
         self.position(end) - self.position(start)
     }
 
+    /// The encoded message at `index`, its length in front.
+    ///
+    /// # Panics
+    /// Where the index is not in the block.
+    #[must_use]
+    pub fn encoded(&self, index: usize) -> &[u8] {
+        &self.bytes[self.position(index)..self.position(index + 1)]
+    }
+
+    /// Whether the message at `index` has `expires_at`.
+    ///
+    /// # Panics
+    /// Where the index is not in the block.
+    #[must_use]
+    pub fn may_expire(&self, index: usize) -> bool {
+        self.scheduled && self.encoded(index)[4] & FLAG_EXPIRES_AT != 0
+    }
+
     /// The encoded messages from `start` up to, not including, `end`; shares the memory.
     ///
     /// # Panics
@@ -538,6 +556,25 @@ impl MessageBlock {
         let scheduled =
             self.scheduled && (0..ends.len()).any(|index| bytes[flags_at(index)] & FLAGS_SCHEDULE != 0);
         Self { bytes, ends, scheduled }
+    }
+
+    /// The block of the messages in these ranges of indexes, in their order; copies them.
+    ///
+    /// # Panics
+    /// Where the indexes are not in the block.
+    #[must_use]
+    pub fn pick(&self, runs: &[(usize, usize)]) -> Self {
+        let len = runs.iter().map(|&(start, end)| self.byte_len(start, end)).sum();
+        let mut bytes = BytesMut::with_capacity(len);
+        let mut ends = Vec::with_capacity(runs.iter().map(|(start, end)| end - start).sum());
+        let mut flags = 0;
+        for index in runs.iter().flat_map(|&(start, end)| start..end) {
+            let encoded = self.encoded(index);
+            bytes.put_slice(encoded);
+            flags |= encoded[4];
+            ends.push(bytes.len() as u32);
+        }
+        Self { bytes: bytes.freeze(), ends: ends.into(), scheduled: flags & FLAGS_SCHEDULE != 0 }
     }
 
     /// How many messages from `start` on, and before `end`, have together at most `bytes_max` bytes.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::limits::NAME_BYTES_MAX;
+use super::pattern::is_pattern;
 
 /// Why a text is not a name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -27,11 +28,15 @@ pub enum NameError {
         /// The first character that is not allowed where it stands.
         character: char,
     },
+    /// No word of the text stands for others.
+    #[error("{0} is a name and no pattern: one of the words between its dots must be * or #")]
+    NoPattern(String),
 }
 
-/// A name: 1 to 255 bytes of ASCII letters, digits and `. _ - / :`, starting with a letter, a digit or `_`.
+/// A name: 1 to 255 bytes of ASCII letters, digits and `. _ - / :`, starting with a letter, a digit or `_`; or a
+/// [pattern](super::pattern) of such names, where one is allowed.
 ///
-/// `*` and `#` are kept out because wildcard subscriptions use them; spaces and quotes because names stand in
+/// `*` and `#` are kept out of names because patterns use them; spaces and quotes because names stand in
 /// commands, SQL and metrics. Cloning shares the text.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -56,6 +61,24 @@ impl Name {
             Some((_, character)) => Err(NameError::Character { name: text.to_owned(), character }),
             None => Ok(Self(text.into())),
         }
+    }
+
+    /// Checks `text` and makes it the name of a pattern: words between dots, of which one at least is `*` or `#`.
+    ///
+    /// # Errors
+    /// Says which rule the text breaks.
+    pub fn pattern(text: &str) -> Result<Self, NameError> {
+        // What stands for a word is as long as the shortest word: with a letter in its place it must be a name.
+        let words: Vec<&str> =
+            text.split('.').map(|word| if matches!(word, "*" | "#") { "x" } else { word }).collect();
+        Self::new(&words.join("."))?;
+        if is_pattern(text) { Ok(Self(text.into())) } else { Err(NameError::NoPattern(text.to_owned())) }
+    }
+
+    /// Whether it is a pattern.
+    #[must_use]
+    pub fn is_pattern(&self) -> bool {
+        is_pattern(&self.0)
     }
 
     /// The name as text.
@@ -95,7 +118,7 @@ impl TryFrom<String> for Name {
     type Error = NameError;
 
     fn try_from(text: String) -> Result<Self, NameError> {
-        Self::new(&text)
+        if is_pattern(&text) { Self::pattern(&text) } else { Self::new(&text) }
     }
 }
 
@@ -114,6 +137,20 @@ mod tests {
         for text in ["orders", "eu/orders.v2", "a", "_x", "7", "tenant:orders-dead"] {
             assert_eq!(Name::new(text).unwrap().as_str(), text);
         }
+    }
+
+    #[test]
+    fn patterns_are_names_with_words_that_stand_for_others() {
+        for text in ["orders.*", "#", "*.eu.#", "a/b.*"] {
+            let pattern = Name::pattern(text).unwrap();
+            assert!(pattern.is_pattern());
+            assert_eq!(Name::try_from(text.to_owned()), Ok(pattern));
+        }
+        assert!(matches!(Name::pattern("orders"), Err(NameError::NoPattern(_))));
+        for text in ["orders.*x", "a b.*", "", &format!("*.{}", "x".repeat(NAME_BYTES_MAX))] {
+            assert!(Name::pattern(text).is_err(), "{text}");
+        }
+        assert!(Name::new("orders.*").is_err());
     }
 
     #[test]

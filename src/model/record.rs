@@ -6,11 +6,14 @@
 use serde::{Deserialize, Serialize};
 
 use super::chunk::Origin;
-use super::id::{GroupId, Offset, OffsetRange, ProducerId, TopicId};
+use super::id::{GroupId, Offset, OffsetRange, ProducerId, RouteId, Sequence, TopicId};
 use super::message::MessageBlock;
 use super::name::Name;
+use super::retry::Retry;
+use super::route::Route;
 use super::settings::{GroupSettings, TopicSettings};
 use super::time::Timestamp;
+use super::topic_kind::TopicKind;
 
 /// One change of state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,9 +22,18 @@ pub enum Record {
     TopicCreated {
         /// Its id, the next one free.
         topic: TopicId,
-        /// Its name; no other topic has it.
+        /// Its name; no other topic that is not a part of another has it.
         name: Name,
+        /// What it is.
+        kind: TopicKind,
         /// Its settings.
+        settings: TopicSettings,
+    },
+    /// A topic has other settings from now on.
+    TopicChanged {
+        /// The topic.
+        topic: TopicId,
+        /// The settings.
         settings: TopicSettings,
     },
     /// A topic is gone with all its messages. Its groups were deleted by records before this one.
@@ -41,6 +53,8 @@ pub enum Record {
         settings: GroupSettings,
         /// Everything below is settled from the start.
         floor: Offset,
+        /// The group that this is a part of, if it is one.
+        part_of: Option<GroupId>,
     },
     /// A group has other settings from now on.
     GroupChanged {
@@ -48,6 +62,14 @@ pub enum Record {
         group: GroupId,
         /// The settings.
         settings: GroupSettings,
+    },
+    /// A group was set to another place: everything below is settled, and nothing from there on but what is removed
+    /// from the topic.
+    GroupSought {
+        /// The group.
+        group: GroupId,
+        /// The place.
+        floor: Offset,
     },
     /// A group is gone with its progress.
     GroupDeleted {
@@ -60,6 +82,16 @@ pub enum Record {
         producer: ProducerId,
         /// Its name; no other living producer has it.
         name: Name,
+        /// When.
+        at: Timestamp,
+    },
+    /// A producer has published up to this sequence, in records of which none says so by itself, or has taken numbers
+    /// for what is no message.
+    ProducerAdvanced {
+        /// The producer.
+        producer: ProducerId,
+        /// Its last sequence.
+        last: Sequence,
         /// When.
         at: Timestamp,
     },
@@ -77,7 +109,7 @@ pub enum Record {
         /// The offsets; not empty, none settled before.
         ranges: Vec<OffsetRange>,
     },
-    /// Deliveries came back and the attempt counts.
+    /// Deliveries came back.
     Returned {
         /// The group.
         group: GroupId,
@@ -108,43 +140,73 @@ pub enum Record {
         /// First offset that is still there.
         start: Offset,
     },
+    /// A route was made.
+    RouteCreated {
+        /// Its id, the next one free.
+        route: RouteId,
+        /// What it is.
+        rule: Route,
+    },
+    /// A route is gone.
+    RouteDeleted {
+        /// The route.
+        route: RouteId,
+    },
 }
 
-/// Messages that were published together: one block, appended to every target.
+/// Messages that were appended together: one block, appended to every target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Published {
     /// Where the first message went, for each topic: its offset there is the topic's end. At least one, no topic
     /// twice.
     pub targets: Vec<(TopicId, Offset)>,
-    /// Origin of the first message; the others follow in sequence. `None` for what the broker itself publishes.
-    pub origin: Option<Origin>,
+    /// Who published them.
+    pub source: Source,
     /// When it was accepted.
     pub at: Timestamp,
     /// The messages; at least one.
     pub block: MessageBlock,
 }
 
-/// Why a delivery came back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ReturnReason {
-    /// The consumer gave it back to be tried again.
-    Nacked,
-    /// The consumer held it for longer than the lease.
-    LeaseExpired,
-    /// The consumer's connection ended.
-    ConsumerLost,
-    /// The consumer wants it dead-lettered.
-    Rejected,
+/// Where the messages of a block come from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Source {
+    /// The broker itself.
+    Broker,
+    /// A producer: the first message is the next of its sequence, and the others follow.
+    Producer(Origin),
+    /// Messages that are not what comes next from one producer: they were picked out of a publish, or have stood
+    /// elsewhere before. How many in a row have which origin; of those with one the first has it, and the others
+    /// follow. The counts add up to that of the block.
+    Mixed(Vec<(u32, Option<Origin>)>),
 }
 
-/// What is known of a message that was handed out in vain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Retry {
-    /// Failed attempts so far; at least 1.
-    pub attempts: u32,
-    /// Not handed out again before this.
-    pub due_at: Timestamp,
-    /// Why it came back last.
-    pub reason: ReturnReason,
+impl Source {
+    /// Messages in a row that have this origin, from their producer or from the broker.
+    #[must_use]
+    pub fn of(origin: Option<Origin>) -> Self {
+        origin.map_or(Self::Broker, Self::Producer)
+    }
+
+    /// The origins of `count` messages: how many in a row have which.
+    pub fn origins(&self, count: u32) -> impl Iterator<Item = (u32, Option<Origin>)> + '_ {
+        let (one, many): (_, &[_]) = match self {
+            Self::Broker => (Some((count, None)), &[]),
+            Self::Producer(origin) => (Some((count, Some(*origin))), &[]),
+            Self::Mixed(origins) => (None, origins),
+        };
+        one.into_iter().chain(many.iter().copied())
+    }
+
+    /// Whether it says of each of `count` messages where it comes from, and of no others.
+    #[must_use]
+    pub fn covers(&self, count: u64) -> bool {
+        match self {
+            Self::Broker | Self::Producer(_) => true,
+            Self::Mixed(origins) => {
+                let counts = || origins.iter().map(|&(count, _)| u64::from(count));
+                counts().all(|count| count > 0) && counts().sum::<u64>() == count
+            }
+        }
+    }
 }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::id::Offset;
 use super::name::Name;
+use super::time::Timestamp;
 
 /// Shortest lease, in milliseconds.
 pub const LEASE_MS_MIN: u64 = 100;
@@ -17,21 +18,67 @@ pub const MULTIPLIER_PERCENT_MIN: u32 = 100;
 pub const MULTIPLIER_PERCENT_MAX: u32 = 10_000;
 /// Largest change of a wait by chance, in percent of it.
 pub const JITTER_PERCENT_MAX: u32 = 100;
+/// Shortest age at which messages go, in milliseconds.
+pub const AGE_MS_MIN: u64 = 1_000;
+/// Shortest time without a consumer after which a group goes, in milliseconds.
+pub const IDLE_MS_MIN: u64 = 1_000;
+/// How long an ephemeral group whose last consumer was lost waits for it to come back, in milliseconds.
+pub const EPHEMERAL_GRACE_MS: u64 = 30_000;
+/// Of so many messages that a group hands out, one at least is not of the highest priority that waits.
+pub const PRIORITY_SHARE_DEFAULT: u32 = 100;
+/// Least value of [`GroupSettings::priority_share`]: every second one.
+pub const PRIORITY_SHARE_MIN: u32 = 2;
 
-/// When the messages of a topic go.
+/// When the messages of a topic go: as soon as one of these says so. Where none is set, they stay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retention {
+    /// As soon as every group of the topic has settled them. A topic without a group keeps its messages.
+    pub acked: bool,
+    /// When they are older than this, in milliseconds, settled or not; at least [`AGE_MS_MIN`].
+    pub max_age_ms: Option<u64>,
+    /// When newer ones take so many bytes, settled or not, about.
+    pub max_bytes: Option<u64>,
+    /// When there are so many newer ones, settled or not.
+    pub max_messages: Option<u64>,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self { acked: true, max_age_ms: None, max_bytes: None, max_messages: None }
+    }
+}
+
+/// What happens to messages for a topic that is full.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Retention {
-    /// As soon as every group of the topic has settled them. A topic without a group keeps its messages.
+pub enum Overflow {
+    /// Their producer waits until there is room. Others do not.
     #[default]
-    Acked,
+    Block,
+    /// They are refused with `topic-full`.
+    Reject,
+    /// The oldest of the topic go, settled or not.
+    DropOldest,
 }
 
 /// Settings of a topic.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct TopicSettings {
     /// When its messages go.
     pub retention: Retention,
+    /// It is full with so many messages.
+    pub max_messages: Option<u64>,
+    /// It is full with so many bytes of messages, about.
+    pub max_bytes: Option<u64>,
+    /// What happens when it is full.
+    pub overflow: Overflow,
+    /// Of several messages with one key only the newest stays.
+    pub last_value: bool,
+    /// Nothing of it is handed out, to no group.
+    pub paused: bool,
+    /// It goes with its last group.
+    pub temporary: bool,
 }
 
 /// How a group shares its messages among its consumers.
@@ -43,6 +90,23 @@ pub enum Policy {
     RoundRobin,
     /// To the consumer with the fewest messages in flight.
     Fair,
+    /// To one consumer only; the others wait to take over from it.
+    Exclusive,
+    /// Messages with the same key to the same consumer, one at a time.
+    Key,
+}
+
+/// When a group goes by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Lifetime {
+    /// Never.
+    #[default]
+    Durable,
+    /// With its last consumer. Where that was lost, or its node, after [`EPHEMERAL_GRACE_MS`]: it may come back.
+    Ephemeral,
+    /// When it has had no consumer for so many milliseconds, [`IDLE_MS_MIN`] or more.
+    Idle(u64),
 }
 
 /// How long a message waits before it is handed out again after a failed attempt.
@@ -86,6 +150,7 @@ impl Backoff {
 
 /// Settings of a group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct GroupSettings {
     /// How its messages are shared among its consumers.
     pub policy: Policy,
@@ -98,6 +163,16 @@ pub struct GroupSettings {
     pub backoff: Backoff,
     /// Where dead messages go; `None` is the topic's name with `.dead-letter` behind it.
     pub dead_letter: Option<Name>,
+    /// Whether messages that expire go there too, rather than nowhere.
+    pub dead_letter_expired: bool,
+    /// Which messages it gets, an expression; all where there is none. The others are settled.
+    pub filter: Option<String>,
+    /// Of so many messages handed out, one at least is not of the highest priority that waits, if others wait.
+    pub priority_share: u32,
+    /// When it goes by itself.
+    pub lifetime: Lifetime,
+    /// Nothing is handed out.
+    pub paused: bool,
 }
 
 impl Default for GroupSettings {
@@ -108,6 +183,11 @@ impl Default for GroupSettings {
             max_attempts: 16,
             backoff: Backoff::default(),
             dead_letter: None,
+            dead_letter_expired: false,
+            filter: None,
+            priority_share: PRIORITY_SHARE_DEFAULT,
+            lifetime: Lifetime::default(),
+            paused: false,
         }
     }
 }
@@ -131,6 +211,8 @@ pub enum Start {
     Latest,
     /// With this offset, or the nearest one that is still there.
     Offset(Offset),
+    /// With the first message published at this time or later.
+    Time(Timestamp),
 }
 
 #[cfg(test)]

@@ -7,13 +7,17 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::chunk::Origin;
-use super::id::{GroupId, Offset, OffsetRange, ProducerId, Sequence, TopicId};
+use super::id::{GroupId, Offset, OffsetRange, ProducerId, RouteId, Sequence, TopicId};
+use super::marks::Marks;
 use super::name::Name;
+use super::range_map::RangeMap;
 use super::ranges::RangeSet;
-use super::record::{Published, Record, Retry};
+use super::record::{Published, Record, Source};
+use super::retry::Retry;
+use super::route::Route;
 use super::settings::{GroupSettings, TopicSettings};
 use super::time::Timestamp;
+use super::topic_kind::TopicKind;
 
 /// The durable state of a store, without messages.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,7 +28,9 @@ pub struct Snapshot {
     pub groups: BTreeMap<GroupId, GroupState>,
     /// Producers that are remembered.
     pub producers: BTreeMap<ProducerId, ProducerState>,
-    /// The ids that the next topic, group and producer get.
+    /// Living routes.
+    pub routes: BTreeMap<RouteId, Route>,
+    /// The ids that the next topic, group, producer and route get.
     pub next: NextIds,
     /// Highest store time in any record.
     pub time: Timestamp,
@@ -39,14 +45,18 @@ pub struct NextIds {
     pub group: GroupId,
     /// Id of the next producer.
     pub producer: ProducerId,
+    /// Id of the next route.
+    pub route: RouteId,
 }
 
 /// Durable state of a topic.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TopicState {
-    /// Its name.
+    /// Its name; of a part, that of the topic it is a part of.
     pub name: Name,
-    /// Its settings.
+    /// What it is.
+    pub kind: TopicKind,
+    /// Its settings; of a part, what its topic had when it was made, and of no meaning.
     pub settings: TopicSettings,
     /// First offset that is still there.
     pub start: Offset,
@@ -54,6 +64,8 @@ pub struct TopicState {
     pub end: Offset,
     /// What is gone above the start.
     pub removed: RangeSet,
+    /// How it has grown.
+    pub marks: Marks,
 }
 
 /// Durable state of a group.
@@ -61,16 +73,18 @@ pub struct TopicState {
 pub struct GroupState {
     /// The topic whose messages it gets.
     pub topic: TopicId,
-    /// Its name.
+    /// Its name; of a part, that of the group it is a part of.
     pub name: Name,
-    /// Its settings.
+    /// The group that this is a part of, where it is one: what that has of another topic.
+    pub part_of: Option<GroupId>,
+    /// Its settings; of a part, what its group had when it was made, and of no meaning.
     pub settings: GroupSettings,
     /// Every offset below is settled; the offset itself is not.
     pub floor: Offset,
     /// What is settled above the floor.
     pub settled: RangeSet,
     /// What was handed out in vain and is not settled.
-    pub retries: BTreeMap<Offset, Retry>,
+    pub retries: RangeMap<Retry>,
     /// First offset that was certainly not handed out.
     pub handed_out: Offset,
 }
@@ -92,7 +106,7 @@ pub enum SnapshotError {
     /// The record speaks of something that does not exist.
     #[error("record names a {kind} {id} that does not exist")]
     Unknown {
-        /// Topic, group or producer.
+        /// Topic, group, producer or route.
         kind: &'static str,
         /// Its id.
         id: u64,
@@ -100,7 +114,7 @@ pub enum SnapshotError {
     /// The record creates something under an id that is not the next one.
     #[error("record creates {kind} {id} where {expected} is next")]
     NotNext {
-        /// Topic, group or producer.
+        /// Topic, group, producer or route.
         kind: &'static str,
         /// The id in the record.
         id: u64,
@@ -137,6 +151,12 @@ pub enum SnapshotError {
         /// End of the topic.
         end: Offset,
     },
+    /// It is not said of each message who published it.
+    #[error("a record has {count} messages, and says of others where they come from")]
+    Source {
+        /// Messages of the record.
+        count: u64,
+    },
     /// Messages that are to be removed are not in the topic.
     #[error("record removes messages {range} of topic {topic}, which has {start} to {end}")]
     NotThere {
@@ -158,23 +178,40 @@ impl Snapshot {
     /// Where the record does not fit; the state is then not to be used.
     pub fn apply(&mut self, record: &Record) -> Result<(), SnapshotError> {
         match record {
-            Record::TopicCreated { topic, name, settings } => {
-                expect_next("topic", u64::from(topic.0), u64::from(self.next.topic.0))?;
+            Record::TopicCreated { topic, name, kind, settings } => {
+                expect_next("topic", topic.0, self.next.topic.0)?;
+                if let Some(whole) = kind.part_of() {
+                    self.topic(whole)?;
+                }
                 self.next.topic = topic.next();
                 let (name, settings) = (name.clone(), settings.clone());
-                self.topics.insert(*topic, TopicState::new(name, settings));
+                self.topics.insert(*topic, TopicState::new(name, *kind, settings));
             }
+            Record::TopicChanged { topic, settings } => self.topic(*topic)?.settings = settings.clone(),
             Record::TopicDeleted { topic } => {
                 self.topics.remove(topic).ok_or_else(|| unknown("topic", topic.0))?;
             }
-            Record::GroupCreated { group, topic, name, settings, floor } => {
-                expect_next("group", u64::from(group.0), u64::from(self.next.group.0))?;
+            Record::GroupCreated { group, topic, name, settings, floor, part_of } => {
+                expect_next("group", group.0, self.next.group.0)?;
+                if let Some(whole) = part_of {
+                    self.group(*whole)?;
+                }
                 let removed = &self.topic(*topic)?.removed;
-                let state = GroupState::new(*topic, name.clone(), settings.clone(), *floor, removed);
+                let mut state = GroupState::new(*topic, name.clone(), settings.clone(), *floor, removed);
+                state.part_of = *part_of;
                 self.next.group = group.next();
                 self.groups.insert(*group, state);
             }
             Record::GroupChanged { group, settings } => self.group(*group)?.settings = settings.clone(),
+            Record::GroupSought { group, floor } => {
+                let topic = self.group(*group)?.topic;
+                let (removed, end) = (self.topic(topic)?.removed.clone(), self.topic(topic)?.end);
+                if *floor > end {
+                    let range = OffsetRange { start: *floor, end: *floor };
+                    return Err(SnapshotError::BeyondEnd { group: *group, range, end });
+                }
+                self.group(*group)?.seek(*floor, &removed);
+            }
             Record::GroupDeleted { group } => {
                 self.groups.remove(group).ok_or_else(|| unknown("group", group.0))?;
             }
@@ -188,8 +225,14 @@ impl Snapshot {
             Record::ProducerExpired { producer } => {
                 self.producers.remove(producer).ok_or_else(|| unknown("producer", producer.0))?;
             }
-            Record::Published(Published { targets, origin, at, block }) => {
-                self.apply_published(targets, *origin, *at, block.count() as u64)?;
+            Record::ProducerAdvanced { producer, last, at } => {
+                let state = self.producer(*producer)?;
+                (state.last, state.seen_at) = (state.last.max(*last), *at);
+                self.time = self.time.max(*at);
+            }
+            Record::Published(Published { targets, source, at, block }) => {
+                let (count, bytes) = (block.count() as u64, block.bytes().len() as u64);
+                self.apply_published(targets, source, *at, count, bytes)?;
             }
             Record::Settled { group, ranges } => {
                 for range in ranges {
@@ -199,10 +242,7 @@ impl Snapshot {
             }
             Record::Returned { group, range, retry } => {
                 self.check_range(*group, *range)?;
-                let state = self.group(*group)?;
-                for offset in range.start.0..range.end.0 {
-                    state.retries.insert(Offset(offset), *retry);
-                }
+                self.group(*group)?.retries.insert(*range, retry.clone());
             }
             Record::HandedOut { group, end } => self.group(*group)?.handed_out = *end,
             Record::Removed { topic, ranges } => {
@@ -216,34 +256,46 @@ impl Snapshot {
                 }
             }
             Record::Trimmed { topic, start } => self.topic(*topic)?.trim(*start),
+            Record::RouteCreated { route, rule } => {
+                expect_next("route", route.0, self.next.route.0)?;
+                for topic in [&[rule.from], &rule.to[..]].concat() {
+                    self.topic(topic)?;
+                }
+                self.next.route = route.next();
+                self.routes.insert(*route, rule.clone());
+            }
+            Record::RouteDeleted { route } => {
+                self.routes.remove(route).ok_or_else(|| unknown("route", route.0))?;
+            }
         }
         Ok(())
     }
 
-    /// Changes the state as a [`Published`] record with `count` messages says, for a store that recovers without
-    /// loading the messages.
+    /// Changes the state as a [`Published`] record with `count` messages of `bytes` bytes says, for a store that
+    /// recovers without loading the messages.
     ///
     /// # Errors
     /// As for [`apply`](Self::apply).
     pub fn apply_published(
         &mut self,
         targets: &[(TopicId, Offset)],
-        origin: Option<Origin>,
+        source: &Source,
         at: Timestamp,
         count: u64,
+        bytes: u64,
     ) -> Result<(), SnapshotError> {
+        if !source.covers(count) {
+            return Err(SnapshotError::Source { count });
+        }
         for &(topic, first) in targets {
             let state = self.topic(topic)?;
             if first != state.end {
                 return Err(SnapshotError::OffsetGap { topic, first, expected: state.end });
             }
-            state.end.0 += count;
+            state.append(count, bytes, at);
         }
-        if let Some(origin) = origin {
-            let state = self
-                .producers
-                .get_mut(&origin.producer)
-                .ok_or_else(|| unknown("producer", origin.producer.0))?;
+        if let Source::Producer(origin) = source {
+            let state = self.producer(origin.producer)?;
             if origin.sequence != state.last.next() {
                 return Err(SnapshotError::SequenceGap {
                     producer: origin.producer,
@@ -256,6 +308,10 @@ impl Snapshot {
         }
         self.time = self.time.max(at);
         Ok(())
+    }
+
+    fn producer(&mut self, producer: ProducerId) -> Result<&mut ProducerState, SnapshotError> {
+        self.producers.get_mut(&producer).ok_or_else(|| unknown("producer", producer.0))
     }
 
     fn topic(&mut self, topic: TopicId) -> Result<&mut TopicState, SnapshotError> {
@@ -279,8 +335,15 @@ impl Snapshot {
 impl TopicState {
     /// A topic without messages.
     #[must_use]
-    pub const fn new(name: Name, settings: TopicSettings) -> Self {
-        Self { name, settings, start: Offset(0), end: Offset(0), removed: RangeSet::new() }
+    pub fn new(name: Name, kind: TopicKind, settings: TopicSettings) -> Self {
+        let (start, end) = (Offset(0), Offset(0));
+        Self { name, kind, settings, start, end, removed: RangeSet::new(), marks: Marks::default() }
+    }
+
+    /// Adds messages at the end.
+    pub fn append(&mut self, count: u64, bytes: u64, at: Timestamp) {
+        self.marks.appended(self.end, count, bytes, at);
+        self.end.0 += count;
     }
 
     /// Messages that are there.
@@ -314,6 +377,7 @@ impl TopicState {
     pub fn trim(&mut self, start: Offset) {
         self.start = start;
         self.removed.remove_below(start);
+        self.marks.trim(start);
     }
 }
 
@@ -327,20 +391,34 @@ impl GroupState {
         floor: Offset,
         removed: &RangeSet,
     ) -> Self {
-        let (settled, retries) = (removed.clone(), BTreeMap::new());
-        let mut state = Self { topic, name, settings, floor, settled, retries, handed_out: floor };
-        state.settled.remove_below(floor);
-        state.raise_floor();
+        let mut state = Self {
+            topic,
+            name,
+            part_of: None,
+            settings,
+            floor,
+            settled: RangeSet::new(),
+            retries: RangeMap::new(),
+            handed_out: floor,
+        };
+        state.seek(floor, removed);
         state
+    }
+
+    /// Goes to `floor`: below everything is settled, from there on only what is `removed` from the topic. What may
+    /// have been handed out before may still be.
+    pub fn seek(&mut self, floor: Offset, removed: &RangeSet) {
+        self.floor = floor;
+        self.settled = removed.clone();
+        self.settled.remove_below(floor);
+        self.retries = RangeMap::new();
+        self.handed_out = self.handed_out.max(floor);
+        self.raise_floor();
     }
 
     /// Marks the offsets settled and raises the floor as far as that allows.
     pub fn settle(&mut self, range: OffsetRange) {
-        let gone: Vec<Offset> =
-            self.retries.range(range.start..range.end).map(|(offset, _)| *offset).collect();
-        for offset in gone {
-            self.retries.remove(&offset);
-        }
+        self.retries.remove(range);
         self.settled.insert(range);
         self.raise_floor();
     }
@@ -358,6 +436,11 @@ fn unknown(kind: &'static str, id: impl Into<u64>) -> SnapshotError {
     SnapshotError::Unknown { kind, id: id.into() }
 }
 
-fn expect_next(kind: &'static str, id: u64, expected: u64) -> Result<(), SnapshotError> {
+fn expect_next(
+    kind: &'static str,
+    id: impl Into<u64>,
+    expected: impl Into<u64>,
+) -> Result<(), SnapshotError> {
+    let (id, expected) = (id.into(), expected.into());
     if id == expected { Ok(()) } else { Err(SnapshotError::NotNext { kind, id, expected }) }
 }

@@ -78,12 +78,14 @@ pub struct Subscribe {
     pub request: RequestId,
     /// The number by which this connection will call it.
     pub consumer: Handle,
-    /// Name of the topic.
+    /// Name of the topic, or a pattern of such names.
     pub topic: String,
     /// Name of the group.
     pub group: String,
     /// Where the group begins if this creates it.
     pub start: Start,
+    /// Consumers of a higher priority get messages first, as long as they have credit. 0 is the lowest.
+    pub priority: u8,
     /// Settings of the group if this creates it. A group that exists keeps its own.
     pub settings: Option<GroupSettings>,
     /// How much may be in flight to this consumer; 0 messages for one that pulls.
@@ -109,7 +111,7 @@ pub struct Flow {
 }
 
 /// What a consumer does with deliveries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Settlement {
     /// Done. The group never gets the message again.
     Ack,
@@ -117,11 +119,16 @@ pub enum Settlement {
     Nack {
         /// Wait before the next attempt, in milliseconds; `None` for the back-off of the group.
         delay_ms: Option<u64>,
+        /// What went wrong, for people; at most [`REASON_BYTES_MAX`](crate::model::limits::REASON_BYTES_MAX) bytes.
+        reason: Option<String>,
     },
-    /// Not touched: again at once, for whoever has credit. Does not count.
+    /// Not touched: again at once, for whoever has credit. Does not count as a failure.
     Release,
     /// Not to be tried again: to the dead-letter topic.
-    Reject,
+    Reject {
+        /// As for a nack.
+        reason: Option<String>,
+    },
     /// Still at work: the lease starts anew.
     Extend,
 }
@@ -133,6 +140,8 @@ pub struct Settle {
     pub request: RequestId,
     /// The consumer.
     pub consumer: Handle,
+    /// The topic, as the deliveries named it.
+    pub topic: TopicId,
     /// What to do.
     pub settlement: Settlement,
     /// Everything within these ranges that is in flight to this consumer. A range from 0 settles cumulatively.

@@ -7,7 +7,8 @@ use super::error::{DecodeError, Refusal};
 use super::frame::{RawFrame, put_head};
 use super::request::{Handle, RequestId};
 use crate::model::chunk::Origin;
-use crate::model::id::{Epoch, GroupId, Offset, ProducerId, Sequence, TopicId};
+use crate::model::id::{Epoch, GroupId, Offset, OffsetRange, ProducerId, Sequence, TopicId};
+use crate::model::retry::Failure;
 use crate::model::settings::{GroupSettings, TopicSettings};
 use crate::model::table::Table;
 use crate::model::time::Timestamp;
@@ -106,6 +107,8 @@ pub struct Run {
     pub count: u32,
     /// Number of this attempt: 1 plus the attempts that failed.
     pub attempt: u32,
+    /// Number of this hand-over, as far as is known: 1 plus those that came back, failed or untouched.
+    pub delivery: u32,
     /// Whether it may have been handed out before, counted as an attempt or not (after a takeover for example).
     pub redelivered: bool,
     /// When they were published.
@@ -119,10 +122,63 @@ pub struct Run {
 pub struct Deliver {
     /// The consumer.
     pub consumer: Handle,
+    /// The topic that the messages are in: that of the group, or one that [`ConsumerTopic`] has named before.
+    pub topic: TopicId,
     /// The pull that this answers; 0 where the node pushes.
     pub request: RequestId,
     /// What the messages behind the head are, in their order.
     pub runs: Vec<Run>,
+    /// How the last attempt failed, for those of which that is known, in their order.
+    pub failures: Vec<FailureRun>,
+}
+
+/// How the last attempt of consecutive messages failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailureRun {
+    /// The messages.
+    pub range: OffsetRange,
+    /// The failure.
+    pub failure: Failure,
+}
+
+/// Messages of another topic come to a consumer: its group has several, or they have a priority. Comes before them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsumerTopic {
+    /// The consumer.
+    pub consumer: Handle,
+    /// The number by which deliveries call the topic.
+    pub topic: TopicId,
+    /// Its name.
+    pub name: String,
+    /// The priority of its messages: those of each but 0 have offsets of their own.
+    pub priority: u8,
+}
+
+/// Whether a consumer of an exclusive group gets messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Activity {
+    /// It does.
+    Active,
+    /// It waits for the active one to go.
+    Waiting,
+}
+
+/// A consumer of an exclusive group has another role from now on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsumerRole {
+    /// The consumer.
+    pub consumer: Handle,
+    /// Its role.
+    pub activity: Activity,
+}
+
+/// What a consumer was handed of a topic and has not settled is not its any more: the group was set to another place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsumerRecalled {
+    /// The consumer.
+    pub consumer: Handle,
+    /// The topic.
+    pub topic: TopicId,
 }
 
 /// A consumer was ended by the node.
@@ -300,6 +356,12 @@ pub enum Response {
     Deliver(Deliver, Bytes),
     /// A consumer was ended.
     ConsumerClosed(ConsumerClosed),
+    /// Messages of another topic come to a consumer.
+    ConsumerTopic(ConsumerTopic),
+    /// A consumer has another role.
+    ConsumerRole(ConsumerRole),
+    /// Deliveries are not the consumer's any more.
+    ConsumerRecalled(ConsumerRecalled),
 }
 
 impl Response {
@@ -313,6 +375,9 @@ impl Response {
     const PUBLISH_REFUSED: u8 = 0x92;
     const DELIVER: u8 = 0xa0;
     const CONSUMER_CLOSED: u8 = 0xa1;
+    const CONSUMER_TOPIC: u8 = 0xa2;
+    const CONSUMER_ROLE: u8 = 0xa3;
+    const CONSUMER_RECALLED: u8 = 0xa4;
 
     /// Reads a frame.
     ///
@@ -343,6 +408,9 @@ impl Response {
                 Self::Deliver(head, messages)
             }
             Self::CONSUMER_CLOSED => Self::ConsumerClosed(frame.whole()?),
+            Self::CONSUMER_TOPIC => Self::ConsumerTopic(frame.whole()?),
+            Self::CONSUMER_ROLE => Self::ConsumerRole(frame.whole()?),
+            Self::CONSUMER_RECALLED => Self::ConsumerRecalled(frame.whole()?),
             kind => return Err(DecodeError::UnknownKind(kind)),
         })
     }
@@ -372,6 +440,9 @@ impl Response {
                 out.extend_from_slice(messages);
             }
             Self::ConsumerClosed(head) => put_head(out, Self::CONSUMER_CLOSED, head, 0),
+            Self::ConsumerTopic(head) => put_head(out, Self::CONSUMER_TOPIC, head, 0),
+            Self::ConsumerRole(head) => put_head(out, Self::CONSUMER_ROLE, head, 0),
+            Self::ConsumerRecalled(head) => put_head(out, Self::CONSUMER_RECALLED, head, 0),
         }
     }
 }

@@ -404,15 +404,32 @@ impl<R: Read> Reader<R> {
 
 /// What in a state cannot be, and whoever goes on with it relies on.
 fn contradiction(snapshot: &Snapshot) -> Option<String> {
-    let Snapshot { topics, groups, producers, next, .. } = snapshot;
+    let Snapshot { topics, groups, producers, routes, next, .. } = snapshot;
     if let Some((id, group)) = groups.iter().find(|(_, group)| !topics.contains_key(&group.topic)) {
         return Some(format!("group {id} is of topic {}, which is not there", group.topic));
+    }
+    // A part of a part is none.
+    let is_whole = |of| topics.get(&of).is_some_and(|topic| topic.kind.part_of().is_none());
+    let parts = topics.iter().filter_map(|(id, topic)| Some((id, topic.kind.part_of()?)));
+    if let Some((id, of)) = parts.into_iter().find(|&(_, of)| !is_whole(of)) {
+        return Some(format!("topic {id} is a part of topic {of}, which is not there or no whole one"));
+    }
+    let is_whole = |of| groups.get(&of).is_some_and(|group| group.part_of.is_none());
+    let parts = groups.iter().filter_map(|(id, group)| Some((id, group.part_of?)));
+    if let Some((id, of)) = parts.into_iter().find(|&(_, of)| !is_whole(of)) {
+        return Some(format!("group {id} is a part of group {of}, which is not there or no whole one"));
+    }
+    let named =
+        routes.iter().flat_map(|(id, route)| route.to.iter().chain([&route.from]).map(move |of| (id, of)));
+    if let Some((id, of)) = named.into_iter().find(|(_, of)| !topics.contains_key(of)) {
+        return Some(format!("route {id} names topic {of}, which is not there"));
     }
     // An id that is given once more would replace what has it.
     let highest = [
         ("topic", topics.keys().next_back().map(|id| u64::from(id.0)), u64::from(next.topic.0)),
         ("group", groups.keys().next_back().map(|id| u64::from(id.0)), u64::from(next.group.0)),
         ("producer", producers.keys().next_back().map(|id| id.0), next.producer.0),
+        ("route", routes.keys().next_back().map(|id| u64::from(id.0)), u64::from(next.route.0)),
     ];
     let given =
         highest.into_iter().find(|&(_, highest, next)| highest.is_some_and(|highest| highest >= next));
@@ -472,12 +489,14 @@ fn take<const N: usize>(input: &mut &[u8]) -> Option<[u8; N]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::id::GroupId;
+    use crate::model::id::{GroupId, RouteId};
     use crate::model::message::Message;
     use crate::model::name::Name;
     use crate::model::ranges::RangeSet;
+    use crate::model::route::{Route, RouteMode};
     use crate::model::settings::{GroupSettings, TopicSettings};
     use crate::model::snapshot::{GroupState, TopicState};
+    use crate::model::topic_kind::TopicKind;
 
     /// A store of a topic with these messages.
     struct Held {
@@ -497,7 +516,7 @@ mod tests {
 
     fn held() -> Held {
         let mut snapshot = Snapshot::default();
-        let mut topic = TopicState::new(Name::new("t").unwrap(), TopicSettings::default());
+        let mut topic = TopicState::new(Name::new("t").unwrap(), TopicKind::Named, TopicSettings::default());
         (topic.start, topic.end) = (Offset(5), Offset(7));
         snapshot.topics.insert(TopicId(1), topic);
         snapshot.next.topic = TopicId(2);
@@ -532,12 +551,12 @@ mod tests {
     fn an_archive_has_these_bytes() {
         let head = b"BATONARC\x01\0\0\0a=\xb4\xba".as_slice();
         let origin = b"\x01*\0\0\0{\"store_id\":\"s\",\"mode\":\"file\",\"made_at\":2}\xfb)\x9c\x88";
-        let state = b"\x02\x0e\0\0\0\x01\x01\x01t\0\x05\x07\0\0\0\x02\0\0\0%`\\c";
+        let state = b"\x02\x1d\0\0\0\x01\x01\x01t\0\x01\0\0\0\0\0\0\0\0\0\x05\x07\0\0\0\0\0\0\0\x02\0\0\0\0{Z\x98\xa0";
         let place = b"\x03W\0\0\0\x01\0\0\0\x05\0\0\0\0\0\0\0\x02\0\0\0";
         let with_origin = b"\x01\0\0\0\t\0\0\0\0\0\0\0\x01\x03\0\0\0\0\0\0\0\x04\0\0\0\0\0\0\0";
         let without = b"\x01\0\0\0\t\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
         let messages = b"\x02\0\0\0\0x\x03\0\0\0\0yzE\xdct'";
-        let end = b"\x04\x12\0\0\0\xfc\x14\xca\0\x8f\x01\x01\x02\r\xfc%\xeb\xb6\x01u\xafK^j\x08\xb5\xcd";
+        let end = b"\x04\x12\0\0\0\xfck|Z\x93\x01\x01\x02\r\xfc%\xeb\xb6\x01\xc4\t\xa6F/\xb4\x9d\t";
         let expected = [head, origin, state, place, with_origin, without, messages, end].concat();
         assert_eq!(written().escape_ascii().to_string(), expected.escape_ascii().to_string());
     }
@@ -569,6 +588,33 @@ mod tests {
         stray.snapshot.groups.insert(GroupId(0), group);
         stray.snapshot.next.group = GroupId(1);
         assert!(is_damaged(read_of(&mut stray), "topic 7"));
+        let part = |of| TopicKind::Lane { of: TopicId(of), priority: 1 };
+        for (of, fits) in [(1, true), (2, false), (7, false)] {
+            let mut parts = held();
+            let topic = TopicState::new(Name::new("t").unwrap(), part(of), TopicSettings::default());
+            parts.snapshot.topics.insert(TopicId(2), topic);
+            parts.snapshot.next.topic = TopicId(3);
+            assert_eq!(is_damaged(read_of(&mut parts), "topic 2 is a part of topic"), !fits, "{of}");
+        }
+        for (of, fits) in [(0, true), (1, false), (7, false)] {
+            let mut parts = held();
+            for (id, part_of) in [(0, None), (1, Some(GroupId(of)))] {
+                let (name, settings) = (Name::new("g").unwrap(), GroupSettings::default());
+                let group = GroupState::new(TopicId(1), name, settings, Offset(5), &RangeSet::new());
+                parts.snapshot.groups.insert(GroupId(id), GroupState { part_of, ..group });
+            }
+            parts.snapshot.next.group = GroupId(2);
+            assert_eq!(is_damaged(read_of(&mut parts), "group 1 is a part of group"), !fits, "{of}");
+        }
+        for (to, next, text) in [(1, 1, None), (7, 1, Some("topic 7")), (1, 0, Some("the next route"))] {
+            let mut routes = held();
+            let (name, to) = (Name::new("r").unwrap(), vec![TopicId(to)]);
+            let rule = Route { name, from: TopicId(1), to, filter: None, mode: RouteMode::Copy };
+            routes.snapshot.routes.insert(RouteId(0), rule);
+            routes.snapshot.next.route = RouteId(next);
+            let read = read_of(&mut routes);
+            assert!(text.map_or(read.is_ok(), |text| is_damaged(read, text)), "{text:?}");
+        }
     }
 
     #[test]

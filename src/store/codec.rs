@@ -7,7 +7,7 @@
 //!
 //! The heads of a commit stand one behind the other. Each is a tag byte (see [`tag`]) and the fields of the record
 //! in the order of its definition, in `bincode` 2 `standard()`: little-endian variable-length numbers. The fields of
-//! a publish are: targets, origin, at, count of messages, bytes of the block, CRC32C of the block. Tags are never
+//! a publish are: targets, source, at, count of messages, bytes of the block, CRC32C of the block. Tags are never
 //! reordered and never reused. A publish whose messages are in a pack of their own has the pack's number, index and
 //! bytes behind these. Heads are valid if and only if every byte is used; zeros behind the last one mean nothing.
 
@@ -15,10 +15,9 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::model::chunk::Origin;
 use crate::model::id::{Offset, TopicId};
 use crate::model::message::MessageBlock;
-use crate::model::record::{Published, Record};
+use crate::model::record::{Published, Record, Source};
 use crate::model::time::Timestamp;
 
 /// Largest piece that is encoded or decoded, in bytes.
@@ -63,6 +62,11 @@ pub mod tag {
     pub const TRIMMED: u8 = 12;
     pub const REMOVED: u8 = 13;
     pub const PUBLISHED_ELSEWHERE: u8 = 14;
+    pub const TOPIC_CHANGED: u8 = 15;
+    pub const GROUP_SOUGHT: u8 = 16;
+    pub const PRODUCER_ADVANCED: u8 = 17;
+    pub const ROUTE_CREATED: u8 = 18;
+    pub const ROUTE_DELETED: u8 = 19;
 }
 
 /// Why something cannot be encoded or decoded.
@@ -112,8 +116,8 @@ pub struct Elsewhere {
 pub struct PublishedHead {
     /// See [`Published::targets`].
     pub targets: Vec<(TopicId, Offset)>,
-    /// See [`Published::origin`].
-    pub origin: Option<Origin>,
+    /// See [`Published::source`]; in a pack the messages need not be what comes next from their producer.
+    pub source: Source,
     /// See [`Published::at`].
     pub at: Timestamp,
     /// Number of messages.
@@ -139,9 +143,9 @@ pub fn encode_records<'a>(
     let mut elsewhere = elsewhere.iter().peekable();
     for (index, record) in records.iter().enumerate() {
         match (record, elsewhere.next_if(|(of, ..)| *of == index)) {
-            (Record::Published(Published { targets, origin, at, block }), Some((_, place, checksum))) => {
+            (Record::Published(Published { targets, source, at, block }), Some((_, place, checksum))) => {
                 let (count, len) = (block.count() as u32, block_len(block)?);
-                put(out, tag::PUBLISHED_ELSEWHERE, (targets, origin, at, count, len, checksum, place))?;
+                put(out, tag::PUBLISHED_ELSEWHERE, (targets, source, at, count, len, checksum, place))?;
             }
             _ => {
                 encode_record(record, out)?;
@@ -157,27 +161,34 @@ pub fn encode_records<'a>(
 
 fn encode_record(record: &Record, out: &mut Vec<u8>) -> Result<(), CodecError> {
     match record {
-        Record::TopicCreated { topic, name, settings } => {
-            put(out, tag::TOPIC_CREATED, (topic, name, settings))
+        Record::TopicCreated { topic, name, kind, settings } => {
+            put(out, tag::TOPIC_CREATED, (topic, name, kind, settings))
         }
+        Record::TopicChanged { topic, settings } => put(out, tag::TOPIC_CHANGED, (topic, settings)),
         Record::TopicDeleted { topic } => put(out, tag::TOPIC_DELETED, topic),
-        Record::GroupCreated { group, topic, name, settings, floor } => {
-            put(out, tag::GROUP_CREATED, (group, topic, name, settings, floor))
+        Record::GroupCreated { group, topic, name, settings, floor, part_of } => {
+            put(out, tag::GROUP_CREATED, (group, topic, name, settings, floor, part_of))
         }
         Record::GroupChanged { group, settings } => put(out, tag::GROUP_CHANGED, (group, settings)),
+        Record::GroupSought { group, floor } => put(out, tag::GROUP_SOUGHT, (group, floor)),
         Record::GroupDeleted { group } => put(out, tag::GROUP_DELETED, group),
         Record::ProducerOpened { producer, name, at } => put(out, tag::PRODUCER_OPENED, (producer, name, at)),
+        Record::ProducerAdvanced { producer, last, at } => {
+            put(out, tag::PRODUCER_ADVANCED, (producer, last, at))
+        }
         Record::ProducerExpired { producer } => put(out, tag::PRODUCER_EXPIRED, producer),
-        Record::Published(Published { targets, origin, at, block }) => {
+        Record::Published(Published { targets, source, at, block }) => {
             let (count, len, checksum) =
                 (block.count() as u32, block_len(block)?, crc32c::crc32c(block.bytes()));
-            put(out, tag::PUBLISHED, (targets, origin, at, count, len, checksum))
+            put(out, tag::PUBLISHED, (targets, source, at, count, len, checksum))
         }
         Record::Settled { group, ranges } => put(out, tag::SETTLED, (group, ranges)),
         Record::Returned { group, range, retry } => put(out, tag::RETURNED, (group, range, retry)),
         Record::HandedOut { group, end } => put(out, tag::HANDED_OUT, (group, end)),
         Record::Trimmed { topic, start } => put(out, tag::TRIMMED, (topic, start)),
         Record::Removed { topic, ranges } => put(out, tag::REMOVED, (topic, ranges)),
+        Record::RouteCreated { route, rule } => put(out, tag::ROUTE_CREATED, (route, rule)),
+        Record::RouteDeleted { route } => put(out, tag::ROUTE_DELETED, route),
     }
 }
 
@@ -191,8 +202,8 @@ fn block_len(block: &MessageBlock) -> Result<u32, CodecError> {
 /// # Errors
 /// Where it has no encoded form.
 pub fn encode_published(head: &PublishedHead, out: &mut Vec<u8>) -> Result<(), CodecError> {
-    let PublishedHead { targets, origin, at, count, bytes, checksum } = head;
-    put(out, tag::PUBLISHED, (targets, origin, at, count, bytes, checksum))
+    let PublishedHead { targets, source, at, count, bytes, checksum } = head;
+    put(out, tag::PUBLISHED, (targets, source, at, count, bytes, checksum))
 }
 
 /// Reads the heads of one commit.
@@ -218,27 +229,39 @@ pub fn decode_heads(mut bytes: &[u8]) -> Result<Vec<Head>, CodecError> {
 fn decode_head(tag: u8, input: &mut Input<'_>) -> Result<Head, CodecError> {
     let record = match tag {
         tag::TOPIC_CREATED => {
-            let (topic, name, settings) = input.take()?;
-            Record::TopicCreated { topic, name, settings }
+            let (topic, name, kind, settings) = input.take()?;
+            Record::TopicCreated { topic, name, kind, settings }
+        }
+        tag::TOPIC_CHANGED => {
+            let (topic, settings) = input.take()?;
+            Record::TopicChanged { topic, settings }
         }
         tag::TOPIC_DELETED => Record::TopicDeleted { topic: input.take()? },
         tag::GROUP_CREATED => {
-            let (group, topic, name, settings, floor) = input.take()?;
-            Record::GroupCreated { group, topic, name, settings, floor }
+            let (group, topic, name, settings, floor, part_of) = input.take()?;
+            Record::GroupCreated { group, topic, name, settings, floor, part_of }
         }
         tag::GROUP_CHANGED => {
             let (group, settings) = input.take()?;
             Record::GroupChanged { group, settings }
+        }
+        tag::GROUP_SOUGHT => {
+            let (group, floor) = input.take()?;
+            Record::GroupSought { group, floor }
         }
         tag::GROUP_DELETED => Record::GroupDeleted { group: input.take()? },
         tag::PRODUCER_OPENED => {
             let (producer, name, at) = input.take()?;
             Record::ProducerOpened { producer, name, at }
         }
+        tag::PRODUCER_ADVANCED => {
+            let (producer, last, at) = input.take()?;
+            Record::ProducerAdvanced { producer, last, at }
+        }
         tag::PRODUCER_EXPIRED => Record::ProducerExpired { producer: input.take()? },
         tag::PUBLISHED => {
-            let (targets, origin, at, count, bytes, checksum) = input.take()?;
-            return Ok(Head::Published(PublishedHead { targets, origin, at, count, bytes, checksum }));
+            let (targets, source, at, count, bytes, checksum) = input.take()?;
+            return Ok(Head::Published(PublishedHead { targets, source, at, count, bytes, checksum }));
         }
         tag::SETTLED => {
             let (group, ranges) = input.take()?;
@@ -260,9 +283,14 @@ fn decode_head(tag: u8, input: &mut Input<'_>) -> Result<Head, CodecError> {
             let (topic, ranges) = input.take()?;
             Record::Removed { topic, ranges }
         }
+        tag::ROUTE_CREATED => {
+            let (route, rule) = input.take()?;
+            Record::RouteCreated { route, rule }
+        }
+        tag::ROUTE_DELETED => Record::RouteDeleted { route: input.take()? },
         tag::PUBLISHED_ELSEWHERE => {
-            let (targets, origin, at, count, bytes, checksum, place) = input.take()?;
-            let head = PublishedHead { targets, origin, at, count, bytes, checksum };
+            let (targets, source, at, count, bytes, checksum, place) = input.take()?;
+            let head = PublishedHead { targets, source, at, count, bytes, checksum };
             return Ok(Head::Elsewhere(head, place));
         }
         unknown => return Err(CodecError::Tag(unknown)),
@@ -318,25 +346,61 @@ impl Input<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::id::{GroupId, OffsetRange, ProducerId, Sequence};
+    use crate::model::chunk::Origin;
+    use crate::model::id::{GroupId, OffsetRange, ProducerId, RouteId, Sequence};
     use crate::model::message::{Message, MessageBlock};
     use crate::model::name::Name;
-    use crate::model::record::{Retry, ReturnReason};
+    use crate::model::retry::{Failure, Retry, ReturnReason};
+    use crate::model::route::{Route, RouteMode};
     use crate::model::settings::{GroupSettings, TopicSettings};
+    use crate::model::topic_kind::{TopicKind, Waiting};
 
     /// One of each, with the bytes that it has in every version.
     fn golden() -> Vec<(Record, &'static [u8])> {
         let (topic, group, producer) = (TopicId(1), GroupId(2), ProducerId(3));
         let name = Name::new("ab").unwrap();
         let block = MessageBlock::encode([&Message::new("x"), &Message::new("yz")]);
-        let origin = Some(Origin { producer, sequence: Sequence(9) });
+        let origin = Origin { producer, sequence: Sequence(9) };
         let targets = vec![(topic, Offset(300)), (TopicId(4), Offset(0))];
-        let settings = GroupSettings::default();
-        let retry = Retry { attempts: 1, due_at: Timestamp(5), reason: ReturnReason::ConsumerLost };
+        let (topic_settings, settings) = (TopicSettings::default(), GroupSettings::default());
+        let text = Some("no".into());
+        let failure = |at, reason, text| Failure { at: Timestamp(at), reason, text };
+        let failures =
+            [failure(3, ReturnReason::Rejected, text), failure(4, ReturnReason::ConsumerLost, None)];
+        let retry = Retry { handed_out: 3, failed: 2, due_at: Timestamp(5), failures: failures.into() };
+        let created = |kind| {
+            let (name, settings) = (name.clone(), topic_settings.clone());
+            Record::TopicCreated { topic, name, kind, settings }
+        };
+        let of = TopicId(7);
+        let slot = |waiting| TopicKind::Slot { of, waiting, from: Timestamp(8), until: Timestamp(9) };
+        let published = |source| {
+            let (targets, block) = (targets.clone(), block.clone());
+            Record::Published(Published { targets, source, at: Timestamp(6), block })
+        };
+        let route = |filter, mode| {
+            let (from, to) = (topic, vec![TopicId(4), TopicId(5)]);
+            let rule = Route { name: name.clone(), from, to, filter, mode };
+            Record::RouteCreated { route: RouteId(6), rule }
+        };
         vec![
+            (created(TopicKind::Named), b"\x01\x01\x02ab\0\x01\0\0\0\0\0\0\0\0\0"),
+            (created(TopicKind::Pattern), b"\x01\x01\x02ab\x01\x01\0\0\0\0\0\0\0\0\0"),
             (
-                Record::TopicCreated { topic, name: name.clone(), settings: TopicSettings::default() },
-                b"\x01\x01\x02ab\0",
+                created(TopicKind::Lane { of, priority: 9 }),
+                b"\x01\x01\x02ab\x02\x07\x09\x01\0\0\0\0\0\0\0\0\0",
+            ),
+            (
+                created(slot(Waiting::Delayed)),
+                b"\x01\x01\x02ab\x03\x07\0\x08\x09\x01\0\0\0\0\0\0\0\0\0",
+            ),
+            (
+                created(slot(Waiting::Expiring)),
+                b"\x01\x01\x02ab\x03\x07\x01\x08\x09\x01\0\0\0\0\0\0\0\0\0",
+            ),
+            (
+                Record::TopicChanged { topic, settings: topic_settings.clone() },
+                b"\x0f\x01\x01\0\0\0\0\0\0\0\0\0",
             ),
             (Record::TopicDeleted { topic }, b"\x02\x01"),
             (
@@ -346,28 +410,48 @@ mod tests {
                     name: name.clone(),
                     settings: settings.clone(),
                     floor: Offset(7),
+                    part_of: Some(GroupId(1)),
                 },
-                b"\x03\x02\x01\x02ab\0\xfb\x30\x75\x10\xfb\xe8\x03\xc8\xfb\x60\xea\x14\0\x07",
+                b"\x03\x02\x01\x02ab\0\xfb\x30\x75\x10\xfb\xe8\x03\xc8\xfb\x60\xea\x14\0\0\0\x64\0\0\x07\x01\x01",
             ),
             (
                 Record::GroupChanged { group, settings },
-                b"\x04\x02\0\xfb\x30\x75\x10\xfb\xe8\x03\xc8\xfb\x60\xea\x14\0",
+                b"\x04\x02\0\xfb\x30\x75\x10\xfb\xe8\x03\xc8\xfb\x60\xea\x14\0\0\0\x64\0\0",
             ),
+            (Record::GroupSought { group, floor: Offset(300) }, b"\x10\x02\xfb\x2c\x01"),
             (Record::GroupDeleted { group }, b"\x05\x02"),
-            (Record::ProducerOpened { producer, name, at: Timestamp(8) }, b"\x06\x03\x02ab\x08"),
+            (
+                Record::ProducerOpened { producer, name: name.clone(), at: Timestamp(8) },
+                b"\x06\x03\x02ab\x08",
+            ),
+            (
+                Record::ProducerAdvanced { producer, last: Sequence(9), at: Timestamp(8) },
+                b"\x11\x03\x09\x08",
+            ),
             (Record::ProducerExpired { producer }, b"\x07\x03"),
             (
-                Record::Published(Published { targets, origin, at: Timestamp(6), block }),
+                published(Source::Producer(origin)),
                 b"\x08\x02\x01\xfb\x2c\x01\x04\0\x01\x03\x09\x06\x02\x0d\xfc\xce\xf0\x22\x9f",
+            ),
+            (
+                published(Source::Broker),
+                b"\x08\x02\x01\xfb\x2c\x01\x04\0\0\x06\x02\x0d\xfc\xce\xf0\x22\x9f",
+            ),
+            (
+                published(Source::Mixed(vec![(1, None), (1, Some(origin))])),
+                b"\x08\x02\x01\xfb\x2c\x01\x04\0\x02\x02\x01\0\x01\x01\x03\x09\x06\x02\x0d\xfc\xce\xf0\x22\x9f",
             ),
             (Record::Settled { group, ranges: vec![OffsetRange::new(1, 4)] }, b"\x09\x02\x01\x01\x04"),
             (
                 Record::Returned { group, range: OffsetRange::new(1, 2), retry },
-                b"\x0a\x02\x01\x02\x01\x05\x02",
+                b"\x0a\x02\x01\x02\x03\x02\x05\x02\x03\x03\x01\x02no\x04\x02\0",
             ),
             (Record::HandedOut { group, end: Offset(9) }, b"\x0b\x02\x09"),
             (Record::Trimmed { topic, start: Offset(9) }, b"\x0c\x01\x09"),
             (Record::Removed { topic, ranges: vec![OffsetRange::new(2, 5)] }, b"\x0d\x01\x01\x02\x05"),
+            (route(None, RouteMode::Copy), b"\x12\x06\x02ab\x01\x02\x04\x05\0\0"),
+            (route(Some("a=1".to_owned()), RouteMode::Move), b"\x12\x06\x02ab\x01\x02\x04\x05\x01\x03a=1\x01"),
+            (Record::RouteDeleted { route: RouteId(6) }, b"\x13\x06"),
         ]
     }
 
@@ -407,14 +491,15 @@ mod tests {
         let mut bytes = Vec::new();
         let blocks = encode_records(&records, &[], &mut bytes).unwrap();
         let heads = decode_heads(&bytes).unwrap();
-        assert_eq!((heads.len(), blocks.len()), (records.len(), 1));
+        let publishes = records.iter().filter(|record| matches!(record, Record::Published(_))).count();
+        assert_eq!((heads.len(), blocks.len()), (records.len(), publishes));
         for (head, record) in heads.iter().zip(&records) {
             match (head, record) {
                 (Head::Change(change), record) => assert_eq!(change, record),
                 (Head::Published(head), Record::Published(published)) => {
                     assert_eq!(
-                        (&head.targets, head.origin, head.at),
-                        (&published.targets, published.origin, published.at)
+                        (&head.targets, &head.source, head.at),
+                        (&published.targets, &published.source, published.at)
                     );
                     assert_eq!((head.count, head.bytes as usize), (2, blocks[0].len()));
                     assert_eq!(head.checksum, crc32c::crc32c(blocks[0]));
@@ -442,7 +527,8 @@ mod tests {
     fn a_publish_whose_messages_are_elsewhere_has_these_bytes() {
         let block = MessageBlock::encode([&Message::new("x")]);
         let targets = vec![(TopicId(1), Offset(300))];
-        let published = Published { targets: targets.clone(), origin: None, at: Timestamp(6), block };
+        let (source, at) = (Source::Broker, Timestamp(6));
+        let published = Published { targets: targets.clone(), source: source.clone(), at, block };
         let records = [
             Record::TopicDeleted { topic: TopicId(9) },
             Record::Published(published.clone()),
@@ -455,7 +541,7 @@ mod tests {
         let expected =
             b"\x02\x09\x0e\x01\x01\xfb\x2c\x01\0\x06\x01\x06\xfc\x04\x03\x02\x01\x03\xfb\xbc\x02\xfb\x84\x03";
         assert_eq!(bytes[..expected.len()].escape_ascii().to_string(), expected.escape_ascii().to_string());
-        let head = PublishedHead { targets, origin: None, at: Timestamp(6), count: 1, bytes: 6, checksum };
+        let head = PublishedHead { targets, source, at, count: 1, bytes: 6, checksum };
         assert_eq!(decode_heads(&bytes).unwrap()[1], Head::Elsewhere(head, place));
     }
 
@@ -470,7 +556,7 @@ mod tests {
         }
         assert!(decode_heads(&[0, 0]).unwrap().is_empty());
         assert!(matches!(decode_heads(&[0, 3]), Err(CodecError::Trailing(1))));
-        assert!(matches!(decode_heads(&[15]), Err(CodecError::Tag(15))));
+        assert!(matches!(decode_heads(&[20]), Err(CodecError::Tag(20))));
         assert!(matches!(decode::<u8>(&[1, 2]), Err(CodecError::Trailing(1))));
         // A length that no memory has.
         assert!(decode_heads(b"\x09\x02\xfd\xff\xff\xff\xff\xff\xff\xff\x7f").is_err());

@@ -93,12 +93,13 @@ mod tests {
     use super::*;
     use crate::model::name::Name;
     use crate::model::settings::TopicSettings;
+    use crate::model::topic_kind::TopicKind;
 
     fn snapshot() -> Snapshot {
         let mut snapshot = Snapshot::default();
         for (id, start, end) in [(1, 2, 10), (4, 7, 7), (5, 0, 1)] {
             let name = Name::new(&format!("t{id}")).unwrap();
-            let mut topic = TopicState::new(name, TopicSettings::default());
+            let mut topic = TopicState::new(name, TopicKind::Named, TopicSettings::default());
             (topic.start, topic.end) = (Offset(start), Offset(end));
             snapshot.topics.insert(TopicId(id), topic);
         }

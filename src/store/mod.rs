@@ -23,6 +23,7 @@ pub mod file;
 pub mod guess;
 pub mod image;
 pub mod manifest;
+pub mod orphans;
 pub mod query;
 pub mod source;
 pub mod space;

@@ -15,6 +15,7 @@ use super::manifest::Manifest;
 use super::{Mode, StoreError, database, file};
 use crate::model::chunk::Chunk;
 use crate::model::id::{Offset, OffsetRange, TopicId};
+use crate::model::marks::Marks;
 use crate::model::snapshot::Snapshot;
 
 /// How much shorter a read becomes when it fails, until it is for one message alone.
@@ -116,12 +117,20 @@ pub fn survey(dir: &Path, manifest: &Manifest, watch: &mut dyn FnMut(u64)) -> Re
     let topics: Vec<TopicId> = snapshot.topics.keys().copied().collect();
     for topic in topics {
         let before = damages.len();
+        let mut marks = Marks::new();
         let mut take = |chunk: &Chunk| {
+            mark(&mut marks, chunk);
             digest.add(topic, chunk);
             read += chunk.block.count() as u64;
             watch(read);
         };
         read_topic(dir, image.as_mut(), topic, &mut damages, &mut take);
+        if let Some(state) = snapshot.topics.get_mut(&topic)
+            && state.marks == Marks::new()
+        {
+            // They are lost, or never were.
+            state.marks = marks;
+        }
         for damage in &damages[before..] {
             if let Lost::Messages(topic, range) = damage.lost {
                 lose(&mut snapshot, topic, range);
@@ -129,6 +138,18 @@ pub fn survey(dir: &Path, manifest: &Manifest, watch: &mut dyn FnMut(u64)) -> Re
         }
     }
     Ok(Survey { damages, digest, snapshot, image: Some(image) })
+}
+
+/// Notes how a topic grew by what is left of it.
+fn mark(marks: &mut Marks, chunk: &Chunk) {
+    let mut first = 0;
+    for stamp in &chunk.stamps {
+        let end = first + stamp.count as usize;
+        let bytes = chunk.block.position(end) - chunk.block.position(first);
+        let offset = Offset(chunk.first.0 + first as u64);
+        marks.appended(offset, u64::from(stamp.count), bytes as u64, stamp.published_at);
+        first = end;
+    }
 }
 
 /// Reads that become shorter where they fail: a long one may fail for what is far behind its first message.

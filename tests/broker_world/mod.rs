@@ -13,10 +13,13 @@ use batonmq::model::chunk::{Chunk, Origin, Stamp};
 use batonmq::model::id::{GroupId, Offset, OffsetRange, ProducerId, Sequence, SessionId, TopicId};
 use batonmq::model::limits::Limits;
 use batonmq::model::message::{Message, MessageBlock};
-use batonmq::model::record::{Published, Record, Retry, ReturnReason};
+use batonmq::model::position::Position;
+use batonmq::model::record::{Published, Record, Source};
+use batonmq::model::retry::{Retry, ReturnReason};
 use batonmq::model::settings::GroupSettings;
 use batonmq::model::snapshot::{GroupState, Snapshot, TopicState};
 use batonmq::model::time::Timestamp;
+use batonmq::model::topic_kind::TopicKind;
 use batonmq::protocol::error::{ErrorCode, Refusal};
 use batonmq::protocol::request::*;
 use batonmq::protocol::response::{Confirm, Reply};
@@ -32,7 +35,10 @@ pub struct Stored {
 /// A message as a group knows it.
 #[derive(Clone, Default)]
 pub struct Known {
+    /// Attempts that failed.
     pub attempts: u32,
+    /// Hand-overs that came back.
+    pub returns: u32,
     pub due_at: Timestamp,
     pub holder: Option<(SessionId, Handle)>,
     pub deadline: Timestamp,
@@ -45,6 +51,8 @@ pub struct Known {
 pub struct Client {
     pub producers: BTreeMap<Handle, ProducerId>,
     pub consumers: BTreeMap<Handle, GroupId>,
+    /// The topic of each consumer's group.
+    pub topics: BTreeMap<Handle, TopicId>,
     pub windows: BTreeMap<Handle, Window>,
     /// Pulls that were not answered yet, with what each has got.
     pub pulls: BTreeMap<RequestId, (Handle, Window, u32, u64)>,
@@ -67,8 +75,8 @@ pub struct World {
     pub out: Output,
     /// Acked in this cycle: must become known in it.
     acked: BTreeSet<(GroupId, u64)>,
-    /// Returned in this cycle: must be recorded in it.
-    returned: BTreeMap<(GroupId, u64), (u32, ReturnReason, Option<u64>)>,
+    /// Returned in this cycle: must be recorded in it. Why it failed, if it did, and the wait that was asked for.
+    returned: BTreeMap<(GroupId, u64), (Option<ReturnReason>, Option<u64>)>,
     /// To be confirmed in this cycle.
     confirms: BTreeMap<(SessionId, Handle), Sequence>,
     /// Dead letters so far.
@@ -137,15 +145,13 @@ impl World {
     }
 
     fn give_back(&mut self, session: SessionId, handle: Handle, group: GroupId, ending: Ending) {
-        let Some(messages) = self.groups.get_mut(&group) else { return };
-        for (offset, known) in
-            messages.iter_mut().filter(|(_, known)| known.holder == Some((session, handle)))
-        {
-            known.holder = None;
-            if ending == Ending::Lost {
-                known.attempts += 1;
-                let expected = (known.attempts, ReturnReason::ConsumerLost, None);
-                self.returned.insert((group, *offset), expected);
+        for part in self.parts(group) {
+            let messages = self.groups.get_mut(&part).unwrap();
+            let held = messages.iter_mut().filter(|(_, known)| known.holder == Some((session, handle)));
+            for (offset, known) in held {
+                known.holder = None;
+                let reason = (ending == Ending::Lost).then_some(ReturnReason::ConsumerLost);
+                self.returned.insert((part, *offset), (reason, None));
             }
         }
     }
@@ -184,9 +190,12 @@ impl World {
         for record in &self.out.records {
             match record {
                 Record::ProducerOpened { producer, .. } if *producer == id => last = Some(Sequence(0)),
-                Record::Published(Published { origin: Some(origin), block, .. }) if origin.producer == id => {
+                Record::Published(Published { source: Source::Producer(origin), block, .. })
+                    if origin.producer == id =>
+                {
                     last = Some(Sequence(origin.sequence.0 + block.count() as u64 - 1));
                 }
+                Record::ProducerAdvanced { producer, last: now, .. } if *producer == id => last = Some(*now),
                 Record::ProducerExpired { producer } if *producer == id => last = None,
                 _ => {}
             }
@@ -196,25 +205,35 @@ impl World {
 
     /// Publishes, and foretells what comes of it.
     pub fn publish(&mut self, session: u64, handle: Handle, sequence: u64, parts: Vec<(TopicId, u32)>) {
-        let session = SessionId(session);
         let count: u32 = parts.iter().map(|part| part.1).sum();
-        let messages: Vec<Message> = (0..count)
-            .map(|index| {
-                Message::new(format!("{:>8}:{handle:>4}:{:>6}", session.0, sequence + u64::from(index)))
-            })
-            .collect();
+        let body = |index| format!("{session:>8}:{handle:>4}:{:>6}", sequence + u64::from(index));
+        let messages: Vec<Message> = (0..count).map(|index| Message::new(body(index))).collect();
+        self.publish_messages(session, handle, sequence, parts, &messages);
+    }
+
+    /// Publishes these messages, and foretells what comes of it.
+    pub fn publish_messages(
+        &mut self,
+        session: u64,
+        handle: Handle,
+        sequence: u64,
+        parts: Vec<(TopicId, u32)>,
+        messages: &[Message],
+    ) {
+        let session = SessionId(session);
+        let count = messages.len();
         let producer = self.clients.get(&session).and_then(|client| client.producers.get(&handle)).copied();
         let owned = producer.filter(|id| self.owners.get(id) == Some(&(session, handle)));
         let last = owned.and_then(|id| self.last_of(id));
         let topics: BTreeSet<TopicId> = self.topics_now();
-        let block = MessageBlock::encode(&messages);
+        let block = MessageBlock::encode(messages);
         let publish = Publish { producer: handle, sequence: Sequence(sequence), parts: parts.clone() };
         self.collect_replies();
         let refused_before = self.refused.len();
         self.handle(session, Command::Publish(publish, block));
         self.collect_replies();
         let refusals: Vec<_> = self.refused[refused_before..].to_vec();
-        let end = sequence + u64::from(count) - 1;
+        let end = sequence + count as u64 - 1;
         let expected = match last {
             None => Some(None),
             Some(last) if end <= last.0 => None,
@@ -286,15 +305,17 @@ impl World {
             topic: topic.into(),
             group: group.into(),
             start: batonmq::model::settings::Start::Earliest,
+            priority: 0,
             settings,
             window,
         };
         self.handle(SessionId(session), Command::Subscribe(subscribe));
         self.collect_replies();
         match self.replies.iter().rev().find(|reply| reply.1 == request).map(|reply| reply.2.clone()) {
-            Some(Ok(Reply::Subscribed { group, .. })) => {
+            Some(Ok(Reply::Subscribed { group, topic, .. })) => {
                 let client = self.clients.get_mut(&SessionId(session)).unwrap();
                 client.consumers.insert(handle, group);
+                client.topics.insert(handle, topic);
                 client.windows.insert(handle, window);
                 self.groups.entry(group).or_default();
                 Some(group)
@@ -351,8 +372,29 @@ impl World {
         settlement: Settlement,
         ranges: Vec<OffsetRange>,
     ) -> u64 {
+        let session = SessionId(session);
+        let client = self.clients.get(&session);
+        let topic = client.and_then(|client| client.topics.get(&handle)).copied().unwrap_or_default();
+        self.settle_in(session.0, handle, topic, settlement, ranges)
+    }
+
+    /// Settles what is in a topic, and foretells what comes of it.
+    pub fn settle_in(
+        &mut self,
+        session: u64,
+        handle: Handle,
+        topic: TopicId,
+        settlement: Settlement,
+        ranges: Vec<OffsetRange>,
+    ) -> u64 {
         let (request, session) = (self.request(), SessionId(session));
-        let settle = Settle { request, consumer: handle, settlement, ranges: ranges.clone() };
+        let settle = Settle {
+            request,
+            consumer: handle,
+            topic,
+            settlement: settlement.clone(),
+            ranges: ranges.clone(),
+        };
         self.handle(session, Command::Settle(settle));
         self.collect_replies();
         let answer = self.replies.iter().rev().find(|reply| reply.1 == request).map(|reply| reply.2.clone());
@@ -363,7 +405,8 @@ impl World {
         };
         let lease = self.settings(group).lease();
         let mut count = 0;
-        let messages = self.groups.get_mut(&group).unwrap();
+        let group = self.part(group, topic).unwrap_or(group);
+        let messages = self.groups.entry(group).or_default();
         for (offset, known) in messages.iter_mut() {
             let within = ranges.iter().any(|range| range.contains(Offset(*offset)));
             if known.holder != Some((session, handle)) || !within {
@@ -375,27 +418,47 @@ impl World {
                 continue;
             }
             known.holder = None;
-            match settlement {
+            let back = match settlement {
                 Settlement::Ack => {
                     self.acked.insert((group, *offset));
+                    continue;
                 }
-                Settlement::Nack { delay_ms } => {
-                    known.attempts += 1;
-                    self.returned.insert((group, *offset), (known.attempts, ReturnReason::Nacked, delay_ms));
-                }
-                Settlement::Reject => {
-                    known.attempts += 1;
-                    known.rejected = true;
-                    self.returned.insert((group, *offset), (known.attempts, ReturnReason::Rejected, None));
-                }
-                Settlement::Release | Settlement::Extend => {}
-            }
+                Settlement::Nack { delay_ms, .. } => (Some(ReturnReason::Nacked), delay_ms),
+                Settlement::Reject { .. } => (Some(ReturnReason::Rejected), None),
+                Settlement::Release | Settlement::Extend => (None, None),
+            };
+            self.returned.insert((group, *offset), back);
         }
         match answer {
             Some(Ok(Reply::Settled { count: answered })) => assert_eq!(answered, count, "settled"),
             other => panic!("answer to a settlement: {other:?}"),
         }
         count
+    }
+
+    /// What a group has of a topic, with what this cycle has changed so far.
+    pub fn part(&self, group: GroupId, topic: TopicId) -> Option<GroupId> {
+        let is_part = |id: GroupId, of: TopicId, part_of: Option<GroupId>| {
+            of == topic && (id == group || part_of == Some(group))
+        };
+        let known = self.fold.groups.iter().find(|(id, state)| is_part(**id, state.topic, state.part_of));
+        let created = self.out.records.iter().find_map(|record| match record {
+            Record::GroupCreated { group: id, topic: of, part_of, .. } if is_part(*id, *of, *part_of) => {
+                Some(*id)
+            }
+            _ => None,
+        });
+        known.map(|(id, _)| *id).or(created)
+    }
+
+    /// The group that a part belongs to.
+    pub fn whole(&self, part: GroupId) -> GroupId {
+        self.fold.groups.get(&part).and_then(|state| state.part_of).unwrap_or(part)
+    }
+
+    /// The parts of a group.
+    pub fn parts(&self, group: GroupId) -> Vec<GroupId> {
+        self.groups.keys().copied().filter(|part| self.whole(*part) == group).collect()
     }
 
     /// The settings of a group, with what this cycle has changed so far.
@@ -518,7 +581,9 @@ impl World {
                     assert!(!self.is_settled(*group, offset), "settled twice: {group} {offset}");
                     let acked = self.acked.remove(&(*group, offset));
                     let died = dead_now.remove(&(*group, offset));
-                    assert!(acked != died, "settled for one reason: {group} {offset} {acked} {died}");
+                    let expired = self.is_expired(*group, offset);
+                    assert!(acked || died || expired, "settled for a reason: {group} {offset}");
+                    assert!(!(acked && died), "settled for one reason: {group} {offset}");
                 }
             }
             Record::Returned { group, range, retry } => {
@@ -526,17 +591,27 @@ impl World {
                     self.check_returned(*group, offset, retry);
                 }
             }
+            Record::Removed { topic, ranges } if self.is_slot(*topic) => {
+                for offset in ranges.iter().flat_map(|range| range.start.0..range.end.0) {
+                    self.store.get_mut(topic).unwrap().remove(&offset).expect("removed once");
+                }
+            }
+            Record::Trimmed { topic, start } if self.is_slot(*topic) => {
+                self.store.get_mut(topic).unwrap().retain(|offset, _| *offset >= start.0);
+            }
             Record::Removed { topic, ranges } => {
                 let groups = self.fold.groups.values().filter(|group| group.topic == *topic);
                 let groups: Vec<_> = groups.collect();
-                assert!(!groups.is_empty() && !ranges.is_empty());
+                assert!(!ranges.is_empty());
                 for offset in ranges.iter().flat_map(|range| range.start.0..range.end.0) {
                     let settled = |group: &&GroupState| {
                         offset < group.floor.0 || group.settled.contains(Offset(offset))
                     };
                     assert!(groups.iter().all(settled), "removed too early: {offset}");
                     let was_there = self.store.get_mut(topic).and_then(|messages| messages.remove(&offset));
-                    assert!(was_there.is_some(), "removed twice: {offset}");
+                    let stored = was_there.expect("removed once");
+                    let expired = stored.message.expires_at.is_some_and(|at| at <= self.now);
+                    assert!(!groups.is_empty() || expired, "removed before a group had it: {offset}");
                 }
             }
             Record::Trimmed { topic, start } => {
@@ -547,9 +622,17 @@ impl World {
                     .filter(|group| group.topic == *topic)
                     .map(|g| g.floor)
                     .collect();
-                assert!(!floors.is_empty() && floors.iter().all(|floor| floor >= start), "trimmed too early");
+                assert!(floors.iter().all(|floor| floor >= start), "trimmed too early");
                 if let Some(messages) = self.store.get_mut(topic) {
-                    messages.retain(|offset, _| *offset >= start.0);
+                    let now = self.now;
+                    messages.retain(|offset, stored| {
+                        let expired = stored.message.expires_at.is_some_and(|at| at <= now);
+                        assert!(
+                            *offset >= start.0 || !floors.is_empty() || expired,
+                            "trimmed before a group had it: {offset}"
+                        );
+                        *offset >= start.0
+                    });
                 }
             }
             _ => {}
@@ -559,12 +642,14 @@ impl World {
     fn check_published(&mut self, published: &Published, dead_now: &mut BTreeSet<(GroupId, u64)>) {
         assert!(!published.targets.is_empty() && published.block.count() > 0);
         assert_eq!(published.at, self.now);
-        for index in 0..published.block.count() {
+        let origins = published.source.origins(published.block.count() as u32).flat_map(|(count, first)| {
+            (0..u64::from(count)).map(move |at| {
+                first.map(|first| Origin { sequence: Sequence(first.sequence.0 + at), ..first })
+            })
+        });
+        for (index, origin) in origins.enumerate() {
             let message = published.block.message(index).unwrap();
-            let origin = published
-                .origin
-                .map(|origin| Origin { sequence: Sequence(origin.sequence.0 + index as u64), ..origin });
-            if origin.is_none() {
+            if message.header("baton.dead.topic").is_some() {
                 self.check_dead(&message, dead_now);
             }
             for (topic, first) in &published.targets {
@@ -577,19 +662,27 @@ impl World {
     fn check_dead(&mut self, message: &Message, dead_now: &mut BTreeSet<(GroupId, u64)>) {
         let text = |name: &str| String::from_utf8(message.header(name).unwrap().to_vec()).unwrap();
         let topic = text("baton.dead.topic");
-        let (topic, _) = self.fold.topics.iter().find(|(_, state)| state.name.as_str() == topic).unwrap();
+        let position: Position = text("baton.dead.offset").parse().unwrap();
+        let is_origin = |state: &TopicState| {
+            state.name.as_str() == topic
+                && state.kind.priority() == position.priority
+                && !matches!(state.kind, TopicKind::Slot { .. })
+        };
+        let (topic, _) = self.fold.topics.iter().find(|(_, state)| is_origin(state)).unwrap();
         let name = text("baton.dead.group");
-        let (group, state) = self
+        let (group, _) = self
             .fold
             .groups
             .iter()
             .find(|(_, state)| state.name.as_str() == name && state.topic == *topic)
             .unwrap();
-        let offset: u64 = text("baton.dead.offset").parse().unwrap();
+        let offset = position.offset.0;
+        let settings = &self.fold.groups[&self.whole(*group)].settings;
         let known = &self.groups[group][&offset];
         assert_eq!(known.holder, None, "what is in flight does not die");
         assert_eq!(text("baton.dead.attempts"), known.attempts.to_string());
-        let max = state.settings.max_attempts;
+        assert_eq!(text("baton.dead.deliveries"), known.returns.to_string());
+        let max = settings.max_attempts;
         assert!(
             known.rejected || (max > 0 && known.attempts >= max),
             "dead before its time: {} of {max}",
@@ -603,30 +696,59 @@ impl World {
     }
 
     fn check_returned(&mut self, group: GroupId, offset: u64, retry: &Retry) {
-        let settings = self.fold.groups[&group].settings.clone();
+        let settings = self.fold.groups[&self.whole(group)].settings.clone();
         let now = self.now;
-        let known = self.groups.get_mut(&group).unwrap().get_mut(&offset).unwrap();
-        let wait = if retry.reason == ReturnReason::LeaseExpired {
-            assert!(known.holder.take().is_some(), "a lease ends of what is in flight");
-            assert!(known.deadline <= now, "a lease ends in time");
-            known.attempts += 1;
-            None
-        } else {
-            let (attempts, reason, wait) = self.returned.remove(&(group, offset)).expect("a return");
-            assert_eq!((retry.attempts, retry.reason), (attempts, reason));
-            wait
-        };
-        let waited = retry.due_at.0 - now.0;
-        match wait {
-            Some(wait) => assert_eq!(waited, wait),
+        let known = self.groups.get_mut(&group).unwrap().entry(offset).or_default();
+        if retry.last_failure().is_some_and(|failure| failure.reason == ReturnReason::Expired) {
+            assert_eq!(known.holder, None, "what is in flight does not expire");
+            assert_eq!((retry.failed, retry.handed_out), (known.attempts, known.returns));
+            known.rejected = true;
+            return;
+        }
+        let failure =
+            retry.last_failure().filter(|failure| retry.failed > known.attempts && failure.at == now);
+        let (reason, wait) = match self.returned.remove(&(group, offset)) {
+            Some(expected) => expected,
             None => {
+                assert_eq!(failure.map(|failure| failure.reason), Some(ReturnReason::LeaseExpired));
+                assert!(known.holder.take().is_some(), "a lease ends of what is in flight");
+                assert!(known.deadline <= now, "a lease ends in time");
+                (Some(ReturnReason::LeaseExpired), None)
+            }
+        };
+        known.returns += 1;
+        known.attempts += u32::from(reason.is_some());
+        known.rejected |= reason == Some(ReturnReason::Rejected);
+        assert_eq!(failure.map(|failure| failure.reason), reason);
+        assert_eq!((retry.failed, retry.handed_out), (known.attempts, known.returns));
+        let waited = retry.due_at.0 - now.0;
+        match (reason, wait) {
+            (None, _) => assert_eq!(waited, 0, "what was not touched is handed out again at once"),
+            (_, Some(wait)) => assert_eq!(waited, wait),
+            (_, None) => {
                 let wait = settings.backoff.wait_ms(known.attempts);
                 let span = wait * u64::from(settings.backoff.jitter_percent) / 100;
                 assert!((wait - span..=wait + span).contains(&waited), "back-off {waited} of {wait}");
             }
         }
-        assert_eq!(retry.attempts, known.attempts);
         known.due_at = retry.due_at;
+    }
+
+    /// Whether a topic holds what waits for a time.
+    pub fn is_slot(&self, topic: TopicId) -> bool {
+        self.fold.topics.get(&topic).is_some_and(|topic| matches!(topic.kind, TopicKind::Slot { .. }))
+    }
+
+    /// Whether the time of a message is over that nobody has.
+    fn is_expired(&self, group: GroupId, offset: u64) -> bool {
+        let Some(state) = self.fold.groups.get(&group) else { return false };
+        let held = self
+            .groups
+            .get(&group)
+            .and_then(|known| known.get(&offset))
+            .is_some_and(|known| known.holder.is_some());
+        let stored = self.store.get(&state.topic).and_then(|stored| stored.get(&offset));
+        !held && stored.is_some_and(|stored| stored.message.expires_at.is_some_and(|at| at <= self.now))
     }
 
     pub fn is_settled(&self, group: GroupId, offset: u64) -> bool {
@@ -652,7 +774,9 @@ impl World {
         let group = *client.consumers.get(&delivery.consumer).expect("deliveries go to consumers");
         let holder = Some((session, delivery.consumer));
         let lease = self.fold.groups[&group].settings.lease();
-        let topic = self.fold.groups[&group].topic;
+        let topic = delivery.topic;
+        let whole = group;
+        let group = self.part(group, topic).expect("a delivery is of a topic that the group has");
         let bytes: Vec<u8> = delivery.messages.iter().flat_map(|piece| piece.to_vec()).collect();
         let block = MessageBlock::parse(bytes.into(), &Limits::default()).unwrap();
         assert_eq!(block.count() as u32, delivery.runs.iter().map(|run| run.count).sum::<u32>());
@@ -663,6 +787,9 @@ impl World {
                 assert!(!self.is_settled(group, offset), "settled and delivered: {group} {offset}");
                 let stored = &self.store[&topic][&offset];
                 assert_eq!(block.message(index).unwrap(), stored.message);
+                assert!(stored.message.deliver_at.is_none_or(|at| at <= self.now), "delivered too early");
+                assert!(stored.message.expires_at.is_none_or(|at| at > self.now), "delivered too late");
+                assert!(!self.is_slot(topic), "what waits for a time is not delivered");
                 index += 1;
                 assert_eq!(run.published_at, stored.published_at);
                 let origin = run
@@ -675,6 +802,7 @@ impl World {
                 assert!(!self.dead.contains(&(group, offset)), "dead and delivered: {group} {offset}");
                 assert!(known.due_at <= self.now, "handed out before it is due");
                 assert_eq!(run.attempt, known.attempts + 1, "number of the attempt");
+                assert_eq!(run.delivery, known.returns + 1, "number of the hand-over");
                 assert_eq!(run.redelivered, known.handed || offset < fresh_from, "redelivered: {offset}");
                 let new = !known.handed;
                 known.holder = holder;
@@ -695,25 +823,29 @@ impl World {
             return;
         }
         let window = client.windows[&delivery.consumer];
-        let held: Vec<u64> = self.groups[&group]
-            .iter()
-            .filter(|(_, known)| known.holder == holder)
-            .map(|(offset, _)| *offset)
-            .collect();
+        let mut held: Vec<(TopicId, u64)> = Vec::new();
+        for part in self.parts(whole) {
+            let topic = self.fold.groups[&part].topic;
+            let of_part = self.groups[&part].iter().filter(|(_, known)| known.holder == holder);
+            held.extend(of_part.map(|(offset, _)| (topic, *offset)));
+        }
         assert!(held.len() as u32 <= window.messages, "more messages than the window allows");
         if self.checks_bytes {
-            let bytes: u64 =
-                held.iter().map(|offset| self.store[&topic][offset].message.encoded_len() as u64).sum();
+            let size =
+                |(topic, offset): &(TopicId, u64)| self.store[topic][offset].message.encoded_len() as u64;
+            let bytes: u64 = held.iter().map(size).sum();
             assert!(bytes <= window.bytes || held.len() == 1, "more bytes than the window allows");
         }
     }
 
     fn check_bounds(&self) {
         for (id, messages) in &self.groups {
-            let Some(state) = self.fold.groups.get(id) else { continue };
+            if !self.fold.groups.contains_key(id) {
+                continue;
+            }
             let held: Vec<&Known> = messages.values().filter(|known| known.holder.is_some()).collect();
             assert!(held.len() as u64 <= self.limits.in_flight_max);
-            let late = state.settings.lease_ms / 32;
+            let late = self.fold.groups[&self.whole(*id)].settings.lease_ms / 32;
             for known in held {
                 assert!(known.deadline.0 + late >= self.now.0, "a lease that has ended is noticed");
             }
@@ -723,8 +855,10 @@ impl World {
         let counts = self.broker.counts();
         assert_eq!(counts.in_flight, in_flight as u64);
         assert!(counts.cache_bytes <= self.limits.cache_bytes_max);
-        assert_eq!(counts.topics, self.fold.topics.len() as u64);
-        assert_eq!(counts.groups, self.fold.groups.len() as u64);
+        let named = self.fold.topics.values().filter(|topic| topic.kind.part_of().is_none());
+        assert_eq!(counts.topics, named.count() as u64);
+        let whole = self.fold.groups.values().filter(|group| group.part_of.is_none());
+        assert_eq!(counts.groups, whole.count() as u64);
         let messages: u64 = self.fold.topics.values().map(TopicState::message_count).sum();
         assert_eq!(counts.messages, messages);
         let consumers: usize = self.clients.values().map(|client| client.consumers.len()).sum();

@@ -183,13 +183,14 @@ async fn every_way_to_settle_reaches_the_node_in_order() {
     settler.ack(&deliveries[4]);
     soon(settler.flush()).await.unwrap();
     let world = world.lock().unwrap();
-    let kinds: Vec<_> = world.frames.iter().filter_map(settles).map(|settle| settle.settlement).collect();
+    let kinds: Vec<_> =
+        world.frames.iter().filter_map(settles).map(|settle| settle.settlement.clone()).collect();
     let expected = [
         Settlement::Extend,
-        Settlement::Nack { delay_ms: Some(2000) },
-        Settlement::Nack { delay_ms: None },
+        Settlement::Nack { delay_ms: Some(2000), reason: None },
+        Settlement::Nack { delay_ms: None, reason: None },
         Settlement::Release,
-        Settlement::Reject,
+        Settlement::Reject { reason: None },
         Settlement::Ack,
     ];
     assert_eq!(kinds, expected);

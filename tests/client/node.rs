@@ -315,7 +315,7 @@ fn handle(
                     if settle.settlement != Settlement::Extend {
                         member.flight = outside;
                     }
-                    if matches!(settle.settlement, Settlement::Ack | Settlement::Reject) {
+                    if matches!(settle.settlement, Settlement::Ack | Settlement::Reject { .. }) {
                         world.settled.entry(member.topic).or_default().extend(inside);
                     }
                     Ok(Reply::Settled { count })

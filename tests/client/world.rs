@@ -142,6 +142,7 @@ impl World {
                     offset: Offset(*at),
                     count: 1,
                     attempt: *attempt,
+                    delivery: *attempt,
                     redelivered: *attempt > 1,
                     published_at: Timestamp(1),
                     origin: Some(stored.origin),
@@ -149,7 +150,7 @@ impl World {
                 messages.extend_from_slice(&stored.message);
             }
             member.flight.extend(&offsets);
-            let deliver = Deliver { consumer: member.handle, request, runs };
+            let deliver = Deliver { consumer: member.handle, topic, request, runs, failures: Vec::new() };
             let _ = member.out.send(Response::Deliver(deliver, messages.freeze()));
             if request != 0 {
                 member.pulls.remove(0);

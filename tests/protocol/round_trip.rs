@@ -4,7 +4,8 @@ use batonmq::model::chunk::Origin;
 use batonmq::model::id::{Epoch, GroupId, Offset, OffsetRange, ProducerId, Sequence, TopicId};
 use batonmq::model::limits::LISTED_MAX;
 use batonmq::model::name::Name;
-use batonmq::model::settings::{Backoff, GroupSettings, Policy, Start, TopicSettings};
+use batonmq::model::retry::{Failure, ReturnReason};
+use batonmq::model::settings::{Backoff, GroupSettings, Lifetime, Policy, Start, TopicSettings};
 use batonmq::model::table::{Real, Table, Value};
 use batonmq::model::time::Timestamp;
 use batonmq::protocol::error::{ErrorCode, Refusal};
@@ -14,8 +15,9 @@ use batonmq::protocol::request::{
     Request, Settle, Settlement, Subscribe, Unsubscribe, Window,
 };
 use batonmq::protocol::response::{
-    Confirm, ConsumerClosed, Deliver, GroupInfo, Heartbeat, NodeStatus, NotMaster, PublishRefused, Reply,
-    Response, Role, Run, TopicInfo, Welcome,
+    Activity, Confirm, ConsumerClosed, ConsumerRecalled, ConsumerRole, ConsumerTopic, Deliver, FailureRun,
+    GroupInfo, Heartbeat, NodeStatus, NotMaster, PublishRefused, Reply, Response, Role, Run, TopicInfo,
+    Welcome,
 };
 use bytes::{Bytes, BytesMut};
 use proptest::collection::vec;
@@ -39,7 +41,12 @@ fn window() -> impl Strategy<Value = Window> {
 }
 
 fn start() -> impl Strategy<Value = Start> {
-    prop_oneof![Just(Start::Earliest), Just(Start::Latest), offset().prop_map(Start::Offset)]
+    prop_oneof![
+        Just(Start::Earliest),
+        Just(Start::Latest),
+        offset().prop_map(Start::Offset),
+        any::<u64>().prop_map(|at| Start::Time(Timestamp(at)))
+    ]
 }
 
 fn settings() -> impl Strategy<Value = GroupSettings> {
@@ -49,15 +56,27 @@ fn settings() -> impl Strategy<Value = GroupSettings> {
         maximum_ms: c,
         jitter_percent: d,
     });
-    let policy = prop_oneof![Just(Policy::RoundRobin), Just(Policy::Fair)];
+    let policies = [Policy::RoundRobin, Policy::Fair, Policy::Exclusive, Policy::Key];
+    let policy = prop::sample::select(policies.to_vec());
+    let lifetime = prop_oneof![
+        Just(Lifetime::Durable),
+        Just(Lifetime::Ephemeral),
+        any::<u64>().prop_map(Lifetime::Idle)
+    ];
+    let more = (any::<bool>(), option::of(text()), any::<u32>(), lifetime, any::<bool>());
     let name = option::of("[a-z][a-z.]{0,9}".prop_map(|text| Name::new(&text).unwrap()));
-    (policy, any::<u64>(), any::<u32>(), backoff, name).prop_map(
-        |(policy, lease_ms, max_attempts, backoff, dead_letter)| GroupSettings {
+    (policy, any::<u64>(), any::<u32>(), backoff, name, more).prop_map(
+        |(policy, lease_ms, max_attempts, backoff, dead_letter, more)| GroupSettings {
             policy,
             lease_ms,
             max_attempts,
             backoff,
             dead_letter,
+            dead_letter_expired: more.0,
+            filter: more.1,
+            priority_share: more.2,
+            lifetime: more.3,
+            paused: more.4,
         },
     )
 }
@@ -73,6 +92,7 @@ fn runs() -> impl Strategy<Value = Vec<Run>> {
             offset,
             count,
             attempt,
+            delivery: attempt ^ 1,
             redelivered,
             published_at: Timestamp(at),
             origin: origin.map(|(producer, sequence)| Origin {
@@ -84,6 +104,17 @@ fn runs() -> impl Strategy<Value = Vec<Run>> {
     vec(run, 0..4)
 }
 
+fn failures() -> impl Strategy<Value = Vec<FailureRun>> {
+    let reasons = [ReturnReason::Nacked, ReturnReason::LeaseExpired, ReturnReason::Rejected];
+    let failed =
+        (offset(), offset(), any::<u64>(), prop::sample::select(reasons.to_vec()), option::of(text()))
+            .prop_map(|(start, end, at, reason, text)| FailureRun {
+                range: OffsetRange { start, end },
+                failure: Failure { at: Timestamp(at), reason, text: text.map(Into::into) },
+            });
+    vec(failed, 0..3)
+}
+
 fn role() -> impl Strategy<Value = Role> {
     prop_oneof![Just(Role::Master), Just(Role::Standby), Just(Role::Recovering)]
 }
@@ -91,9 +122,10 @@ fn role() -> impl Strategy<Value = Role> {
 fn settlement() -> impl Strategy<Value = Settlement> {
     prop_oneof![
         Just(Settlement::Ack),
-        option::of(any::<u64>()).prop_map(|delay_ms| Settlement::Nack { delay_ms }),
+        (option::of(any::<u64>()), option::of(text()))
+            .prop_map(|(delay_ms, reason)| Settlement::Nack { delay_ms, reason }),
         Just(Settlement::Release),
-        Just(Settlement::Reject),
+        option::of(text()).prop_map(|reason| Settlement::Reject { reason }),
         Just(Settlement::Extend),
     ]
 }
@@ -150,15 +182,17 @@ fn request() -> impl Strategy<Value = Request> {
             Request::Publish(Publish { producer, sequence, parts }, Bytes::from(messages))
         }),
         any::<u32>().prop_map(|producer| Request::CloseProducer(CloseProducer { producer })),
-        (any::<u32>(), any::<u32>(), text(), text(), start(), option::of(settings()), window()).prop_map(
-            |(request, consumer, topic, group, start, settings, window)| {
-                Request::Subscribe(Subscribe { request, consumer, topic, group, start, settings, window })
-            }
-        ),
+        (any::<u32>(), any::<u32>(), text(), text(), start(), any::<u8>(), option::of(settings()), window())
+            .prop_map(|(request, consumer, topic, group, start, priority, settings, window)| {
+                let subscribe =
+                    Subscribe { request, consumer, topic, group, start, priority, settings, window };
+                Request::Subscribe(subscribe)
+            }),
         (any::<u32>(), window()).prop_map(|(consumer, window)| Request::Flow(Flow { consumer, window })),
-        (any::<u32>(), any::<u32>(), settlement(), ranges).prop_map(
-            |(request, consumer, settlement, ranges)| {
-                Request::Settle(Settle { request, consumer, settlement, ranges })
+        (any::<u32>(), any::<u32>(), any::<u32>(), settlement(), ranges).prop_map(
+            |(request, consumer, topic, settlement, ranges)| {
+                let topic = TopicId(topic);
+                Request::Settle(Settle { request, consumer, topic, settlement, ranges })
             }
         ),
         (any::<u32>(), any::<u32>())
@@ -286,8 +320,24 @@ fn response() -> impl Strategy<Value = Response> {
                 Response::PublishRefused(PublishRefused { producer, sequence, expected, refusal })
             }
         ),
-        (any::<u32>(), any::<u32>(), runs(), octets()).prop_map(|(consumer, request, runs, messages)| {
-            Response::Deliver(Deliver { consumer, request, runs }, Bytes::from(messages))
+        (any::<u32>(), any::<u32>(), any::<u32>(), runs(), failures(), octets()).prop_map(
+            |(consumer, topic, request, runs, failures, messages)| {
+                let topic = TopicId(topic);
+                let deliver = Deliver { consumer, topic, request, runs, failures };
+                Response::Deliver(deliver, Bytes::from(messages))
+            }
+        ),
+        (any::<u32>(), any::<u32>(), text(), any::<u8>()).prop_map(|(consumer, topic, name, priority)| {
+            let topic = TopicId(topic);
+            Response::ConsumerTopic(ConsumerTopic { consumer, topic, name, priority })
+        }),
+        (any::<u32>(), any::<bool>()).prop_map(|(consumer, active)| {
+            let activity = if active { Activity::Active } else { Activity::Waiting };
+            Response::ConsumerRole(ConsumerRole { consumer, activity })
+        }),
+        (any::<u32>(), any::<u32>()).prop_map(|(consumer, topic)| {
+            let topic = TopicId(topic);
+            Response::ConsumerRecalled(ConsumerRecalled { consumer, topic })
         }),
         (any::<u32>(), refusal())
             .prop_map(|(consumer, refusal)| Response::ConsumerClosed(ConsumerClosed { consumer, refusal })),
@@ -337,11 +387,18 @@ fn lists_as_long_as_the_limits_allow_are_read() {
         offset: Offset(u64::MAX),
         count: 1,
         attempt: u32::MAX,
+        delivery: u32::MAX,
         redelivered: true,
         published_at: Timestamp(u64::MAX),
         origin: Some(Origin { producer: ProducerId(u64::MAX), sequence: Sequence(u64::MAX) }),
     };
-    let deliver = Deliver { consumer: 1, request: 0, runs: vec![run; 200_000] };
+    let deliver = Deliver {
+        consumer: 1,
+        topic: TopicId(1),
+        request: 0,
+        runs: vec![run; 200_000],
+        failures: Vec::new(),
+    };
     for response in [
         Response::Reply(1, Ok(Reply::Topics { topics: vec![topic; LISTED_MAX], more: true })),
         Response::Deliver(deliver, Bytes::from_static(b"messages")),

@@ -4,7 +4,10 @@
 use batonmq::model::chunk::Origin;
 use batonmq::model::id::{Epoch, GroupId, Offset, OffsetRange, ProducerId, Sequence, TopicId};
 use batonmq::model::message::{Message, MessageBlock};
-use batonmq::model::settings::{Backoff, GroupSettings, Policy, Retention, Start, TopicSettings};
+use batonmq::model::retry::{Failure, ReturnReason};
+use batonmq::model::settings::{
+    Backoff, GroupSettings, Lifetime, Overflow, Policy, Retention, Start, TopicSettings,
+};
 use batonmq::model::table::{Real, Table, Value};
 use batonmq::model::time::Timestamp;
 use batonmq::protocol::error::{ErrorCode, Refusal};
@@ -13,8 +16,9 @@ use batonmq::protocol::request::{
     Request, Settle, Settlement, Subscribe, Unsubscribe, Window,
 };
 use batonmq::protocol::response::{
-    Confirm, ConsumerClosed, Deliver, GroupInfo, Heartbeat, NodeStatus, NotMaster, PublishRefused, Reply,
-    Response, Role, Run, TopicInfo, Welcome,
+    Activity, Confirm, ConsumerClosed, ConsumerRecalled, ConsumerRole, ConsumerTopic, Deliver, FailureRun,
+    GroupInfo, Heartbeat, NodeStatus, NotMaster, PublishRefused, Reply, Response, Role, Run, TopicInfo,
+    Welcome,
 };
 use bytes::Bytes;
 
@@ -43,6 +47,20 @@ fn settings() -> GroupSettings {
             jitter_percent: 20,
         },
         dead_letter: Some("dead".parse().unwrap()),
+        dead_letter_expired: true,
+        filter: Some("a > 1".into()),
+        priority_share: 100,
+        lifetime: Lifetime::Idle(60_000),
+        paused: false,
+    }
+}
+
+fn topic_settings() -> TopicSettings {
+    TopicSettings {
+        retention: Retention { max_age_ms: Some(86_400_000), ..Retention::default() },
+        max_messages: Some(1_000_000),
+        overflow: Overflow::Reject,
+        ..TopicSettings::default()
     }
 }
 
@@ -51,6 +69,7 @@ fn run() -> Run {
         offset: Offset(300),
         count: 2,
         attempt: 1,
+        delivery: 1,
         redelivered: false,
         published_at: Timestamp(1_700_000_000_000),
         origin: Some(Origin { producer: ProducerId(5), sequence: Sequence(70_000) }),
@@ -62,13 +81,14 @@ fn refusal(code: ErrorCode) -> Refusal {
 }
 
 fn settle(settlement: Settlement, ranges: Vec<OffsetRange>) -> Request {
-    Request::Settle(Settle { request: 9, consumer: 2, settlement, ranges })
+    Request::Settle(Settle { request: 9, consumer: 2, topic: TopicId(4), settlement, ranges })
 }
 
 fn subscribe(start: Start, settings: Option<GroupSettings>) -> Request {
     let window = Window { messages: 1_000, bytes: 8 << 20 };
     let (topic, group) = ("t".into(), "g".into());
-    Request::Subscribe(Subscribe { request: 8, consumer: 2, topic, group, start, settings, window })
+    let (request, consumer, priority) = (8, 2, 0);
+    Request::Subscribe(Subscribe { request, consumer, topic, group, start, priority, settings, window })
 }
 
 fn admin(command: AdminCommand) -> Request {
@@ -109,12 +129,16 @@ pub fn requests() -> Vec<Request> {
         subscribe(Start::Earliest, None),
         subscribe(Start::Latest, Some(settings())),
         subscribe(Start::Offset(Offset(u64::MAX)), None),
+        subscribe(Start::Time(Timestamp(1_700_000_000_000)), None),
         Request::Flow(Flow { consumer: 2, window: Window { messages: 65_536, bytes: 1 << 40 } }),
         settle(Settlement::Ack, vec![OffsetRange { start: from, end: to }, OffsetRange::new(300, 301)]),
-        settle(Settlement::Nack { delay_ms: None }, vec![OffsetRange::new(1, 2)]),
-        settle(Settlement::Nack { delay_ms: Some(500) }, vec![OffsetRange::new(1, 2)]),
+        settle(Settlement::Nack { delay_ms: None, reason: None }, vec![OffsetRange::new(1, 2)]),
+        settle(
+            Settlement::Nack { delay_ms: Some(500), reason: Some("why".into()) },
+            vec![OffsetRange::new(1, 2)],
+        ),
         settle(Settlement::Release, vec![OffsetRange::new(1, 2)]),
-        settle(Settlement::Reject, vec![OffsetRange::new(1, 2)]),
+        settle(Settlement::Reject { reason: None }, vec![OffsetRange::new(1, 2)]),
         settle(Settlement::Extend, vec![OffsetRange::new(1, 2)]),
         Request::Unsubscribe(Unsubscribe { request: 10, consumer: 2 }),
         Request::Pull(Pull {
@@ -128,10 +152,7 @@ pub fn requests() -> Vec<Request> {
         admin(AdminCommand::Switchover),
         admin(AdminCommand::ListTopics { after: None }),
         admin(AdminCommand::ListTopics { after: Some(topic.clone()) }),
-        admin(AdminCommand::CreateTopic {
-            name: topic.clone(),
-            settings: TopicSettings { retention: Retention::Acked },
-        }),
+        admin(AdminCommand::CreateTopic { name: topic.clone(), settings: topic_settings() }),
         admin(AdminCommand::DeleteTopic { name: topic.clone() }),
         admin(AdminCommand::ListGroups { topic: None, after: Some(GroupId(300)) }),
         admin(AdminCommand::ListGroups { topic: Some(topic.clone()), after: None }),
@@ -152,7 +173,9 @@ pub fn requests() -> Vec<Request> {
 /// Every frame to the client.
 pub fn responses() -> Vec<Response> {
     let not_master = |role, master| Response::NotMaster(NotMaster { role, master });
-    let deliver = |request, runs| Deliver { consumer: 2, request, runs };
+    let deliver =
+        |request, runs, failures| Deliver { consumer: 2, topic: TopicId(4), request, runs, failures };
+    let failure = Failure { at: Timestamp(9), reason: ReturnReason::Nacked, text: Some("why".into()) };
     vec![
         Response::Welcome(Welcome {
             epoch: Epoch(3),
@@ -196,7 +219,7 @@ pub fn responses() -> Vec<Response> {
             topics: vec![TopicInfo {
                 topic: TopicId(4),
                 name: "t".into(),
-                settings: TopicSettings { retention: Retention::Acked },
+                settings: topic_settings(),
                 start: Offset(1),
                 end: Offset(300),
                 messages: 200,
@@ -233,17 +256,26 @@ pub fn responses() -> Vec<Response> {
             expected: Sequence(253),
             refusal: refusal(ErrorCode::StoreFull),
         }),
-        Response::Deliver(deliver(0, vec![run()]), messages()),
+        Response::Deliver(deliver(0, vec![run()], Vec::new()), messages()),
         Response::Deliver(
             deliver(
                 11,
                 vec![
                     Run { count: 1, ..run() },
-                    Run { count: 1, attempt: 2, redelivered: true, origin: None, ..run() },
+                    Run { count: 1, attempt: 2, delivery: 3, redelivered: true, origin: None, ..run() },
                 ],
+                vec![FailureRun { range: OffsetRange::new(300, 301), failure }],
             ),
             messages(),
         ),
         Response::ConsumerClosed(ConsumerClosed { consumer: 2, refusal: refusal(ErrorCode::Deleted) }),
+        Response::ConsumerTopic(ConsumerTopic {
+            consumer: 2,
+            topic: TopicId(5),
+            name: "t".into(),
+            priority: 9,
+        }),
+        Response::ConsumerRole(ConsumerRole { consumer: 2, activity: Activity::Waiting }),
+        Response::ConsumerRecalled(ConsumerRecalled { consumer: 2, topic: TopicId(4) }),
     ]
 }

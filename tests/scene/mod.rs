@@ -5,7 +5,7 @@
 pub mod random;
 pub mod whole;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::{Duration, Instant};
@@ -14,10 +14,12 @@ use batonmq::model::chunk::Origin;
 use batonmq::model::id::{Epoch, GroupId, Offset, OffsetRange, ProducerId, Sequence, TopicId};
 use batonmq::model::message::{Message, MessageBlock};
 use batonmq::model::name::Name;
-use batonmq::model::record::{Published, Record};
+use batonmq::model::record::{Published, Record, Source};
+use batonmq::model::route::Route;
 use batonmq::model::settings::{GroupSettings, TopicSettings};
 use batonmq::model::snapshot::Snapshot;
 use batonmq::model::time::Timestamp;
+use batonmq::model::topic_kind::TopicKind;
 use batonmq::store::{Mode, OpenOptions, Predecessor, Predecessors, Reader, Store, StoreError};
 use bytes::Bytes;
 
@@ -55,14 +57,10 @@ impl Model {
                 }
                 Record::Published(published) => {
                     for (topic, _) in &published.targets {
-                        let stored = published.block.iter().enumerate().map(|(index, encoded)| Stored {
-                            encoded,
-                            at: published.at,
-                            origin: published.origin.map(|origin| Origin {
-                                sequence: Sequence(origin.sequence.0 + index as u64),
-                                ..origin
-                            }),
-                        });
+                        let origins = origins(&published.source, published.block.count());
+                        let messages = published.block.iter().zip(origins);
+                        let stored =
+                            messages.map(|(encoded, origin)| Stored { encoded, at: published.at, origin });
                         self.topics.get_mut(topic).unwrap().extend(stored);
                     }
                 }
@@ -125,6 +123,24 @@ impl Model {
         }
         self.check_read(reader, self.snapshot.next.topic, Offset(0), bytes_max);
     }
+}
+
+/// The origin of each message.
+pub fn origins(source: &Source, count: usize) -> Vec<Option<Origin>> {
+    let runs: Vec<(u32, Option<Origin>)> = match source {
+        Source::Broker => vec![(count as u32, None)],
+        Source::Producer(origin) => vec![(count as u32, Some(*origin))],
+        Source::Mixed(runs) => runs.clone(),
+    };
+    let each = |(count, origin): (u32, Option<Origin>)| {
+        let at = |index: u32| {
+            origin.map(|origin| Origin { sequence: Sequence(origin.sequence.0 + u64::from(index)), ..origin })
+        };
+        (0..count).map(at).collect::<Vec<_>>()
+    };
+    let origins: Vec<_> = runs.into_iter().flat_map(each).collect();
+    assert_eq!(origins.len(), count);
+    origins
 }
 
 /// A store and its model.
@@ -268,13 +284,42 @@ impl Scene {
 pub fn topic_created(snapshot: &Snapshot) -> Record {
     let topic = snapshot.next.topic;
     let name = Name::new(&format!("topic-{topic}")).unwrap();
-    Record::TopicCreated { topic, name, settings: TopicSettings::default() }
+    Record::TopicCreated { topic, name, kind: TopicKind::Named, settings: TopicSettings::default() }
 }
 
 pub fn group_created(snapshot: &Snapshot, topic: TopicId) -> Record {
     let (group, floor) = (snapshot.next.group, snapshot.topics[&topic].start);
     let name = Name::new(&format!("group-{group}")).unwrap();
-    Record::GroupCreated { group, topic, name, settings: GroupSettings::default(), floor }
+    Record::GroupCreated { group, topic, name, settings: GroupSettings::default(), floor, part_of: None }
+}
+
+/// What a group has of another topic.
+pub fn part_created(snapshot: &Snapshot, topic: TopicId, whole: GroupId) -> Record {
+    let state = &snapshot.groups[&whole];
+    Record::GroupCreated {
+        group: snapshot.next.group,
+        topic,
+        name: state.name.clone(),
+        settings: state.settings.clone(),
+        floor: snapshot.topics[&topic].start,
+        part_of: Some(whole),
+    }
+}
+
+/// All that goes with a topic, parts before what they are parts of.
+pub fn deletion(snapshot: &Snapshot, topic: TopicId) -> Vec<Record> {
+    let parts = snapshot.topics.iter().filter(|(_, state)| state.kind.part_of() == Some(topic));
+    let topics: Vec<TopicId> = parts.map(|(id, _)| *id).chain([topic]).collect();
+    let of_topics = snapshot.groups.iter().filter(|(_, state)| topics.contains(&state.topic));
+    let whole: BTreeSet<GroupId> = of_topics.map(|(id, _)| *id).collect();
+    let parts =
+        snapshot.groups.iter().filter(|(_, state)| state.part_of.is_some_and(|of| whole.contains(&of)));
+    let parts: BTreeSet<GroupId> = parts.map(|(id, _)| *id).collect();
+    let groups = parts.iter().chain(whole.difference(&parts)).map(|&group| Record::GroupDeleted { group });
+    let named = |rule: &Route| topics.iter().any(|topic| rule.from == *topic || rule.to.contains(topic));
+    let routes = snapshot.routes.iter().filter(|(_, rule)| named(rule));
+    let routes = routes.map(|(&route, _)| Record::RouteDeleted { route });
+    groups.chain(routes).chain(topics.iter().map(|&topic| Record::TopicDeleted { topic })).collect()
 }
 
 pub fn producer_opened(snapshot: &Snapshot, at: Timestamp) -> Record {
@@ -289,11 +334,17 @@ pub fn published(
     bodies: &[Vec<u8>],
 ) -> Record {
     let targets = topics.iter().map(|topic| (*topic, snapshot.topics[topic].end)).collect();
-    let origin =
-        producer.map(|producer| Origin { producer, sequence: snapshot.producers[&producer].last.next() });
+    let source = next_of(snapshot, producer);
     let messages: Vec<Message> = bodies.iter().map(|body| Message::new(body.clone())).collect();
     let at = Timestamp(snapshot.time.0 + 1);
-    Record::Published(Published { targets, origin, at, block: MessageBlock::encode(&messages) })
+    Record::Published(Published { targets, source, at, block: MessageBlock::encode(&messages) })
+}
+
+/// What comes next from a producer, or from the broker.
+pub fn next_of(snapshot: &Snapshot, producer: Option<ProducerId>) -> Source {
+    Source::of(
+        producer.map(|producer| Origin { producer, sequence: snapshot.producers[&producer].last.next() }),
+    )
 }
 
 /// The first offset of the group that nothing was ever settled above.

@@ -6,16 +6,24 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use batonmq::model::chunk::{Chunk, Origin};
-use batonmq::model::id::{Epoch, GroupId, Offset, OffsetRange, ProducerId, TopicId};
+use batonmq::model::id::{Epoch, GroupId, Offset, OffsetRange, ProducerId, RouteId, Sequence, TopicId};
 use batonmq::model::message::{Message, MessageBlock};
-use batonmq::model::record::{Published, Record, Retry, ReturnReason};
+use batonmq::model::name::Name;
+use batonmq::model::record::{Published, Record, Source};
+use batonmq::model::retry::{Failure, Retry, ReturnReason};
+use batonmq::model::route::{Route, RouteMode};
+use batonmq::model::snapshot::Snapshot;
 use batonmq::model::time::Timestamp;
+use batonmq::model::topic_kind::{TopicKind, Waiting};
 use batonmq::store::digest::Digest;
 use batonmq::store::image::{self, Image};
 use batonmq::store::manifest::Manifest;
 use batonmq::store::{Mode, OpenOptions, Predecessor, Predecessors, Reader, StoreError};
 
-use super::{Model, Open, Scene, bodies, group_created, producer_opened, published};
+use super::{
+    Model, Open, Scene, bodies, group_created, next_of, part_created, producer_opened, published,
+    topic_created,
+};
 
 pub const MODES: [Mode; 2] = [Mode::Database, Mode::File];
 
@@ -73,8 +81,7 @@ pub fn full_messages(model: &Model, topic: TopicId, producer: Option<ProducerId>
     let messages: Vec<Message> = (0..20).map(full).collect();
     Record::Published(Published {
         targets: vec![(topic, snapshot.topics[&topic].end)],
-        origin: producer
-            .map(|producer| Origin { producer, sequence: snapshot.producers[&producer].last.next() }),
+        source: next_of(snapshot, producer),
         at: Timestamp(snapshot.time.0 + 1),
         block: MessageBlock::encode(&messages),
     })
@@ -98,7 +105,10 @@ pub fn furnished(mode: Mode) -> Scene {
     }
     // Its body lies apart in a database.
     scene.publish(&topics[1..2], &bodies(1, 300 << 10, 7));
-    let retry = Retry { attempts: 2, due_at: Timestamp(99), reason: ReturnReason::LeaseExpired };
+    let failure = Failure { at: Timestamp(9), reason: ReturnReason::LeaseExpired, text: Some("slow".into()) };
+    let retry = Retry::default().failed(failure, Timestamp(99));
+    let parts = parts(&scene.model, topics[0]);
+    scene.commit(&parts);
     scene.commit(&[
         Record::Trimmed { topic: topics[0], start: Offset(100) },
         Record::Removed {
@@ -113,6 +123,44 @@ pub fn furnished(mode: Mode) -> Scene {
         Record::HandedOut { group: GroupId(0), end: Offset(240) },
     ]);
     scene
+}
+
+/// A lane, slots of both kinds with messages, the part of a group, and a route: all in one commit.
+fn parts(model: &Model, of: TopicId) -> Vec<Record> {
+    let snapshot = &mut model.snapshot.clone();
+    let mut records = Vec::new();
+    let mut add = |snapshot: &mut Snapshot, record: Record| {
+        snapshot.apply(&record).unwrap();
+        records.push(record);
+    };
+    let slot =
+        |waiting| TopicKind::Slot { of, waiting, from: Timestamp(3_600_000), until: Timestamp(7_200_000) };
+    let kinds = [TopicKind::Lane { of, priority: 7 }, slot(Waiting::Delayed), slot(Waiting::Expiring)];
+    for part in kinds {
+        let mut created = topic_created(snapshot);
+        let id = snapshot.next.topic;
+        if let Record::TopicCreated { name, kind, .. } = &mut created {
+            (*name, *kind) = (snapshot.topics[&of].name.clone(), part);
+        }
+        add(snapshot, created);
+        let mut appended = published(snapshot, &[id], None, &bodies(6, 40, 1));
+        if let Record::Published(published) = &mut appended {
+            let origin = |sequence| Some(Origin { producer: ProducerId(0), sequence: Sequence(sequence) });
+            published.source = Source::Mixed(vec![(1, origin(4)), (2, None), (3, origin(8))]);
+        }
+        add(snapshot, appended);
+        if matches!(part, TopicKind::Lane { .. }) {
+            add(snapshot, part_created(snapshot, id, GroupId(0)));
+        }
+    }
+    let name = Name::new("pass-on").unwrap();
+    let rule =
+        Route { name, from: of, to: vec![TopicId(1)], filter: Some("a = 1".into()), mode: RouteMode::Copy };
+    add(snapshot, Record::RouteCreated { route: RouteId(0), rule });
+    let last = Sequence(snapshot.producers[&ProducerId(0)].last.0 + 20);
+    let at = Timestamp(snapshot.time.0 + 1);
+    add(snapshot, Record::ProducerAdvanced { producer: ProducerId(0), last, at });
+    records
 }
 
 pub fn close(scene: &mut Scene) {

@@ -189,14 +189,15 @@ pub fn subscribe(consumer: u32, topic: &str, group: &str, window: Window) -> Req
         topic: topic.into(),
         group: group.into(),
         start: Default::default(),
+        priority: 0,
         settings: None,
         window,
     })
 }
 
-pub fn settle(consumer: u32, settlement: Settlement, ranges: &[(u64, u64)]) -> Request {
+pub fn settle(consumer: u32, topic: TopicId, settlement: Settlement, ranges: &[(u64, u64)]) -> Request {
     let ranges = ranges.iter().map(|(start, end)| OffsetRange::new(*start, *end)).collect();
-    Request::Settle(Settle { request: 903, consumer, settlement, ranges })
+    Request::Settle(Settle { request: 903, consumer, topic, settlement, ranges })
 }
 
 pub fn list_topics() -> AdminCommand {

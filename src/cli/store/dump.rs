@@ -7,8 +7,10 @@ use batonmq::model::chunk::{Chunk, Origin};
 use batonmq::model::id::{Offset, Sequence};
 use batonmq::model::message::Message;
 use batonmq::model::name::Name;
-use batonmq::model::snapshot::Snapshot;
+use batonmq::model::position::Position;
+use batonmq::model::snapshot::{Snapshot, TopicState};
 use batonmq::model::time::Timestamp;
+use batonmq::model::topic_kind::{TopicKind, Waiting};
 use batonmq::offline::OfflineError;
 use clap::Args;
 use serde::Serialize;
@@ -23,8 +25,9 @@ const SHOWN_CHARS: usize = 80;
 
 /// Print the messages of a store that no node serves, of a backup, or of an archive.
 ///
-/// Topic after topic, in their order, whether they are settled or not; what all groups have settled may be gone. Nothing
-/// is changed.
+/// Topic after topic, each priority of one in its order, whether they are settled or not; what all groups have settled
+/// may be gone. The offset of a message with a priority has that before it, as in 9:17. One that is to be delivered later
+/// has no offset yet. Nothing is changed.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -37,7 +40,7 @@ pub struct DumpArgs {
     /// Only this topic
     #[arg(long, value_parser = value::name)]
     topic: Option<Name>,
-    /// Only messages from this offset on, in each topic
+    /// Only messages from this offset on, in each topic and priority
     #[arg(long, value_name = "OFFSET", default_value = "0")]
     from: u64,
     /// At most so many messages
@@ -51,7 +54,8 @@ pub struct DumpArgs {
 #[derive(Serialize)]
 struct Dumped<'a> {
     topic: &'a str,
-    offset: u64,
+    /// Of those with its priority; one that is to be delivered later has none.
+    offset: Option<u64>,
     published_at: String,
     producer: Option<String>,
     sequence: Option<u64>,
@@ -94,7 +98,11 @@ pub fn run(args: &DumpArgs) -> anyhow::Result<()> {
         if args.topic.as_ref().is_some_and(|wanted| state.name != *wanted) {
             return Ok(());
         }
-        write(&mut output, args, &snapshot, &state.name, chunk, &mut left).map_err(End::Failed)
+        // Notes of messages that will expire are no messages.
+        if matches!(state.kind, TopicKind::Slot { waiting: Waiting::Expiring, .. }) {
+            return Ok(());
+        }
+        write(&mut output, args, &snapshot, state, chunk, &mut left).map_err(End::Failed)
     });
     match dumped {
         Ok(_) | Err(End::Enough) => output.flush(),
@@ -110,21 +118,23 @@ fn write(
     output: &mut Output,
     args: &DumpArgs,
     snapshot: &Snapshot,
-    topic: &Name,
+    topic: &TopicState,
     chunk: &Chunk,
     left: &mut u64,
 ) -> anyhow::Result<()> {
+    let (name, is_placed) = (&topic.name, !matches!(topic.kind, TopicKind::Slot { .. }));
     let mut index = 0;
     for stamp in &chunk.stamps {
         for number in 0..u64::from(stamp.count) {
             let offset = Offset(chunk.first.0 + index as u64);
             let at = index;
             index += 1;
-            if offset.0 < args.from || *left == 0 {
+            let from = if is_placed { offset } else { Offset(0) };
+            if from.0 < args.from || *left == 0 {
                 continue;
             }
             *left -= 1;
-            let message = chunk.block.message(at).with_context(|| format!("message {offset} of {topic}"))?;
+            let message = chunk.block.message(at).with_context(|| format!("message {offset} of {name}"))?;
             let origin = stamp
                 .origin
                 .map(|origin| Origin { sequence: Sequence(origin.sequence.0 + number), ..origin });
@@ -134,8 +144,8 @@ fn write(
             });
             if args.json {
                 output.json(&Dumped {
-                    topic: topic.as_str(),
-                    offset: offset.0,
+                    topic: name.as_str(),
+                    offset: is_placed.then_some(offset.0),
                     published_at: stamp.published_at.to_string(),
                     producer,
                     sequence: origin.map(|origin| origin.sequence.0),
@@ -146,8 +156,10 @@ fn write(
                 })?;
             } else {
                 let producer = producer.unwrap_or_else(|| "-".to_owned());
+                let position = Position { priority: topic.kind.priority(), offset };
+                let position = if is_placed { position.to_string() } else { "-".to_owned() };
                 output.line(format_args!(
-                    "{topic} {offset}  {}  {producer}  {}",
+                    "{name} {position}  {}  {producer}  {}",
                     stamp.published_at,
                     body_text(&message)
                 ))?;

@@ -24,8 +24,8 @@ const SHOWN_CHARS: usize = 80;
 /// Ask a store in database mode with SQL; nothing is changed.
 ///
 /// The master answers, as of one moment, beside its work. Where no node runs, --store asks the files instead: they stay
-/// as they are, and while it runs no node can become master. The views messages, topics, backlog, retries and producers
-/// are made to be asked; docs/queries.md has examples.
+/// as they are, and while it runs no node can become master. The views messages, delayed, topics, backlog, scheduled,
+/// retries, routes and producers are made to be asked; docs/queries.md has examples.
 ///
 /// In a table a value is cut after 80 characters, bytes that are no text are shown as x'00ff', and NULL is empty. With
 /// --json nothing is cut, bytes that are no text are {\"base64\": \"...\"}, and a number that JSON does not have is null.

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use batonmq::model::chunk::Chunk;
-use batonmq::model::id::{Offset, TopicId};
+use batonmq::model::id::{GroupId, Offset, TopicId};
 use batonmq::model::snapshot::Snapshot;
 use batonmq::model::time::Timestamp;
+use batonmq::model::topic_kind::{TopicKind, Waiting};
 use batonmq::offline::{self, Origin};
 use batonmq::store::Mode;
 use batonmq::store::archive::ArchiveError;
@@ -41,9 +42,12 @@ pub struct StatsArgs {
 }
 
 /// The group of a topic with the lowest floor, and what would be free without it: the messages from its floor to that
-/// of the next group. What all groups have settled is not held by any.
+/// of the next group. What all groups have settled is not held by any. Of a topic with priorities it is the group that
+/// holds most of all of them, and the floor that of priority 0.
 #[derive(Clone, Debug, Serialize)]
 struct Holding {
+    #[serde(skip)]
+    id: GroupId,
     group: String,
     floor: u64,
     messages: u64,
@@ -56,6 +60,9 @@ struct Holding {
 struct TopicStats {
     topic: String,
     messages: u64,
+    /// Messages that are to be delivered later.
+    delayed: u64,
+    /// Of both, and of notes of what will expire.
     bytes: u64,
     oldest_at: Option<String>,
     oldest_age_seconds: Option<u64>,
@@ -95,8 +102,17 @@ pub fn run(args: &StatsArgs) -> anyhow::Result<()> {
         counted(stats.messages, "message"),
         bytes_text(stats.bytes),
     ))?;
-    let mut table =
-        Table::new(&["topic", "messages", "size", "oldest", "held back by", "floor", "holds", "size held"]);
+    let mut table = Table::new(&[
+        "topic",
+        "messages",
+        "delayed",
+        "size",
+        "oldest",
+        "held back by",
+        "floor",
+        "holds",
+        "size held",
+    ]);
     for topic in &stats.topics {
         let oldest = topic.oldest_age_seconds.map_or_else(|| "-".to_owned(), seconds_text);
         let held = match &topic.held_back_by {
@@ -105,8 +121,9 @@ pub fn run(args: &StatsArgs) -> anyhow::Result<()> {
             }
             None => ["-"; 4].map(str::to_owned),
         };
-        let cells = [topic.topic.clone(), grouped(topic.messages), bytes_text(topic.bytes), oldest];
-        table.row(cells.into_iter().chain(held));
+        let counts = [grouped(topic.messages), grouped(topic.delayed), bytes_text(topic.bytes)];
+        let cells = [topic.topic.clone()].into_iter().chain(counts).chain([oldest]);
+        table.row(cells.chain(held));
     }
     table.print(&mut output)?;
     if !stats.files.is_empty() {
@@ -160,20 +177,21 @@ fn files(store: &Path, mode: Mode) -> anyhow::Result<Vec<FileStats>> {
 fn read(origin: Origin) -> anyhow::Result<Stats> {
     let now = offline::wall_clock();
     let mode = origin.mode.to_string();
-    let mut topics = topics(origin.source.snapshot());
+    let snapshot = origin.source.snapshot().clone();
+    let mut parts = parts(&snapshot);
     let progress = Progress::new(None, "messages");
     origin.source.read(|topic, chunk| {
-        if let Some(stats) = topics.get_mut(&topic) {
+        if let Some(stats) = parts.get_mut(&topic) {
             count(stats, chunk, now);
         }
         progress.add(chunk.block.count() as u64);
         Ok::<_, ArchiveError>(())
     })?;
-    let mut topics: Vec<TopicStats> = topics.into_values().collect();
+    let mut topics = whole(&snapshot, parts);
     topics.sort_by(|one, other| other.bytes.cmp(&one.bytes).then_with(|| one.topic.cmp(&other.topic)));
     Ok(Stats {
         mode,
-        messages: topics.iter().map(|topic| topic.messages).sum(),
+        messages: topics.iter().map(|topic| topic.messages + topic.delayed).sum(),
         bytes: topics.iter().map(|topic| topic.bytes).sum(),
         file_bytes: None,
         files: Vec::new(),
@@ -181,23 +199,25 @@ fn read(origin: Origin) -> anyhow::Result<Stats> {
     })
 }
 
-/// The topics, nothing counted yet.
-fn topics(snapshot: &Snapshot) -> BTreeMap<TopicId, TopicStats> {
+/// The topics and the parts of them, nothing counted yet.
+fn parts(snapshot: &Snapshot) -> BTreeMap<TopicId, TopicStats> {
     let stats = |id: TopicId| {
-        let mut groups: Vec<_> = snapshot.groups.values().filter(|group| group.topic == id).collect();
-        groups.sort_by_key(|group| group.floor);
+        let mut groups: Vec<_> = snapshot.groups.iter().filter(|(_, group)| group.topic == id).collect();
+        groups.sort_by_key(|(_, group)| group.floor);
         let state = &snapshot.topics[&id];
-        let held_back_by = groups.first().map(|first| Holding {
+        let held_back_by = groups.first().map(|(id, first)| Holding {
+            id: first.part_of.unwrap_or(**id),
             group: first.name.to_string(),
             floor: first.floor.0,
             messages: 0,
             bytes: 0,
             // Without it, the next one would hold it back.
-            below: groups.get(1).map_or(state.end, |second| second.floor),
+            below: groups.get(1).map_or(state.end, |(_, second)| second.floor),
         });
         TopicStats {
             topic: state.name.to_string(),
             messages: 0,
+            delayed: 0,
             bytes: 0,
             oldest_at: None,
             oldest_age_seconds: None,
@@ -205,6 +225,64 @@ fn topics(snapshot: &Snapshot) -> BTreeMap<TopicId, TopicStats> {
         }
     };
     snapshot.topics.keys().map(|&id| (id, stats(id))).collect()
+}
+
+/// Counts the parts of topics to their topics. A pattern has no messages of its own.
+fn whole(snapshot: &Snapshot, mut parts: BTreeMap<TopicId, TopicStats>) -> Vec<TopicStats> {
+    let kind = |id: &TopicId| snapshot.topics[id].kind;
+    let of_topic = parts.extract_if(.., |id, _| kind(id).part_of().is_some()).collect::<Vec<_>>();
+    parts.retain(|id, _| kind(id) == TopicKind::Named);
+    let mut holdings: BTreeMap<TopicId, Vec<Holding>> = BTreeMap::new();
+    for (id, stats) in of_topic {
+        let Some((of, topic)) = kind(&id).part_of().and_then(|of| Some((of, parts.get_mut(&of)?))) else {
+            continue;
+        };
+        topic.bytes += stats.bytes;
+        match kind(&id) {
+            TopicKind::Slot { waiting: Waiting::Expiring, .. } => {}
+            TopicKind::Slot { waiting: Waiting::Delayed, .. } => topic.delayed += stats.messages,
+            _ => {
+                topic.messages += stats.messages;
+                if stats.oldest_age_seconds > topic.oldest_age_seconds {
+                    topic.oldest_at = stats.oldest_at;
+                    topic.oldest_age_seconds = stats.oldest_age_seconds;
+                }
+                holdings.entry(of).or_default().extend(stats.held_back_by);
+            }
+        }
+    }
+    for (id, of_lanes) in holdings {
+        let Some(topic) = parts.get_mut(&id) else { continue };
+        let own = topic.held_back_by.take();
+        topic.held_back_by = holding_most(snapshot, id, own.into_iter().chain(of_lanes));
+    }
+    parts.into_values().collect()
+}
+
+/// The group that holds most of all priorities of a topic.
+fn holding_most(
+    snapshot: &Snapshot,
+    topic: TopicId,
+    holdings: impl Iterator<Item = Holding>,
+) -> Option<Holding> {
+    let mut groups: BTreeMap<GroupId, Holding> = BTreeMap::new();
+    for holding in holdings {
+        match groups.get_mut(&holding.id) {
+            Some(group) => {
+                group.messages += holding.messages;
+                group.bytes += holding.bytes;
+            }
+            None => {
+                groups.insert(holding.id, holding);
+            }
+        }
+    }
+    let most = groups.into_values().max_by_key(|group| group.messages)?;
+    let own = snapshot
+        .groups
+        .iter()
+        .find(|(id, state)| state.topic == topic && state.part_of.unwrap_or(**id) == most.id);
+    Some(Holding { floor: own.map_or(0, |(_, state)| state.floor.0), ..most })
 }
 
 /// Counts messages of a topic.
@@ -231,6 +309,10 @@ fn count(stats: &mut TopicStats, chunk: &Chunk, now: Timestamp) {
 mod tests {
     use batonmq::model::chunk::Stamp;
     use batonmq::model::message::{Message, MessageBlock};
+    use batonmq::model::name::Name;
+    use batonmq::model::ranges::RangeSet;
+    use batonmq::model::settings::{GroupSettings, TopicSettings};
+    use batonmq::model::snapshot::{GroupState, TopicState};
 
     use super::*;
 
@@ -249,10 +331,12 @@ mod tests {
             (120, 130, 0),
             (0, 90, 0),
         ] {
-            let held = Holding { group: "g".into(), floor, messages: 0, bytes: 0, below: Offset(below) };
+            let (id, below) = (GroupId(0), Offset(below));
+            let held = Holding { id, group: "g".into(), floor, messages: 0, bytes: 0, below };
             let mut stats = TopicStats {
                 topic: "t".into(),
                 messages: 0,
+                delayed: 0,
                 bytes: 0,
                 oldest_at: None,
                 oldest_age_seconds: None,
@@ -260,7 +344,46 @@ mod tests {
             };
             count(&mut stats, &chunk, Timestamp(5));
             let held = stats.held_back_by.unwrap();
-            assert_eq!((held.messages, held.bytes), (messages, messages * 6), "{floor} {below}");
+            assert_eq!((held.messages, held.bytes), (messages, messages * 6), "{floor} {below:?}");
         }
+    }
+
+    #[test]
+    fn what_parts_hold_counts_to_their_topic() {
+        let mut snapshot = Snapshot::default();
+        let of = TopicId(0);
+        let slot = |waiting| TopicKind::Slot { of, waiting, from: Timestamp(0), until: Timestamp(9) };
+        let lane = TopicKind::Lane { of, priority: 9 };
+        let name = |text| Name::new(text).unwrap();
+        for (id, kind) in (0..).zip([
+            TopicKind::Named,
+            lane,
+            slot(Waiting::Delayed),
+            slot(Waiting::Expiring),
+            TopicKind::Pattern,
+        ]) {
+            let state = TopicState::new(name("orders"), kind, TopicSettings::default());
+            snapshot.topics.insert(TopicId(id), TopicState { end: Offset(10), ..state });
+        }
+        // Each is behind the other in one of both.
+        for (id, topic, part_of, text, floor) in
+            [(0, 0, None, "a", 2), (1, 0, None, "b", 4), (2, 1, Some(0), "a", 8), (3, 1, Some(1), "b", 3)]
+        {
+            let (settings, none) = (GroupSettings::default(), RangeSet::new());
+            let state = GroupState::new(TopicId(topic), name(text), settings, Offset(floor), &none);
+            snapshot.groups.insert(GroupId(id), GroupState { part_of: part_of.map(GroupId), ..state });
+        }
+        let mut stats = parts(&snapshot);
+        for (id, part) in &mut stats {
+            let block = MessageBlock::encode(&vec![Message::new("x"); 10]);
+            let published_at = Timestamp(100 - u64::from(id.0));
+            let stamps = vec![Stamp { count: 10, published_at, origin: None }];
+            count(part, &Chunk { first: Offset(0), block, stamps }, Timestamp(5_100));
+        }
+        let topics = whole(&snapshot, stats);
+        let [orders] = topics.as_slice() else { panic!("{topics:?}") };
+        assert_eq!((orders.messages, orders.delayed, orders.bytes), (20, 10, 4 * 60));
+        let held = orders.held_back_by.as_ref().unwrap();
+        assert_eq!((held.group.as_str(), held.floor, held.messages, held.bytes), ("b", 4, 5, 30));
     }
 }

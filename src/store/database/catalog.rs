@@ -8,29 +8,45 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use rusqlite::types::FromSql;
 use rusqlite::{Connection, Row};
 use serde::de::DeserializeOwned;
 
-use super::super::StoreError;
+use super::super::{StoreError, orphans};
 use super::bodies::Bodies;
 use super::connection::failed;
 use super::rows::{self, ReadError, Tolerance};
-use crate::model::id::{GroupId, Offset, OffsetRange, ProducerId, Sequence, TopicId};
+use crate::model::id::{GroupId, Offset, OffsetRange, ProducerId, RouteId, Sequence, TopicId};
+use crate::model::marks::{Mark, Marks};
 use crate::model::name::Name;
+use crate::model::range_map::RangeMap;
 use crate::model::ranges::RangeSet;
-use crate::model::record::{Retry, ReturnReason};
+use crate::model::retry::Retry;
+use crate::model::route::{Route, RouteMode};
 use crate::model::snapshot::{GroupState, ProducerState, Snapshot, TopicState};
 use crate::model::time::Timestamp;
+use crate::model::topic_kind::{TopicKind, Waiting};
 
 /// Where the messages of a living topic lie.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Place {
     /// Rows of offsets below are deleted.
     pub(super) cleared: Offset,
-    /// Store time when the topic last got a message.
-    pub(super) stored_at: Timestamp,
+    /// Which of its marks are written.
+    pub(super) marks: MarksWritten,
     /// Number and id of each stretch, lowest first; the last one is appended to.
     pub(super) stretches: Vec<(u64, i64)>,
+}
+
+/// Which marks of a topic are written: how many, and the last one. They differ whenever others do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct MarksWritten(usize, Option<Mark>);
+
+impl MarksWritten {
+    /// What says that these are.
+    pub(super) fn of(marks: &Marks) -> Self {
+        Self(marks.list().len(), marks.list().last().copied())
+    }
 }
 
 /// The writer's state.
@@ -89,19 +105,7 @@ impl Catalog {
             ReadError::Database(error) => failed("read the catalog")(error),
         })?;
         let Tolerance::Noted(mut noted) = tolerance else { return Ok((catalog, Vec::new())) };
-        let Self { snapshot, .. } = &mut catalog;
-        let Snapshot { topics, groups, producers, next, .. } = snapshot;
-        groups.retain(|id, group| {
-            let kept = topics.contains_key(&group.topic);
-            if !kept {
-                noted.push(format!("group {id} ({}) is lost with its topic {}", group.name, group.topic));
-            }
-            kept
-        });
-        // Where the numbers of the whole store are lost, an id that was given and is gone may be given again.
-        next.topic = next.topic.max(topics.keys().next_back().map_or(TopicId(0), |id| id.next()));
-        next.group = next.group.max(groups.keys().next_back().map_or(GroupId(0), |id| id.next()));
-        next.producer = next.producer.max(producers.keys().next_back().map_or(ProducerId(0), |id| id.next()));
+        noted.extend(orphans::settle(&mut catalog.snapshot));
         Ok((catalog, noted))
     }
 
@@ -112,6 +116,17 @@ impl Catalog {
             let (name, last) = (name(row, 1)?, Sequence(number(row, 2)?));
             let state = ProducerState { name, last, seen_at: Timestamp(number(row, 3)?) };
             self.snapshot.producers.insert(ProducerId(number(row, 0)?), state);
+            Ok(())
+        })?;
+        rows::ROUTE.each(connection, tolerance, |row| {
+            let route = Route {
+                name: name(row, 1)?,
+                from: TopicId(small(row, 2)?),
+                to: json(row, 3)?,
+                filter: optional(row, 4)?,
+                mode: word(row, 5, [RouteMode::Copy, RouteMode::Move], rows::mode_word)?,
+            };
+            self.snapshot.routes.insert(RouteId(small(row, 0)?), route);
             Ok(())
         })?;
         self.bodies = Bodies::load(connection, tolerance)?;
@@ -128,11 +143,15 @@ impl Catalog {
             snapshot.next.topic = TopicId(small(row, 1)?);
             snapshot.next.group = GroupId(small(row, 2)?);
             snapshot.next.producer = ProducerId(number(row, 3)?);
-            snapshot.time = snapshot.time.max(Timestamp(number(row, 7)?));
-            let counts = [snapshot.topics.len(), snapshot.groups.len(), snapshot.producers.len()];
-            for ((column, what), count) in
-                [(4, "topics"), (5, "groups"), (6, "producers")].into_iter().zip(counts)
-            {
+            snapshot.next.route = RouteId(small(row, 4)?);
+            snapshot.time = snapshot.time.max(Timestamp(number(row, 9)?));
+            let counts = [
+                (5, "topics", snapshot.topics.len()),
+                (6, "groups", snapshot.groups.len()),
+                (7, "producers", snapshot.producers.len()),
+                (8, "routes", snapshot.routes.len()),
+            ];
+            for (column, what, count) in counts {
                 let written = number(row, column)?;
                 if written != count as u64 {
                     return Err(format!("{written} {what} were written, {count} are there"));
@@ -144,20 +163,41 @@ impl Catalog {
     }
 
     fn read_topics(&mut self, connection: &Connection, tolerance: &mut Tolerance) -> Result<(), ReadError> {
+        let mut unmarked = BTreeMap::new();
         rows::TOPIC.each(connection, tolerance, |row| {
             let id = TopicId(small(row, 0)?);
-            let (start, end) = (Offset(number(row, 3)?), Offset(number(row, 5)?));
-            let (cleared, stored_at) = (Offset(number(row, 4)?), Timestamp(number(row, 6)?));
+            let (start, end) = (Offset(number(row, 9)?), Offset(number(row, 11)?));
+            let cleared = Offset(number(row, 10)?);
+            let (stored_at, stored_bytes) = (Timestamp(number(row, 12)?), number(row, 13)?);
+            let (name, kind, settings) = (name(row, 1)?, kind(row, 2)?, json(row, 8)?);
             if cleared < start {
                 self.trimmed.insert(id);
             }
-            let (name, settings) = (name(row, 1)?, json(row, 2)?);
-            let state = TopicState { start, end, ..TopicState::new(name, settings) };
+            let state = TopicState { start, end, ..TopicState::new(name, kind, settings) };
             self.snapshot.topics.insert(id, state);
-            self.places.insert(id, Place { cleared, stored_at, stretches: Vec::new() });
+            self.places.insert(id, Place { cleared, ..Place::default() });
             self.snapshot.time = self.snapshot.time.max(stored_at);
+            if stored_bytes > 0 {
+                unmarked.insert(id, (stored_bytes, stored_at));
+            }
             Ok(())
         })?;
+        rows::TOPIC_MARKS.each(connection, tolerance, |row| {
+            let id = TopicId(small(row, 0)?);
+            let (bytes, last_at) =
+                unmarked.get(&id).copied().ok_or("there is no such topic, or it is empty")?;
+            let marks = Marks::of(json(row, 1)?, bytes, last_at).map_err(|error| error.to_string())?;
+            unmarked.remove(&id);
+            if let (Some(topic), Some(place)) = (self.snapshot.topics.get_mut(&id), self.places.get_mut(&id))
+            {
+                place.marks = MarksWritten::of(&marks);
+                topic.marks = marks;
+            }
+            Ok(())
+        })?;
+        for id in unmarked.into_keys() {
+            tolerance.damage(format!("table topic_marks: the row of {id} is missing"))?;
+        }
         let topics = &mut self.snapshot.topics;
         rows::REMOVED.each(connection, tolerance, |row| {
             let id = TopicId(small(row, 0)?);
@@ -189,11 +229,12 @@ impl Catalog {
             let state = GroupState {
                 topic: TopicId(small(row, 1)?),
                 name: name(row, 2)?,
-                settings: json(row, 3)?,
-                floor: Offset(number(row, 4)?),
+                part_of: optional(row, 3)?.map(GroupId),
+                settings: json(row, 4)?,
+                floor: Offset(number(row, 5)?),
                 settled: RangeSet::new(),
-                retries: BTreeMap::new(),
-                handed_out: Offset(number(row, 5)?),
+                retries: RangeMap::new(),
+                handed_out: Offset(number(row, 6)?),
             };
             groups.insert(GroupId(small(row, 0)?), state);
             Ok(())
@@ -209,28 +250,23 @@ impl Catalog {
         })?;
         rows::RETRY.each(connection, tolerance, |row| {
             let group = groups.get_mut(&GroupId(small(row, 0)?)).ok_or_else(stray)?;
-            let reason = reason_of(&text(row, 4)?).ok_or("unknown reason")?;
-            let (attempts, due_at) = (small(row, 2)?, Timestamp(number(row, 3)?));
-            group.retries.insert(Offset(number(row, 1)?), Retry { attempts, due_at, reason });
+            let range = OffsetRange::new(number(row, 1)?, number(row, 2)?);
+            let retry = Retry {
+                handed_out: small(row, 3)?,
+                failed: small(row, 4)?,
+                due_at: Timestamp(number(row, 5)?),
+                failures: json(row, 6)?,
+            };
+            if range.is_empty() || group.retries.within(range).next().is_some() {
+                return Err(format!("the range {range} does not fit"));
+            }
+            group.retries.insert(range, retry);
+            if group.retries.run_at(range.start).is_none_or(|(run, _)| run != range) {
+                return Err(format!("the range {range} does not stand alone"));
+            }
             Ok(())
         })
     }
-}
-
-/// The text that stands for `reason` in the database.
-pub(super) const fn reason_text(reason: ReturnReason) -> &'static str {
-    match reason {
-        ReturnReason::Nacked => "nacked",
-        ReturnReason::LeaseExpired => "lease-expired",
-        ReturnReason::ConsumerLost => "consumer-lost",
-        ReturnReason::Rejected => "rejected",
-    }
-}
-
-fn reason_of(text: &str) -> Option<ReturnReason> {
-    [ReturnReason::Nacked, ReturnReason::LeaseExpired, ReturnReason::ConsumerLost, ReturnReason::Rejected]
-        .into_iter()
-        .find(|&reason| reason_text(reason) == text)
 }
 
 fn signed(row: &Row<'_>, column: usize) -> Result<i64, String> {
@@ -246,12 +282,49 @@ fn small(row: &Row<'_>, column: usize) -> Result<u32, String> {
     row.get(column).map_err(|error| error.to_string())
 }
 
+/// A value, where there is one.
+fn optional<T: FromSql>(row: &Row<'_>, column: usize) -> Result<Option<T>, String> {
+    row.get(column).map_err(|error| error.to_string())
+}
+
+/// What a word stands for.
+fn word<T: Copy, const N: usize>(
+    row: &Row<'_>,
+    column: usize,
+    all: [T; N],
+    word: impl Fn(T) -> &'static str,
+) -> Result<T, String> {
+    let text = text(row, column)?;
+    all.into_iter()
+        .find(|&one| word(one) == text)
+        .ok_or_else(|| format!("column {column}: unknown word {text}"))
+}
+
+/// What a topic is: the columns from `column` on.
+fn kind(row: &Row<'_>, column: usize) -> Result<TopicKind, String> {
+    let of = optional(row, column + 1)?.map(TopicId);
+    let priority: Option<u8> = optional(row, column + 2)?;
+    let kind = text(row, column)?;
+    Ok(match (kind.as_str(), of) {
+        ("named", None) => TopicKind::Named,
+        ("pattern", None) => TopicKind::Pattern,
+        ("lane", Some(of)) => TopicKind::Lane { of, priority: priority.ok_or("a lane without priority")? },
+        ("slot", Some(of)) => TopicKind::Slot {
+            of,
+            waiting: word(row, column + 3, [Waiting::Delayed, Waiting::Expiring], rows::waiting_word)?,
+            from: Timestamp(number(row, column + 4)?),
+            until: Timestamp(number(row, column + 5)?),
+        },
+        _ => return Err(format!("column {column}: a {kind} is none, or a part of nothing")),
+    })
+}
+
 fn text(row: &Row<'_>, column: usize) -> Result<String, String> {
     row.get(column).map_err(|error| error.to_string())
 }
 
 fn name(row: &Row<'_>, column: usize) -> Result<Name, String> {
-    Name::new(&text(row, column)?).map_err(|error| error.to_string())
+    Name::try_from(text(row, column)?).map_err(|error| error.to_string())
 }
 
 fn json<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> Result<T, String> {

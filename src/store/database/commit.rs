@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rusqlite::{Connection, OptionalExtension, Params};
 
-use super::catalog::{Catalog, Place};
+use super::catalog::{Catalog, MarksWritten, Place};
 use super::message::{InsertError, Inserts, Target, first_row, split};
 use super::rows;
 use super::schema::STRETCH_BITS;
@@ -17,7 +17,7 @@ use super::staging::Staging;
 use crate::model::id::{GroupId, Offset, OffsetRange, ProducerId, TopicId};
 use crate::model::message::MessageError;
 use crate::model::ranges::RangeSet;
-use crate::model::record::{Published, Record};
+use crate::model::record::{Published, Record, Source};
 use crate::model::snapshot::{GroupState, SnapshotError};
 
 /// Why the records were not written. The transaction is still open, and the catalog is not to be used.
@@ -57,11 +57,43 @@ impl From<InsertError> for CommitError {
 struct Touched {
     topics: BTreeSet<TopicId>,
     producers: BTreeSet<ProducerId>,
-    /// For each group: where a settled range may have come, gone or changed.
-    groups: BTreeMap<GroupId, BTreeSet<u64>>,
+    groups: BTreeMap<GroupId, TouchedGroup>,
     /// Whether a number of the whole store has changed: an id that is next, a count, or the store time without a
     /// message in a topic that is still there.
     meta: bool,
+}
+
+/// Where ranges of a group may have come, gone or changed, by their starts.
+#[derive(Debug, Default)]
+struct TouchedGroup {
+    settled: BTreeSet<u64>,
+    retries: BTreeSet<u64>,
+}
+
+impl TouchedGroup {
+    /// Adds what settling `range` may change.
+    fn settle(&mut self, group: &GroupState, range: OffsetRange) {
+        let mut at = Offset(range.start.0.saturating_sub(1));
+        while let Some(held) = group.settled.range_from(at)
+            && held.start <= range.end
+        {
+            self.settled.insert(held.start.0);
+            at = held.end;
+        }
+        self.retries(group, range);
+    }
+
+    /// Adds what giving `range` another retry, or none, may change: the runs that it cuts or may join, and those that
+    /// begin with it or behind it.
+    fn retries(&mut self, group: &GroupState, range: OffsetRange) {
+        let mut at = Offset(range.start.0.saturating_sub(1));
+        while let Some((run, _)) = group.retries.run_from(at)
+            && run.start <= range.end
+        {
+            self.retries.extend([run.start.0, range.end.0]);
+            at = run.end;
+        }
+    }
 }
 
 /// Writes the records and folds them into the catalog.
@@ -95,10 +127,18 @@ impl Commit<'_> {
         if let Record::Settled { group, ranges } = record {
             return self.settle(*group, ranges, record);
         }
+        if let Record::Returned { group: id, range, .. } = record
+            && let Some(group) = self.catalog.snapshot.groups.get(id)
+        {
+            let touched = self.touched.groups.entry(*id).or_default();
+            touched.retries(group, *range);
+            touched.retries.insert(range.start.0);
+        }
+        let time = self.catalog.snapshot.time;
         self.catalog.snapshot.apply(record)?;
         match record {
             Record::Published(published) => self.publish(published)?,
-            Record::Settled { .. } => {}
+            Record::Settled { .. } | Record::Returned { .. } => {}
             Record::HandedOut { group, .. } => {
                 self.touched.groups.entry(*group).or_default();
             }
@@ -118,17 +158,16 @@ impl Commit<'_> {
                     self.catalog.removed.push((*topic, *range));
                 }
             }
-            Record::Returned { group, range, retry } => {
-                for offset in range.start.0..range.end.0 {
-                    rows::put_retry(self.connection, *group, Offset(offset), retry)?;
-                }
-            }
             Record::TopicCreated { topic, .. } => {
                 self.touched.topics.insert(*topic);
                 self.catalog.places.insert(*topic, Place::default());
                 self.touched.meta = true;
             }
+            Record::TopicChanged { topic, .. } => {
+                self.touched.topics.insert(*topic);
+            }
             Record::TopicDeleted { topic } => {
+                self.run("DELETE FROM topic_marks WHERE topic = ?1", (topic.0,))?;
                 self.run("DELETE FROM removed_range WHERE topic = ?1", (topic.0,))?;
                 self.run("DELETE FROM topic WHERE id = ?1", (topic.0,))?;
                 let place = self.catalog.places.remove(topic).unwrap_or_default();
@@ -137,12 +176,13 @@ impl Commit<'_> {
                 self.touched.meta = true;
             }
             Record::GroupCreated { group, .. } => {
-                // What is removed from the topic is settled from the start, and may have raised the floor.
-                let settled = self.catalog.snapshot.groups.get(group).map(|group| &group.settled);
-                let starts =
-                    settled.into_iter().flat_map(RangeSet::iter).map(|range| range.start.0).collect();
-                self.touched.groups.insert(*group, starts);
+                self.begin_group(*group);
                 self.touched.meta = true;
+            }
+            Record::GroupSought { group, .. } => {
+                self.run("DELETE FROM settled_range WHERE group_id = ?1", (group.0,))?;
+                self.run("DELETE FROM retry WHERE group_id = ?1", (group.0,))?;
+                self.begin_group(*group);
             }
             Record::GroupChanged { group, .. } => {
                 self.touched.groups.entry(*group).or_default();
@@ -157,12 +197,31 @@ impl Commit<'_> {
                 self.touched.producers.insert(*producer);
                 self.touched.meta = true;
             }
+            Record::ProducerAdvanced { producer, .. } => {
+                self.touched.producers.insert(*producer);
+                self.touched.meta |= self.catalog.snapshot.time > time;
+            }
             Record::ProducerExpired { producer } => {
                 self.run("DELETE FROM producer WHERE id = ?1", (producer.0 as i64,))?;
                 self.touched.meta = true;
             }
+            Record::RouteCreated { route, rule } => {
+                rows::put_route(self.connection, *route, rule)?;
+                self.touched.meta = true;
+            }
+            Record::RouteDeleted { route } => {
+                self.run("DELETE FROM route WHERE id = ?1", (route.0,))?;
+                self.touched.meta = true;
+            }
         }
         Ok(())
+    }
+
+    /// Notes all that a group begins with: what is removed from its topic is settled, and may have raised its floor.
+    fn begin_group(&mut self, id: GroupId) {
+        let settled = self.catalog.snapshot.groups.get(&id).map(|group| &group.settled);
+        let starts = settled.into_iter().flat_map(RangeSet::iter).map(|range| range.start.0);
+        self.touched.groups.entry(id).or_default().settled.extend(starts);
     }
 
     /// Where the removed range ends that begins before `offset` and ends behind it.
@@ -178,7 +237,6 @@ impl Commit<'_> {
         let count = published.block.count();
         for &(topic, first) in &published.targets {
             self.touched.topics.insert(topic);
-            self.catalog.places.entry(topic).or_default().stored_at = self.catalog.snapshot.time;
             let mut from = 0;
             while from < count {
                 let offset = first.0 + from as u64;
@@ -192,7 +250,7 @@ impl Commit<'_> {
                 from = to;
             }
         }
-        if let Some(origin) = published.origin {
+        if let Source::Producer(origin) = &published.source {
             self.touched.producers.insert(origin.producer);
         }
         Ok(())
@@ -214,23 +272,15 @@ impl Commit<'_> {
     }
 
     fn settle(&mut self, id: GroupId, ranges: &[OffsetRange], record: &Record) -> Result<(), CommitError> {
-        let starts = self.touched.groups.entry(id).or_default();
+        let touched = self.touched.groups.entry(id).or_default();
         if let Some(group) = self.catalog.snapshot.groups.get(&id) {
-            for range in ranges {
-                touched_starts(group, *range, starts);
-                if group.retries.range(range.start..range.end.max(range.start)).next().is_some() {
-                    let sql = "DELETE FROM retry \
-                               WHERE group_id = ?1 AND message_offset >= ?2 AND message_offset < ?3";
-                    let parameters = (id.0, range.start.0 as i64, range.end.0 as i64);
-                    self.connection.prepare_cached(sql)?.execute(parameters)?;
-                }
-            }
+            ranges.iter().for_each(|range| touched.settle(group, *range));
         }
         self.catalog.snapshot.apply(record)?;
         // Ranges that one settled range of this record made and a later one took in need no row: what is there at
         // the end of the commit is looked up then. But one more place can hold a merged range.
         if let Some(group) = self.catalog.snapshot.groups.get(&id) {
-            starts.extend(
+            touched.settled.extend(
                 ranges.iter().filter_map(|range| group.settled.range_at(range.start)).map(|r| r.start.0),
             );
         }
@@ -239,10 +289,15 @@ impl Commit<'_> {
 
     fn finish(mut self) -> Result<(), CommitError> {
         let touched = std::mem::take(&mut self.touched);
-        let Catalog { snapshot, places, .. } = &*self.catalog;
+        let Catalog { snapshot, places, .. } = &mut *self.catalog;
         for id in touched.topics {
-            if let (Some(topic), Some(place)) = (snapshot.topics.get(&id), places.get(&id)) {
+            if let (Some(topic), Some(place)) = (snapshot.topics.get(&id), places.get_mut(&id)) {
                 rows::put_topic(self.connection, id, topic, place)?;
+                let marks = MarksWritten::of(&topic.marks);
+                if place.marks != marks {
+                    rows::put_marks(self.connection, id, &topic.marks)?;
+                    place.marks = marks;
+                }
             }
         }
         for id in touched.producers {
@@ -250,10 +305,12 @@ impl Commit<'_> {
                 rows::put_producer(self.connection, id, producer)?;
             }
         }
-        for (id, starts) in touched.groups {
+        let Catalog { snapshot, .. } = &*self.catalog;
+        for (id, touched) in touched.groups {
             if let Some(group) = snapshot.groups.get(&id) {
                 rows::put_group(self.connection, id, group)?;
-                self.write_settled(id, group, &starts)?;
+                self.write_settled(id, group, &touched.settled)?;
+                self.write_retries(id, group, &touched.retries)?;
             }
         }
         if touched.meta {
@@ -275,19 +332,22 @@ impl Commit<'_> {
         Ok(())
     }
 
+    fn write_retries(&self, id: GroupId, group: &GroupState, starts: &BTreeSet<u64>) -> rusqlite::Result<()> {
+        for &start in starts {
+            match group.retries.run_at(Offset(start)) {
+                Some((run, retry)) if run.start.0 == start => {
+                    rows::put_retry(self.connection, id, run, retry)?;
+                }
+                _ => {
+                    let sql = "DELETE FROM retry WHERE group_id = ?1 AND start_offset = ?2";
+                    self.run(sql, (id.0, start as i64))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn run(&self, sql: &str, parameters: impl Params) -> rusqlite::Result<()> {
         self.connection.prepare_cached(sql)?.execute(parameters).map(|_| ())
-    }
-}
-
-/// Adds where the ranges begin that `range` will take in, and where it begins itself.
-fn touched_starts(group: &GroupState, range: OffsetRange, starts: &mut BTreeSet<u64>) {
-    let mut at = Offset(range.start.0.saturating_sub(1));
-    while let Some(held) = group.settled.range_from(at) {
-        if held.start > range.end {
-            break;
-        }
-        starts.insert(held.start.0);
-        at = held.end;
     }
 }

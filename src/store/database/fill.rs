@@ -6,7 +6,6 @@
 //!
 //! What is written is handed to the disk now and then, so that the sync at the end is short.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -27,9 +26,8 @@ use super::unserved::Unserved;
 use super::{files, rows};
 use crate::model::chunk::Chunk;
 use crate::model::id::{Epoch, Offset, TopicId};
-use crate::model::record::Published;
-use crate::model::snapshot::{Snapshot, TopicState};
-use crate::model::time::Timestamp;
+use crate::model::record::{Published, Source};
+use crate::model::snapshot::Snapshot;
 
 /// Bytes of messages after which what was written is handed to the disk.
 const SYNC_BYTES: u64 = 64 << 20;
@@ -44,11 +42,8 @@ pub(super) struct DatabaseFill {
     inserts: Inserts,
     bodies: Bodies,
     course: Course,
-    topics: BTreeMap<TopicId, TopicState>,
     /// The stretch that is being filled: topic, number and id.
     stretch: Option<(TopicId, u64, i64)>,
-    /// The topic that is being filled, and when it got its last message.
-    stored_at: Option<(TopicId, Timestamp)>,
     unsynced: u64,
     unserved: Unserved,
 }
@@ -74,9 +69,7 @@ impl DatabaseFill {
             inserts: Inserts::new(),
             bodies: Bodies::default(),
             course: Course::new(snapshot),
-            topics: snapshot.topics.clone(),
             stretch: None,
-            stored_at: None,
             unsynced: 0,
             unserved,
             path,
@@ -119,14 +112,6 @@ impl DatabaseFill {
         self.stretch = Some((topic, number, id));
         Ok(id)
     }
-
-    /// Notes when the topic that was filled last got its last message.
-    fn end_topic(&mut self) -> rusqlite::Result<()> {
-        let Some((topic, stored_at)) = self.stored_at.take() else { return Ok(()) };
-        let Some(state) = self.topics.get(&topic) else { return Ok(()) };
-        let place = Place { cleared: state.start, stored_at, ..Place::default() };
-        rows::put_topic(&self.connection, topic, state, &place)
-    }
 }
 
 impl Fill for DatabaseFill {
@@ -134,15 +119,12 @@ impl Fill for DatabaseFill {
         let wrong = |source| StoreError::Inconsistent { path: self.path.clone(), source };
         self.course.pass(topic, chunk.range()).map_err(wrong)?;
         let bytes = chunk.block.bytes().len() as u64;
-        if self.stored_at.is_some_and(|(last, _)| last != topic) {
-            self.end_topic().map_err(|error| self.failed("write a topic", error, bytes))?;
-        }
         let mut at = 0;
         for stamp in &chunk.stamps {
             let to = at + stamp.count as usize;
             let published = Published {
                 targets: Vec::new(),
-                origin: stamp.origin,
+                source: Source::of(stamp.origin),
                 at: stamp.published_at,
                 block: chunk.block.part(at, to),
             };
@@ -154,7 +136,6 @@ impl Fill for DatabaseFill {
                     }
                 },
             )?;
-            self.stored_at = Some((topic, stamp.published_at));
             at = to;
         }
         self.unsynced += bytes;
@@ -165,10 +146,9 @@ impl Fill for DatabaseFill {
         Ok(())
     }
 
-    fn finish(mut self: Box<Self>) -> Result<Manifest, StoreError> {
+    fn finish(self: Box<Self>) -> Result<Manifest, StoreError> {
         let wrong = |source| StoreError::Inconsistent { path: self.path.clone(), source };
         self.course.end().map_err(wrong)?;
-        self.end_topic().map_err(|error| self.failed("write a topic", error, 0))?;
         let ended = self.connection.execute_batch("COMMIT; PRAGMA journal_mode = wal;");
         ended.map_err(|error| self.failed("end filling", error, 0))?;
         let Self { connection, file, path, epoch, unserved, .. } = *self;
@@ -192,6 +172,9 @@ fn write_state(connection: &Connection, snapshot: &Snapshot) -> rusqlite::Result
     rows::put_meta(connection, &Catalog { snapshot: snapshot.clone(), ..Catalog::default() })?;
     for (id, topic) in &snapshot.topics {
         rows::put_topic(connection, *id, topic, &Place { cleared: topic.start, ..Place::default() })?;
+        if !topic.marks.list().is_empty() {
+            rows::put_marks(connection, *id, &topic.marks)?;
+        }
         for range in topic.removed.iter() {
             rows::put_removed(connection, *id, range)?;
         }
@@ -201,12 +184,15 @@ fn write_state(connection: &Connection, snapshot: &Snapshot) -> rusqlite::Result
         for range in group.settled.iter() {
             rows::put_settled(connection, *id, range)?;
         }
-        for (offset, retry) in &group.retries {
-            rows::put_retry(connection, *id, *offset, retry)?;
+        for (range, retry) in group.retries.iter() {
+            rows::put_retry(connection, *id, range, retry)?;
         }
     }
     for (id, producer) in &snapshot.producers {
         rows::put_producer(connection, *id, producer)?;
+    }
+    for (id, route) in &snapshot.routes {
+        rows::put_route(connection, *id, route)?;
     }
     Ok(())
 }

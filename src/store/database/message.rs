@@ -11,7 +11,8 @@ use super::bodies::{Bodies, LARGE_BYTES_MIN};
 use super::checksum::{self, RowHead};
 use super::schema::STRETCH_BITS;
 use super::staging::Staging;
-use crate::model::id::{Offset, TopicId};
+use crate::model::chunk::Origin;
+use crate::model::id::{Offset, Sequence, TopicId};
 use crate::model::message::{MessageError, Parts};
 use crate::model::record::Published;
 
@@ -79,6 +80,40 @@ impl Inserts {
         bodies: &mut Bodies,
         staging: &Staging,
     ) -> Result<(), InsertError> {
+        let mut first = 0;
+        for (count, origin) in published.source.origins(published.block.count() as u32) {
+            let end = first + count as usize;
+            let (start, stop) = (first.max(from), end.min(to));
+            if start < stop {
+                let at_start = |origin: Origin| Origin {
+                    sequence: Sequence(origin.sequence.0 + (start - first) as u64),
+                    ..origin
+                };
+                let (origin, skipped) = (origin.map(at_start), start - from);
+                let target = Target {
+                    first: Offset(target.first.0 + skipped as u64),
+                    row: target.row + skipped as i64,
+                    ..target
+                };
+                self.insert_of(connection, published, origin, (start, stop), target, bodies, staging)?;
+            }
+            first = end;
+        }
+        Ok(())
+    }
+
+    /// Inserts the messages `from..to` of a block, the first of which has this origin, and the others follow.
+    #[allow(clippy::too_many_arguments, reason = "what insert has, and the origin")]
+    fn insert_of(
+        &self,
+        connection: &Connection,
+        published: &Published,
+        origin: Option<Origin>,
+        (from, to): (usize, usize),
+        target: Target,
+        bodies: &mut Bodies,
+        staging: &Staging,
+    ) -> Result<(), InsertError> {
         let block = &published.block;
         let bytes = block.bytes().as_ref();
         let encoded = |index: usize| &bytes[block.position(index)..block.position(index + 1)];
@@ -88,8 +123,8 @@ impl Inserts {
                 topic: target.topic,
                 offset: Offset(target.first.0 + (index - from) as u64),
                 published_at: published.at.0 as i64,
-                producer: published.origin.map(|origin| origin.producer.0 as i64),
-                sequence: published.origin.map(|origin| (origin.sequence.0 + index as u64) as i64),
+                producer: origin.map(|origin| origin.producer.0 as i64),
+                sequence: origin.map(|origin| (origin.sequence.0 + (index - from) as u64) as i64),
             },
             encoded: encoded(index),
         };

@@ -32,7 +32,7 @@ use crate::model::time::Timestamp;
 /// Messages from an offset on. Both tables before the messages give one row, so the rows come in order.
 pub(super) const MESSAGES: &str = "\
     SELECT message.id, published_at, producer, sequence, message.checksum, key, headers, deliver_at, expires_at,
-           priority, body
+           message.priority, body
     FROM topic
     CROSS JOIN stretch ON stretch.topic = topic.id AND stretch.number = ?3
     CROSS JOIN message ON message.id >= (stretch.id << 32) + ?4 AND message.id < min(
@@ -344,9 +344,10 @@ mod tests {
     use crate::model::id::Epoch;
     use crate::model::message::Message;
     use crate::model::name::Name;
-    use crate::model::record::{Published, Record};
+    use crate::model::record::{Published, Record, Source};
     use crate::model::settings::TopicSettings;
     use crate::model::snapshot::Snapshot;
+    use crate::model::topic_kind::TopicKind;
 
     const TOPIC: TopicId = TopicId(0);
 
@@ -361,12 +362,17 @@ mod tests {
         };
         let (mut store, _) = DatabaseStore::open(&options, &mut || Ok(())).unwrap();
         let name = Name::new("t").unwrap();
-        let created = Record::TopicCreated { topic: TOPIC, name, settings: TopicSettings::default() };
+        let created = Record::TopicCreated {
+            topic: TOPIC,
+            name,
+            kind: TopicKind::Named,
+            settings: TopicSettings::default(),
+        };
         let producer = ProducerId(0);
         let opened = Record::ProducerOpened { producer, name: Name::new("p").unwrap(), at: Timestamp(1_000) };
         let published = Record::Published(Published {
             targets: vec![(TOPIC, Offset(0))],
-            origin: Some(Origin { producer, sequence: Sequence(1) }),
+            source: Source::Producer(Origin { producer, sequence: Sequence(1) }),
             at: Timestamp(0x1122_3344_5566),
             block: MessageBlock::encode(messages),
         });

@@ -8,12 +8,15 @@ use rusqlite::types::{Value, ValueRef};
 use rusqlite::{Connection, Row};
 use serde::Serialize;
 
-use super::catalog::{Catalog, Place, reason_text};
+use super::catalog::{Catalog, Place};
 use super::checksum::OfRow;
 use super::connection::is_damage;
-use crate::model::id::{GroupId, Offset, OffsetRange, ProducerId, TopicId};
-use crate::model::record::Retry;
+use crate::model::id::{GroupId, OffsetRange, ProducerId, RouteId, TopicId};
+use crate::model::marks::Marks;
+use crate::model::retry::Retry;
+use crate::model::route::{Route, RouteMode};
 use crate::model::snapshot::{GroupState, ProducerState, TopicState};
+use crate::model::topic_kind::{TopicKind, Waiting};
 
 /// A table: how a row of it is written, and how all are read. The columns are in the order of the schema, the last
 /// one is the checksum.
@@ -26,13 +29,21 @@ pub(super) struct Table {
 
 pub(super) const META: Table = Table {
     name: "meta",
-    put: "INSERT OR REPLACE INTO meta VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
-    all: "SELECT id, next_topic, next_group, next_producer, topics, groups, producers, time, checksum FROM meta",
+    put: "INSERT OR REPLACE INTO meta VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+    all: "SELECT id, next_topic, next_group, next_producer, next_route, topics, groups, producers, routes, time, \
+          checksum FROM meta",
 };
 pub(super) const TOPIC: Table = Table {
     name: "topic",
-    put: "INSERT OR REPLACE INTO topic VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-    all: "SELECT id, name, settings, start_offset, cleared_offset, end_offset, stored_at, checksum FROM topic",
+    put: "INSERT OR REPLACE INTO topic VALUES \
+          (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
+    all: "SELECT id, name, kind, part_of, priority, waiting, due_from, due_until, settings, start_offset, \
+          cleared_offset, end_offset, stored_at, stored_bytes, checksum FROM topic",
+};
+pub(super) const TOPIC_MARKS: Table = Table {
+    name: "topic_marks",
+    put: "INSERT OR REPLACE INTO topic_marks VALUES (?1, ?2, ?3)",
+    all: "SELECT topic, marks, checksum FROM topic_marks",
 };
 pub(super) const REMOVED: Table = Table {
     name: "removed_range",
@@ -46,8 +57,8 @@ pub(super) const STRETCH: Table = Table {
 };
 pub(super) const GROUP: Table = Table {
     name: "consumer_group",
-    put: "INSERT OR REPLACE INTO consumer_group VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-    all: "SELECT id, topic, name, settings, floor_offset, handed_out, checksum FROM consumer_group",
+    put: "INSERT OR REPLACE INTO consumer_group VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+    all: "SELECT id, topic, name, part_of, settings, floor_offset, handed_out, checksum FROM consumer_group",
 };
 pub(super) const SETTLED: Table = Table {
     name: "settled_range",
@@ -56,13 +67,18 @@ pub(super) const SETTLED: Table = Table {
 };
 pub(super) const RETRY: Table = Table {
     name: "retry",
-    put: "INSERT OR REPLACE INTO retry VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-    all: "SELECT group_id, message_offset, attempts, due_at, reason, checksum FROM retry",
+    put: "INSERT OR REPLACE INTO retry VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+    all: "SELECT group_id, start_offset, end_offset, handed_out, failed, due_at, failures, checksum FROM retry",
 };
 pub(super) const PRODUCER: Table = Table {
     name: "producer",
     put: "INSERT OR REPLACE INTO producer VALUES (?1, ?2, ?3, ?4, ?5)",
     all: "SELECT id, name, last_sequence, seen_at, checksum FROM producer",
+};
+pub(super) const ROUTE: Table = Table {
+    name: "route",
+    put: "INSERT OR REPLACE INTO route VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+    all: "SELECT id, name, from_topic, to_topics, filter, mode, checksum FROM route",
 };
 pub(super) const LARGE_BODY: Table = Table {
     name: "large_body",
@@ -154,6 +170,7 @@ impl Table {
         let mut sum = OfRow::begin(self.name);
         for column in 0..count - 1 {
             sum = match row.get_ref(column).map_err(|error| error.to_string())? {
+                ValueRef::Null => sum.null(),
                 ValueRef::Integer(number) => sum.number(number),
                 ValueRef::Text(text) => {
                     sum.text(std::str::from_utf8(text).map_err(|error| error.to_string())?)
@@ -173,6 +190,10 @@ impl Table {
         let mut sum = OfRow::begin(self.name);
         for (cell, parameter) in cells.iter().zip(1..) {
             match *cell {
+                Cell::Nothing => {
+                    sum = sum.null();
+                    statement.raw_bind_parameter(parameter, rusqlite::types::Null)?;
+                }
                 Cell::Number(number) => {
                     sum = sum.number(number);
                     statement.raw_bind_parameter(parameter, number)?;
@@ -190,6 +211,7 @@ impl Table {
 
 /// A value of a row. The database keeps the 64 bits of an unsigned number as a signed one.
 enum Cell<'a> {
+    Nothing,
     Number(i64),
     Text(&'a str),
 }
@@ -212,6 +234,12 @@ impl<'a> From<&'a str> for Cell<'a> {
     }
 }
 
+impl<'a, T: Into<Cell<'a>>> From<Option<T>> for Cell<'a> {
+    fn from(value: Option<T>) -> Self {
+        value.map_or(Self::Nothing, Into::into)
+    }
+}
+
 /// Writes the numbers of the whole store.
 pub(super) fn put_meta(connection: &Connection, catalog: &Catalog) -> rusqlite::Result<()> {
     let snapshot = &catalog.snapshot;
@@ -221,15 +249,17 @@ pub(super) fn put_meta(connection: &Connection, catalog: &Catalog) -> rusqlite::
         next.topic.0.into(),
         next.group.0.into(),
         next.producer.0.into(),
+        next.route.0.into(),
         count(snapshot.topics.len()).into(),
         count(snapshot.groups.len()).into(),
         count(snapshot.producers.len()).into(),
+        count(snapshot.routes.len()).into(),
         snapshot.time.0.into(),
     ];
     META.put(connection, &cells)
 }
 
-/// Writes a topic.
+/// Writes a topic, without its marks and what is removed from it.
 pub(super) fn put_topic(
     connection: &Connection,
     id: TopicId,
@@ -237,16 +267,54 @@ pub(super) fn put_topic(
     place: &Place,
 ) -> rusqlite::Result<()> {
     let settings = json(&topic.settings)?;
+    let (due_from, due_until, waiting) = match topic.kind {
+        TopicKind::Slot { waiting, from, until, .. } => (Some(from.0), Some(until.0), Some(waiting)),
+        TopicKind::Named | TopicKind::Pattern | TopicKind::Lane { .. } => (None, None, None),
+    };
+    let priority = match topic.kind {
+        TopicKind::Lane { priority, .. } => Some(u32::from(priority)),
+        _ => None,
+    };
     let cells = [
         id.0.into(),
         topic.name.as_str().into(),
+        kind_word(topic.kind).into(),
+        topic.kind.part_of().map(|of| of.0).into(),
+        priority.into(),
+        waiting.map(waiting_word).into(),
+        due_from.into(),
+        due_until.into(),
         settings.as_str().into(),
         topic.start.0.into(),
         place.cleared.0.into(),
         topic.end.0.into(),
-        place.stored_at.0.into(),
+        topic.marks.last_at().0.into(),
+        topic.marks.bytes_ever().into(),
     ];
     TOPIC.put(connection, &cells)
+}
+
+/// The word for what a topic is.
+pub(super) const fn kind_word(kind: TopicKind) -> &'static str {
+    match kind {
+        TopicKind::Named => "named",
+        TopicKind::Pattern => "pattern",
+        TopicKind::Lane { .. } => "lane",
+        TopicKind::Slot { .. } => "slot",
+    }
+}
+
+/// The word for what waits in a slot.
+pub(super) const fn waiting_word(waiting: Waiting) -> &'static str {
+    match waiting {
+        Waiting::Delayed => "delayed",
+        Waiting::Expiring => "expiring",
+    }
+}
+
+/// Writes the marks of a topic, but for what its own row has of them.
+pub(super) fn put_marks(connection: &Connection, topic: TopicId, marks: &Marks) -> rusqlite::Result<()> {
+    TOPIC_MARKS.put(connection, &[topic.0.into(), json(&marks.list())?.as_str().into()])
 }
 
 /// Writes a range that was removed from the middle of a topic.
@@ -275,6 +343,7 @@ pub(super) fn put_group(connection: &Connection, id: GroupId, group: &GroupState
         id.0.into(),
         group.topic.0.into(),
         group.name.as_str().into(),
+        group.part_of.map(|of| of.0).into(),
         settings.as_str().into(),
         group.floor.0.into(),
         group.handed_out.0.into(),
@@ -287,15 +356,23 @@ pub(super) fn put_settled(connection: &Connection, id: GroupId, range: OffsetRan
     SETTLED.put(connection, &[id.0.into(), range.start.0.into(), range.end.0.into()])
 }
 
-/// Writes a message that waits for another attempt.
+/// Writes what is known of messages that wait for another attempt.
 pub(super) fn put_retry(
     connection: &Connection,
     id: GroupId,
-    offset: Offset,
+    range: OffsetRange,
     retry: &Retry,
 ) -> rusqlite::Result<()> {
-    let reason = reason_text(retry.reason);
-    let cells = [id.0.into(), offset.0.into(), retry.attempts.into(), retry.due_at.0.into(), reason.into()];
+    let failures = json(&retry.failures)?;
+    let cells = [
+        id.0.into(),
+        range.start.0.into(),
+        range.end.0.into(),
+        retry.handed_out.into(),
+        retry.failed.into(),
+        retry.due_at.0.into(),
+        failures.as_str().into(),
+    ];
     RETRY.put(connection, &cells)
 }
 
@@ -308,6 +385,28 @@ pub(super) fn put_producer(
     let cells =
         [id.0.into(), producer.name.as_str().into(), producer.last.0.into(), producer.seen_at.0.into()];
     PRODUCER.put(connection, &cells)
+}
+
+/// Writes a route.
+pub(super) fn put_route(connection: &Connection, id: RouteId, route: &Route) -> rusqlite::Result<()> {
+    let to = json(&route.to)?;
+    let cells = [
+        id.0.into(),
+        route.name.as_str().into(),
+        route.from.0.into(),
+        to.as_str().into(),
+        route.filter.as_deref().into(),
+        mode_word(route.mode).into(),
+    ];
+    ROUTE.put(connection, &cells)
+}
+
+/// The word for what becomes of a message that a route passes on.
+pub(super) const fn mode_word(mode: RouteMode) -> &'static str {
+    match mode {
+        RouteMode::Copy => "copy",
+        RouteMode::Move => "move",
+    }
 }
 
 /// Writes that the message of a row has this body, of so many bytes.
@@ -325,8 +424,8 @@ pub(super) fn put_unused_body(connection: &Connection, body: i64) -> rusqlite::R
     UNUSED_BODY.put(connection, &[Cell::Number(body)])
 }
 
-fn json(settings: &impl Serialize) -> rusqlite::Result<String> {
-    serde_json::to_string(settings).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
+fn json(value: &impl Serialize) -> rusqlite::Result<String> {
+    serde_json::to_string(value).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
 }
 
 fn text(value: &Value) -> String {

@@ -374,14 +374,15 @@ mod tests {
     use crate::model::limits::{KEY_BYTES_MAX, LIMITS};
     use crate::model::message::{Message, MessageBlock};
     use crate::model::name::Name;
-    use crate::model::record::Published;
+    use crate::model::record::{Published, Source};
     use crate::model::settings::{GroupSettings, TopicSettings};
     use crate::model::time::Timestamp;
+    use crate::model::topic_kind::TopicKind;
 
     fn published(first: u64, count: usize) -> Record {
         Record::Published(Published {
             targets: vec![(TopicId(0), Offset(first))],
-            origin: None,
+            source: Source::Broker,
             at: Timestamp(7),
             block: MessageBlock::encode(&vec![Message::new(vec![7; 1_000]); count]),
         })
@@ -402,13 +403,19 @@ mod tests {
         let (mut store, _) = DatabaseStore::open(&options, &mut || Ok(())).unwrap();
         let name = |text| Name::new(text).unwrap();
         let records = [
-            Record::TopicCreated { topic: TopicId(0), name: name("t"), settings: TopicSettings::default() },
+            Record::TopicCreated {
+                topic: TopicId(0),
+                name: name("t"),
+                kind: TopicKind::Named,
+                settings: TopicSettings::default(),
+            },
             Record::GroupCreated {
                 group: GroupId(0),
                 topic: TopicId(0),
                 name: name("g"),
                 settings: GroupSettings::default(),
                 floor: Offset(0),
+                part_of: None,
             },
         ];
         store.commit(&records).unwrap();
@@ -457,7 +464,7 @@ mod tests {
         let block = MessageBlock::encode(&[Message::new(vec![7; 5 << 20]), Message::new(vec![8; 300_000])]);
         let published = Record::Published(Published {
             targets: vec![(TopicId(0), Offset(0))],
-            origin: None,
+            source: Source::Broker,
             at: Timestamp(7),
             block: block.clone(),
         });

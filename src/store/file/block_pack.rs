@@ -103,7 +103,7 @@ impl BlockPack {
         let count = published.block.count() as u32;
         let publish = PublishedHead {
             targets: published.targets.clone(),
-            origin: published.origin,
+            source: published.source.clone(),
             at: published.at,
             count,
             bytes: block_bytes as u32,
@@ -174,6 +174,7 @@ mod tests {
     use super::*;
     use crate::model::id::{Epoch, Offset, TopicId};
     use crate::model::message::{Message, MessageBlock};
+    use crate::model::record::Source;
     use crate::model::time::Timestamp;
     use crate::store::Reader;
 
@@ -184,7 +185,7 @@ mod tests {
         let block = MessageBlock::encode(&[Message::new(vec![7; 9 << 20]), Message::new("last")]);
         let written = BlockPack::write(dir.path(), id, block.bytes()).unwrap();
         let targets = vec![(TopicId(4), Offset(100)), (TopicId(2), Offset(0))];
-        let published = Published { targets, origin: None, at: Timestamp(5), block: block.clone() };
+        let published = Published { targets, source: Source::Broker, at: Timestamp(5), block: block.clone() };
         let pack = written.finish(&published).unwrap().unwrap();
         let path = id.path(dir.path());
         let file = File::open(&path).unwrap();
@@ -217,7 +218,7 @@ mod tests {
         write().abandon().unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
         let targets = (0..3000).map(|topic| (TopicId(topic), Offset(0))).collect();
-        let published = Published { targets, origin: None, at: Timestamp(5), block: block.clone() };
+        let published = Published { targets, source: Source::Broker, at: Timestamp(5), block: block.clone() };
         assert!(write().finish(&published).unwrap().is_none());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }

@@ -180,7 +180,7 @@ mod tests {
         let bytes = body().encode(Path::new("x")).unwrap();
         let rest: &[u8] =
             b"\x01\0\0\0\x03\x01\xfb\x68\x10\x09\x01\0\x03\x01\xfb\x68\x10\0\xfb\0\x20\x01\x01\x01\0\x05\0\x03\x01\x84\
-            \0\0\0\0\0\0\0";
+            \0\0\0\0\0\0\0\0\0";
         assert_eq!(bytes[12..].escape_ascii().to_string(), rest.escape_ascii().to_string());
         assert_eq!(bytes[..8], *b"batonchk");
         assert_eq!(u32_at(&bytes, 8), crc32c::crc32c(rest));

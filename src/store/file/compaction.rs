@@ -156,9 +156,10 @@ mod tests {
     use crate::model::id::{Offset, OffsetRange, TopicId};
     use crate::model::message::{Message, MessageBlock};
     use crate::model::name::Name;
-    use crate::model::record::{Published, Record};
+    use crate::model::record::{Published, Record, Source};
     use crate::model::settings::TopicSettings;
     use crate::model::time::Timestamp;
+    use crate::model::topic_kind::TopicKind;
     use crate::store::Store;
 
     const TOPIC: TopicId = TopicId(0);
@@ -170,11 +171,14 @@ mod tests {
         let options = first_options(dir.path(), SEGMENT);
         let (mut store, _) = open_file(&options).unwrap();
         let (name, settings) = (Name::new("t").unwrap(), TopicSettings::default());
-        store.commit(&[Record::TopicCreated { topic: TOPIC, name, settings }]).unwrap();
+        store
+            .commit(&[Record::TopicCreated { topic: TOPIC, name, kind: TopicKind::Named, settings }])
+            .unwrap();
         let block = MessageBlock::encode(&vec![Message::new(vec![7; 1000]); 58]);
         for round in 0..=segment_count {
             let targets = vec![(TOPIC, Offset(round * 58))];
-            let published = Published { targets, origin: None, at: Timestamp(1), block: block.clone() };
+            let published =
+                Published { targets, source: Source::Broker, at: Timestamp(1), block: block.clone() };
             let ranges = vec![OffsetRange::new(round * 58, round * 58 + 57)];
             store.commit(&[Record::Published(published)]).unwrap();
             store.commit(&[Record::Removed { topic: TOPIC, ranges }]).unwrap();
@@ -261,7 +265,7 @@ mod tests {
         let runs = 3 * super::super::packing::PACK_RUNS_MAX as u64;
         let block = MessageBlock::encode(&vec![Message::new(vec![1; 10]); 3 * runs as usize]);
         let targets = vec![(TOPIC, Offset(next))];
-        let published = Published { targets, origin: None, at: Timestamp(1), block };
+        let published = Published { targets, source: Source::Broker, at: Timestamp(1), block };
         let gone = (0..runs).map(|at| OffsetRange::new(58 + at * 3, 58 + at * 3 + 2)).collect();
         let records = [Record::Published(published), Record::Removed { topic: TOPIC, ranges: gone }];
         store.commit(&records).unwrap();
@@ -269,7 +273,12 @@ mod tests {
         let targets = vec![(TOPIC, Offset(next))];
         let block = MessageBlock::encode(&[Message::new(vec![1; 60_000])]);
         store
-            .commit(&[Record::Published(Published { targets, origin: None, at: Timestamp(1), block })])
+            .commit(&[Record::Published(Published {
+                targets,
+                source: Source::Broker,
+                at: Timestamp(1),
+                block,
+            })])
             .unwrap();
         let mut pack_count = 0;
         let mut compaction = Compaction::new(Epoch(1), SEGMENT);

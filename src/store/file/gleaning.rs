@@ -2,9 +2,10 @@
 //!
 //! The state before the first segment that is left is lost. What can be said without it: messages are where the heads of
 //! publishes have them, in segments and in packs; topics and groups are those that the remaining records create. A topic
-//! whose creation is gone gets a name that says so. A group whose creation is gone is lost, and a message that was
-//! trimmed or settled by a record that is gone is there again: nobody loses a message by that.
+//! whose creation is gone gets a name that says so. A group or a route whose creation is gone is lost, and a message
+//! that was trimmed or settled by a record that is gone is there again: nobody loses a message by that.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -19,16 +20,16 @@ use super::walk::{self, Depth, Step, Walk, published};
 use super::{FOLDER, io_error};
 use crate::disk;
 use crate::model::id::{Epoch, GroupId, Offset, OffsetRange, Sequence, TopicId};
-use crate::model::name::Name;
 use crate::model::ranges::RangeSet;
 use crate::model::record::Record;
 use crate::model::settings::TopicSettings;
 use crate::model::snapshot::{Snapshot, SnapshotError, TopicState};
-use crate::store::StoreError;
+use crate::model::topic_kind::TopicKind;
 use crate::store::codec::{Head, PublishedHead};
 use crate::store::image::Image;
 use crate::store::manifest::Manifest;
 use crate::store::survey::{Damage, Lost};
+use crate::store::{StoreError, orphans};
 
 /// Files that an error names at most.
 const FILES_NAMED_MAX: usize = 5;
@@ -213,10 +214,9 @@ impl Gleaning {
         if self.deleted.contains(&topic) {
             return Ok(());
         }
-        if !self.snapshot.topics.contains_key(&topic) {
-            let name = Name::new(&format!("salvaged-topic-{topic}"))
-                .map_err(|error| io_error("name a topic of", &self.journal)(std::io::Error::other(error)))?;
-            self.snapshot.topics.insert(topic, TopicState::new(name, TopicSettings::default()));
+        if let Entry::Vacant(vacant) = self.snapshot.topics.entry(topic) {
+            let (name, settings) = (orphans::salvaged_name(topic), TopicSettings::default());
+            vacant.insert(TopicState::new(name, TopicKind::Named, settings));
             self.made_up.insert(topic);
             self.snapshot.next.topic = self.snapshot.next.topic.max(topic.next());
         }
@@ -233,11 +233,14 @@ impl Gleaning {
 
     fn origin(&mut self, head: &PublishedHead) {
         self.snapshot.time = self.snapshot.time.max(head.at);
-        let Some(origin) = head.origin else { return };
-        self.snapshot.next.producer = self.snapshot.next.producer.max(origin.producer.next());
-        if let Some(state) = self.snapshot.producers.get_mut(&origin.producer) {
-            state.last = Sequence(origin.sequence.0 + u64::from(head.count).saturating_sub(1));
-            state.seen_at = head.at;
+        for (count, origin) in head.source.origins(head.count) {
+            let Some(origin) = origin else { continue };
+            self.snapshot.next.producer = self.snapshot.next.producer.max(origin.producer.next());
+            if let Some(state) = self.snapshot.producers.get_mut(&origin.producer) {
+                let last = Sequence(origin.sequence.0 + u64::from(count).saturating_sub(1));
+                state.last = state.last.max(last);
+                state.seen_at = state.seen_at.max(head.at);
+            }
         }
     }
 
@@ -247,6 +250,7 @@ impl Gleaning {
             Record::TopicCreated { topic, .. } => next.topic = *topic,
             Record::GroupCreated { group, .. } => next.group = *group,
             Record::ProducerOpened { producer, .. } => next.producer = *producer,
+            Record::RouteCreated { route, .. } => next.route = *route,
             Record::TopicDeleted { topic } => {
                 self.deleted.insert(*topic);
             }
@@ -264,12 +268,23 @@ impl Gleaning {
             _ => {}
         }
         match (self.snapshot.apply(record), record) {
+            // What it is a part of is not known yet, or lost.
+            (Err(_), Record::TopicCreated { topic, name, kind, settings }) => {
+                let state = TopicState::new(name.clone(), *kind, settings.clone());
+                self.snapshot.topics.insert(*topic, state);
+                self.snapshot.next.topic = self.snapshot.next.topic.max(topic.next());
+            }
+            (Err(_), Record::RouteCreated { route, rule }) => {
+                self.snapshot.routes.insert(*route, rule.clone());
+                self.snapshot.next.route = self.snapshot.next.route.max(route.next());
+            }
             (
                 Err(SnapshotError::Unknown { kind: "group", .. }),
                 Record::Settled { group, .. }
                 | Record::Returned { group, .. }
                 | Record::HandedOut { group, .. }
-                | Record::GroupChanged { group, .. },
+                | Record::GroupChanged { group, .. }
+                | Record::GroupSought { group, .. },
             )
             | (Err(_), Record::GroupCreated { group, .. }) => {
                 self.unknown.insert(*group);
@@ -356,6 +371,8 @@ impl Gleaning {
                 }
             }
         }
+        let lost = orphans::settle(&mut self.snapshot);
+        self.lost.extend(lost);
         let made_up = self.made_up.iter().filter(|topic| self.snapshot.topics.contains_key(topic));
         self.lost.extend(made_up.map(|topic| {
             format!(

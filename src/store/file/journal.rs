@@ -346,11 +346,17 @@ mod tests {
     use crate::model::name::Name;
     use crate::model::settings::TopicSettings;
     use crate::model::snapshot::Snapshot;
+    use crate::model::topic_kind::TopicKind;
     use crate::store::{OpenOptions, Store};
 
     fn created(topic: u32) -> [Record; 1] {
         let name = Name::new(&format!("topic-{topic}")).unwrap();
-        [Record::TopicCreated { topic: TopicId(topic), name, settings: TopicSettings::default() }]
+        [Record::TopicCreated {
+            topic: TopicId(topic),
+            name,
+            kind: TopicKind::Named,
+            settings: TopicSettings::default(),
+        }]
     }
 
     #[test]

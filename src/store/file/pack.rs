@@ -19,8 +19,8 @@
 //! ```
 //!
 //! Numbers are little-endian. Entries are those of a segment, with the epoch, number and seed of the pack; everything
-//! before each is taken to be synced. Every head of a commit is a publish; the offsets of a topic ascend through the
-//! file. The file is made under the name with `.new` behind it, synced and renamed; only that of a single block has its
+//! before each is taken to be synced. Every head of a commit is a publish, which says when and from whom the messages
+//! came, and not that they are what comes next from their producer; the offsets of a topic ascend through the file. The file is made under the name with `.new` behind it, synced and renamed; only that of a single block has its
 //! name before it is whole.
 
 use std::collections::BTreeMap;
@@ -40,6 +40,8 @@ use super::segment::{ENTRIES_START, Position, u32_at, u64_at};
 use super::{damaged, io_error, is_full, random_seed};
 use crate::model::chunk::{Chunk, Stamp};
 use crate::model::id::{Epoch, Offset, OffsetRange, TopicId};
+use crate::model::record::Source;
+use crate::model::time::Timestamp;
 use crate::store::StoreError;
 use crate::store::codec::{self, Elsewhere, PublishedHead};
 use crate::store::manifest::sync_dir;
@@ -234,27 +236,32 @@ impl PackWriter {
     /// Where they do not lie behind those.
     pub fn add(&mut self, topic: TopicId, chunk: &Chunk) -> Result<(), StoreError> {
         let mut first = 0;
-        for stamp in &chunk.stamps {
-            let end = first + stamp.count as usize;
+        for stamps in chunk.stamps.chunk_by(|one, next| one.published_at == next.published_at) {
+            let end = first + stamps.iter().map(|stamp| stamp.count as usize).sum::<usize>();
             let range = OffsetRange::new(chunk.first.0 + first as u64, chunk.first.0 + end as u64);
-            self.add_part(topic, range, stamp, chunk.block.slice(first, end))?;
+            self.add_part(topic, range, stamps, chunk.block.slice(first, end))?;
             first = end;
         }
         Ok(())
     }
 
+    /// Adds messages that were published at one time.
     fn add_part(
         &mut self,
         topic: TopicId,
         range: OffsetRange,
-        stamp: &Stamp,
+        stamps: &[Stamp],
         block: Bytes,
     ) -> Result<(), StoreError> {
+        let source = match stamps {
+            [stamp] => Source::of(stamp.origin),
+            _ => Source::Mixed(stamps.iter().map(|stamp| (stamp.count, stamp.origin)).collect()),
+        };
         let head = PublishedHead {
             targets: vec![(topic, range.start)],
-            origin: stamp.origin,
-            at: stamp.published_at,
-            count: stamp.count,
+            source,
+            at: stamps.first().map_or(Timestamp(0), |stamp| stamp.published_at),
+            count: range.len() as u32,
             bytes: block.len() as u32,
             checksum: crc32c::crc32c(&block),
         };
@@ -371,7 +378,6 @@ mod tests {
     use crate::model::chunk::Origin;
     use crate::model::id::{ProducerId, Sequence};
     use crate::model::message::{Message, MessageBlock};
-    use crate::model::time::Timestamp;
     use crate::store::Reader;
 
     const PACK: FileId = FileId::pack(Epoch(3), 2);

@@ -32,11 +32,19 @@ impl Parts {
 
     /// Notes that messages of a publish were added: `count` of them, behind the `skipped` first ones.
     pub fn add(&mut self, head: &PublishedHead, skipped: u64, count: u64) {
-        let origin = head.origin.map(|origin| Origin {
-            producer: origin.producer,
-            sequence: Sequence(origin.sequence.0 + skipped),
-        });
-        self.stamps.push(Stamp { count: count as u32, published_at: head.at, origin });
+        let (wanted, mut passed) = (skipped..skipped + count, 0);
+        for (in_a_row, origin) in head.source.origins(head.count) {
+            let (first, end) = (wanted.start.max(passed), wanted.end.min(passed + u64::from(in_a_row)));
+            if first < end {
+                let at_first = |origin: Origin| Origin {
+                    sequence: Sequence(origin.sequence.0 + (first - passed)),
+                    ..origin
+                };
+                let (count, origin) = ((end - first) as u32, origin.map(at_first));
+                self.stamps.push(Stamp { count, published_at: head.at, origin });
+            }
+            passed += u64::from(in_a_row);
+        }
         self.count += count;
     }
 

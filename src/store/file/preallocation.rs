@@ -216,10 +216,11 @@ mod tests {
     use crate::model::id::{Offset, TopicId};
     use crate::model::message::{Message, MessageBlock};
     use crate::model::name::Name;
-    use crate::model::record::{Published, Record};
+    use crate::model::record::{Published, Record, Source};
     use crate::model::settings::TopicSettings;
     use crate::model::snapshot::Snapshot;
     use crate::model::time::Timestamp;
+    use crate::model::topic_kind::TopicKind;
     use crate::store::Store;
 
     /// A master released its epoch while its thread still wrote a segment of 64 MiB, as if nothing of it could still
@@ -230,11 +231,18 @@ mod tests {
         let options = first_options(dir.path(), 64 << 20);
         let (mut store, _) = open_file(&options).unwrap();
         let (topic, name) = (TopicId(0), Name::new("t").unwrap());
-        store.commit(&[Record::TopicCreated { topic, name, settings: TopicSettings::default() }]).unwrap();
+        store
+            .commit(&[Record::TopicCreated {
+                topic,
+                name,
+                kind: TopicKind::Named,
+                settings: TopicSettings::default(),
+            }])
+            .unwrap();
         let block = MessageBlock::encode([&Message::new(vec![7; 900 << 10])]);
         for offset in 0..6 {
             let (targets, block) = (vec![(topic, Offset(offset))], block.clone());
-            let published = Published { targets, origin: None, at: Timestamp(1), block };
+            let published = Published { targets, source: Source::Broker, at: Timestamp(1), block };
             store.commit(&[Record::Published(published)]).unwrap();
         }
         let next = store.journal.segment().next().path(&dir.path().join("journal"));

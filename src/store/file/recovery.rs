@@ -29,8 +29,8 @@ use super::walk::{self, Depth, Step, Walk};
 use super::{damaged, io_error};
 use crate::disk;
 use crate::model::id::{Epoch, OffsetRange};
-use crate::model::snapshot::Snapshot;
-use crate::store::codec::Head;
+use crate::model::snapshot::{Snapshot, SnapshotError};
+use crate::store::codec::{Head, PublishedHead};
 use crate::store::manifest::{Manifest, Sealed};
 use crate::store::{Fenced, Mode, OpenOptions, StoreError};
 
@@ -423,16 +423,21 @@ impl Recovery {
                         let range = OffsetRange::new(first.0, first.0 + u64::from(head.count));
                         self.places.publish(topic, range, position.at, u64::from(head.bytes));
                     }
-                    self.snapshot.apply_published(&head.targets, head.origin, head.at, u64::from(head.count))
+                    self.publish(&head)
                 }
                 Head::Elsewhere(head, place) => {
                     self.places.add_pack(&Pack::of(&head, place, position.segment.epoch));
-                    self.snapshot.apply_published(&head.targets, head.origin, head.at, u64::from(head.count))
+                    self.publish(&head)
                 }
             };
             applied.map_err(|source| StoreError::Inconsistent { path: path.to_owned(), source })?;
         }
         Ok(())
+    }
+
+    fn publish(&mut self, head: &PublishedHead) -> Result<(), SnapshotError> {
+        let PublishedHead { targets, source, at, count, bytes, .. } = head;
+        self.snapshot.apply_published(targets, source, *at, u64::from(*count), u64::from(*bytes))
     }
 
     /// Refuses a journal where a file that is still needed is missing or too short, or where messages are.

@@ -209,12 +209,14 @@ mod tests {
     use crate::model::record::Record;
     use crate::model::settings::TopicSettings;
     use crate::model::snapshot::Snapshot;
+    use crate::model::topic_kind::TopicKind;
     use crate::store::Store;
 
     fn created(topics: std::ops::Range<u32>) -> Vec<Record> {
         let created = topics.map(|topic| Record::TopicCreated {
             topic: TopicId(topic),
             name: Name::new(&format!("a-topic-with-a-long-name-{topic}")).unwrap(),
+            kind: TopicKind::Named,
             settings: TopicSettings::default(),
         });
         created.collect()

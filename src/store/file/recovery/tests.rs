@@ -7,9 +7,10 @@ use super::*;
 use crate::model::id::{Offset, TopicId};
 use crate::model::message::{Message, MessageBlock};
 use crate::model::name::Name;
-use crate::model::record::{Published, Record};
+use crate::model::record::{Published, Record, Source};
 use crate::model::settings::TopicSettings;
 use crate::model::time::Timestamp;
+use crate::model::topic_kind::TopicKind;
 use crate::store::file::open_file;
 use crate::store::{Predecessor, Predecessors, Store};
 
@@ -33,14 +34,21 @@ fn an_old_master_that_still_writes_is_not_taken_for_damage() {
     let (mut store, _) = open_file(&options(dir.path(), 1)).unwrap();
     let topic = TopicId(0);
     let name = Name::new("t").unwrap();
-    store.commit(&[Record::TopicCreated { topic, name, settings: TopicSettings::default() }]).unwrap();
+    store
+        .commit(&[Record::TopicCreated {
+            topic,
+            name,
+            kind: TopicKind::Named,
+            settings: TopicSettings::default(),
+        }])
+        .unwrap();
     let over = AtomicBool::new(false);
     let recovered = std::thread::scope(|scope| {
         scope.spawn(|| {
             for offset in 0.. {
                 let block = MessageBlock::encode(&[Message::new(vec![7; 300])]);
                 let targets = vec![(topic, Offset(offset))];
-                let published = Published { targets, origin: None, at: Timestamp(1), block };
+                let published = Published { targets, source: Source::Broker, at: Timestamp(1), block };
                 store.commit(&[Record::Published(published)]).unwrap();
                 if over.load(Ordering::Relaxed) {
                     break;

@@ -4,9 +4,10 @@ use super::*;
 use crate::model::id::{Offset, TopicId};
 use crate::model::message::{Message, MessageBlock};
 use crate::model::name::Name;
-use crate::model::record::{Published, Record};
+use crate::model::record::{Published, Record, Source};
 use crate::model::settings::TopicSettings;
 use crate::model::time::Timestamp;
+use crate::model::topic_kind::TopicKind;
 use crate::store::file::FileStore;
 use crate::store::file::open_file;
 use crate::store::file::segment::SegmentId;
@@ -38,6 +39,7 @@ impl Scene {
             .map(|topic| Record::TopicCreated {
                 topic: TopicId(topic),
                 name: Name::new(&format!("a-topic-with-a-long-name-{topic}")).unwrap(),
+                kind: TopicKind::Named,
                 settings: TopicSettings::default(),
             })
             .collect();
@@ -55,7 +57,7 @@ impl Scene {
         let block = MessageBlock::encode([&Message::new(vec![7; 16 << 10])]);
         let targets = vec![(TOPIC, Offset(self.end))];
         self.end += 1;
-        let published = Published { targets, origin: None, at: Timestamp(1), block };
+        let published = Published { targets, source: Source::Broker, at: Timestamp(1), block };
         let trimmed = Record::Trimmed { topic: TOPIC, start: Offset(self.end) };
         self.commit(&[Record::Published(published), trimmed]);
     }
@@ -164,7 +166,12 @@ fn files_that_an_image_needs_do_not_keep_others() {
     let block = MessageBlock::encode([&Message::new(vec![7; 16 << 10])]);
     let targets = vec![(TOPIC, Offset(0))];
     scene.end = 1;
-    scene.commit(&[Record::Published(Published { targets, origin: None, at: Timestamp(1), block })]);
+    scene.commit(&[Record::Published(Published {
+        targets,
+        source: Source::Broker,
+        at: Timestamp(1),
+        block,
+    })]);
     let needed = path(&scene);
     let image = scene.store.image(&mut Snapshot::default).unwrap();
     scene.store.upkeep.be_under(Pressure::High);
@@ -212,7 +219,12 @@ fn a_checkpoint_is_of_the_moment_when_it_began() {
     let job = upkeep.checkpoint(shared, journal, &mut || snapshot.clone());
     let block = MessageBlock::encode([&Message::new(vec![7; 16 << 10])]);
     let targets = vec![(TOPIC, Offset(scene.end))];
-    scene.commit(&[Record::Published(Published { targets, origin: None, at: Timestamp(1), block })]);
+    scene.commit(&[Record::Published(Published {
+        targets,
+        source: Source::Broker,
+        at: Timestamp(1),
+        block,
+    })]);
     job.run(&scene.store.shared, &AtomicBool::new(false)).unwrap();
     let id = CheckpointId { epoch: Epoch(1), number: 1 };
     let body = CheckpointBody::read(&scene.dir.path().join("journal"), id).unwrap().unwrap();
