@@ -225,8 +225,8 @@ SELECT topic, deliver_at, published_at, producer, sequence, key, priority, expir
 FROM message_part
 WHERE waiting = 'delayed';
 
--- What waits for a time, by when it is due: messages that are to be delivered later, and how many messages will expire
--- then unless they are settled before.
+-- What waits for a time, by when it is due: messages that are to be delivered later, and notes of messages that will
+-- expire, one for each run of them.
 CREATE VIEW scheduled AS
 SELECT topic.name AS topic,
        topic.waiting,
@@ -315,14 +315,15 @@ FROM (
                WHERE group_id = consumer_group.id AND end_offset > topic.start_offset
            ), 0) AS waiting,
            coalesce((
-               SELECT sum(end_offset - start_offset) FROM retry WHERE group_id = consumer_group.id
+               SELECT sum(end_offset - start_offset) FROM retry WHERE group_id = consumer_group.id AND failed > 0
            ), 0) AS retrying
     FROM consumer_group
     JOIN topic ON topic.id = consumer_group.topic
 );
 
 -- How many messages wait, for which group, and since when the oldest of them. What is in flight or between two attempts
--- waits too: nothing durable says what is in flight. What is to be delivered later does not wait yet. A group of a
+-- waits too: nothing durable says what is in flight. Of those that are retried an attempt has failed; what was given back
+-- untouched is not among them. What is to be delivered later does not wait yet. A group of a
 -- pattern waits for messages of all topics that the pattern stands for; the offset is one of priority 0 of its topic.
 CREATE VIEW backlog AS
 SELECT topic.name AS topic,
@@ -336,8 +337,8 @@ JOIN consumer_group AS whole ON whole.id = backlog_part.whole
 JOIN topic ON topic.id = whole.topic
 GROUP BY whole.id;
 
--- Messages that were handed out in vain and wait for another attempt, by what is known of them: how often they came back,
--- how many of these attempts failed, and why the last of these did.
+-- Messages that were handed out in vain and wait to be handed out again, by what is known of them: how often they came
+-- back, how many of these attempts failed, and why the last of these did.
 CREATE VIEW retries AS
 SELECT topic.name AS topic,
        coalesce(topic.priority, 0) AS priority,

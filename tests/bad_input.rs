@@ -270,7 +270,6 @@ async fn a_request_that_makes_no_sense_is_refused_and_the_connection_goes_on() {
     let wild = |bytes: &[u8]| publish_bytes(topic, 1, 1, Bytes::copy_from_slice(bytes));
     let fine = [Message::new("x")];
     let one = MessageBlock::encode(&fine).bytes().clone();
-    let scheduled = Message { priority: 3, ..Message::default() };
     let keyed = Message { key: Some(vec![0; 4_097].into()), ..Message::default() };
     let gap = publish(topic, 3, &fine);
     let mut stranger = publish(topic, 1, &fine);
@@ -286,7 +285,6 @@ async fn a_request_that_makes_no_sense_is_refused_and_the_connection_goes_on() {
         ("a gap", gap, ErrorCode::OutOfSequence, "1 comes next"),
         ("sequence 0", publish(topic, 0, &fine), ErrorCode::Invalid, "begin with 1"),
         ("the last sequence", publish(topic, u64::MAX, &fine), ErrorCode::Invalid, "too high"),
-        ("a priority", publish(topic, 1, &[scheduled]), ErrorCode::Invalid, "not supported"),
         ("a priority of 10", wild(&[2, 0, 0, 0, 16, 10]), ErrorCode::Invalid, "priority"),
         (
             "a header without a name",

@@ -760,6 +760,7 @@ fn furnished(dir: &Path) -> rusqlite::Connection {
     let failure =
         |text: &str| Failure { at: Timestamp(5_000), reason: ReturnReason::Nacked, text: Some(text.into()) };
     let retry = Retry::default().failed(failure("first"), Timestamp(6_000));
+    let untouched = Retry::default().released(Timestamp(6_500));
     let retry = retry.released(Timestamp(6_500)).failed(failure("no \"way\""), Timestamp(7_000));
     let settled = |group: u32, start, end| {
         let ranges = vec![OffsetRange::new(start, end)];
@@ -771,6 +772,7 @@ fn furnished(dir: &Path) -> rusqlite::Connection {
         settled(3, 0, 10),
         settled(4, 0, 1),
         Record::Returned { group: GroupId(1), range: OffsetRange::new(2, 4), retry },
+        Record::Returned { group: GroupId(0), range: OffsetRange::new(5, 6), retry: untouched },
     ];
     model.commit(&mut *store, &records);
     close(store);
@@ -808,9 +810,12 @@ fn a_person_sees_topics_and_groups_and_not_what_they_are_made_of() {
     let sql =
         "SELECT topic, priority, consumer_group, start_offset, end_offset, messages, handed_out, failed,
                       reason, said, due_at, json_array_length(failures)
-               FROM retries";
-    let expected = format!("orders|7|billing|2|4|2|3|2|nacked|no \"way\"|{}|2", time("0:07.000"));
-    assert_eq!(rows(&connection, sql), [expected]);
+               FROM retries ORDER BY priority";
+    let expected = [
+        format!("orders|0|billing|5|6|1|1|0|-|-|{}|0", time("0:06.500")),
+        format!("orders|7|billing|2|4|2|3|2|nacked|no \"way\"|{}|2", time("0:07.000")),
+    ];
+    assert_eq!(rows(&connection, sql), expected);
     let sql = "SELECT * FROM routes ORDER BY to_topic";
     assert_eq!(
         rows(&connection, sql),

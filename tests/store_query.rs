@@ -5,9 +5,12 @@ mod cli_support;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use cli_support::{Answer, Pair, run, signal, wait_until};
+use batonmq::client::{Client, ClientOptions, ProducerOptions};
+use batonmq::model::message::Message;
+use batonmq::model::time::Timestamp;
+use cli_support::{Answer, PATIENCE, Pair, run, signal, wait_until};
 use rusqlite::{Connection, OpenFlags};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -22,12 +25,28 @@ fn fill(pair: &Pair) {
     let bodies: Vec<&str> = bodies.iter().map(String::as_str).collect();
     pair.run(&[&["publish", "orders", "--producer", "shop", "--key", "blue"], &bodies[..]].concat()).ok();
     pair.run(&["publish", "unread", "x"]).ok();
+    publish_later(pair);
     let created = ["group", "create", "orders", "billing", "--max-attempts", "0", "--backoff-initial", "10m"];
     pair.run(&[&created[..], &["--backoff-maximum", "10m"]].concat()).ok();
     for (count, then) in [("2", "nack"), ("2", "ack")] {
         let args = ["consume", "orders", "--group", "billing", "--prefetch", count, "--count", count];
         pair.run(&[&args[..], &["--then", then, "--idle-timeout", "20s"]].concat()).ok();
     }
+}
+
+/// A message that is to be delivered in an hour.
+fn publish_later(pair: &Pair) {
+    let options =
+        ClientOptions { servers: pair.servers.clone(), timeout: PATIENCE, ..ClientOptions::default() };
+    let in_an_hour = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + Duration::from_secs(3_600);
+    let deliver_at = Some(Timestamp(in_an_hour.as_millis() as u64));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let client = Client::connect(options).await.unwrap();
+        let topic = client.topic("orders").await.unwrap();
+        let producer = client.producer(ProducerOptions::default()).await.unwrap();
+        producer.send(&topic, &Message { deliver_at, ..Message::new("later") }).await.unwrap();
+    });
 }
 
 fn query_live(pair: &Pair, sql: &str) -> Answer {
@@ -132,9 +151,14 @@ fn the_views_tell_what_waits_and_what_holds_it() {
         ["messages", "consumer_groups", "start_offset", "end_offset"].map(|name| topic[name].as_i64());
     assert_eq!(numbers, [6, 1, 0, 6].map(Some));
     assert_eq!(topic["held_back_by"], "billing");
-    let retry = one("SELECT * FROM retries ORDER BY message_offset DESC");
-    let told = ["message_offset", "attempts"].map(|name| retry[name].as_i64());
-    assert_eq!((told, retry["reason"].as_str()), ([1, 1].map(Some), Some("nacked")));
+    let retry = one("SELECT *, sum(messages) OVER () AS together
+                     FROM retries WHERE failed > 0 ORDER BY start_offset DESC");
+    let told = ["end_offset", "handed_out", "failed", "together"].map(|name| retry[name].as_i64());
+    assert_eq!((told, retry["reason"].as_str()), ([2, 1, 1, 2].map(Some), Some("nacked")));
+    let scheduled = one("SELECT topic, waiting, messages FROM scheduled");
+    assert_eq!(scheduled, serde_json::json!({"topic": "orders", "waiting": "delayed", "messages": 1}));
+    let later = one("SELECT body, deliver_at > published_at AS later FROM delayed");
+    assert_eq!(later, serde_json::json!({"body": "later", "later": 1}));
     let producer = one("SELECT * FROM producers WHERE producer = 'shop'");
     assert_eq!(producer["last_sequence"], 6);
     let message = one("SELECT * FROM messages WHERE topic = 'orders' AND message_offset = 5");

@@ -3,6 +3,7 @@
 use std::ops::Bound;
 
 use super::browse::Browse;
+use super::explain::Question;
 use super::group::Group;
 use super::machine::Broker;
 use super::subscription::check_settings;
@@ -50,6 +51,33 @@ impl Broker {
                 }
                 Err(refusal) => Err(refusal),
             },
+            AdminCommand::DescribeTopic { topic } => self.topic_named(&topic).and_then(|topic| {
+                let groups = self.topics.get(&topic).map(|topic| topic.groups.values().copied().collect());
+                let groups: Vec<GroupId> = groups.unwrap_or_default();
+                groups.into_iter().for_each(|group| self.make_settled_known(group, out));
+                self.describe_topic(topic).ok_or_else(|| self.missing_topic(topic))
+            }),
+            AdminCommand::Explain { topic, position, group } => {
+                let found =
+                    self.topic_named(&topic).and_then(|id| Ok((id, self.group_named(&topic, &group)?)));
+                match found {
+                    Ok((topic, group)) => {
+                        self.make_settled_known(group, out);
+                        self.explain(Question { session, request: id, group, topic, position }, out);
+                        return;
+                    }
+                    Err(refusal) => Err(refusal),
+                }
+            }
+            AdminCommand::ListSlots { topic } => self.topic_named(&topic).map(|topic| self.list_slots(topic)),
+            AdminCommand::BrowseSlot { slot, from, messages_max } => {
+                self.browse_slot(Browse { session, request: id, topic: slot, from, messages_max }, out);
+                return;
+            }
+            AdminCommand::CancelDelayed { topic, messages } => match self.topic_named(&topic) {
+                Ok(topic) => self.cancel_delayed(topic, &messages, out),
+                Err(refusal) => Err(refusal),
+            },
         };
         out.effect(session, Content::Reply(id, answer));
     }
@@ -77,7 +105,7 @@ impl Broker {
         Reply::Topics { topics, more: names.next().is_some() }
     }
 
-    fn topic_info(&self, id: TopicId) -> Option<TopicInfo> {
+    pub(super) fn topic_info(&self, id: TopicId) -> Option<TopicInfo> {
         let topic = self.topics.get(&id)?;
         Some(TopicInfo {
             topic: id,
@@ -122,7 +150,7 @@ impl Broker {
         Ok(Reply::Groups { groups, more })
     }
 
-    fn group_info(&self, group: &Group) -> Option<GroupInfo> {
+    pub(super) fn group_info(&self, group: &Group) -> Option<GroupInfo> {
         let topic = self.topics.get(&group.topic)?;
         let main = group.main()?;
         let waiting = group.parts.iter().filter_map(|(topic, part)| {

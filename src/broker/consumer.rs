@@ -90,6 +90,8 @@ pub(super) struct Consumer {
     pub stuck: bool,
     /// Number of the last hand-over to it within its group.
     pub served: u64,
+    /// When it last acknowledged something.
+    pub last_ack_at: Option<Timestamp>,
     /// Its turn, while it has credit.
     pub turn: Option<Turn>,
     pub flights: Flights,
@@ -109,6 +111,7 @@ impl Consumer {
             paused: false,
             stuck: false,
             served: 0,
+            last_ack_at: None,
             turn: None,
             flights: Flights::default(),
             pulls: VecDeque::new(),

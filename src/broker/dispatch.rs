@@ -145,7 +145,7 @@ impl Broker {
             answered: Vec::new(),
         };
         let mut put_aside = Vec::new();
-        let mut handed_out = false;
+        let mut handed_out = 0;
         while dispatch.may_hand_out()
             && let Some((topic_id, budget)) = lineup.next(settings.priority_share)
         {
@@ -170,7 +170,7 @@ impl Broker {
             }
             let count = budget - dispatch.budget;
             lineup.handed(&mut part.place, count);
-            handed_out |= count > 0;
+            handed_out += count;
             if !part.has_more(log.end) {
                 lineup.leave(&mut part.place);
             } else if count == 0 {
@@ -189,7 +189,8 @@ impl Broker {
                 lineup.enter(&mut part.place, part.priority, topic);
             }
         }
-        if handed_out {
+        if handed_out > 0 {
+            group.delivered.add(self.now, handed_out);
             group.check_leases_by(deadline);
         }
         for topic in passed {

@@ -35,6 +35,12 @@ impl Flights {
         self.bytes
     }
 
+    /// When the lease of a message ends that is in flight.
+    pub fn deadline(&self, topic: TopicId, offset: Offset) -> Option<Timestamp> {
+        let (&(of, _), flight) = self.ranges.range(..=(topic, offset)).next_back()?;
+        (of == topic && offset < flight.end).then_some(flight.deadline)
+    }
+
     /// The ranges of a topic that are in flight, lowest first.
     pub fn of(&self, topic: TopicId) -> impl Iterator<Item = OffsetRange> + '_ {
         let ranges = self.ranges.range((topic, Offset(0))..=(topic, Offset(u64::MAX)));

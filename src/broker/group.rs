@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::lineup::Lineup;
 use super::members::Members;
 use super::part::Part;
+use super::rate::Rate;
 use super::turns::Slot;
 use crate::model::filter::Filter;
 use crate::model::id::{GroupId, OffsetRange, TopicId};
@@ -37,6 +38,9 @@ pub(super) struct Group {
     wakes: BTreeSet<(Timestamp, TopicId)>,
     /// Messages that wait for another attempt, over all parts.
     pub retries: u64,
+    /// Messages handed out, and acknowledged.
+    pub delivered: Rate,
+    pub acked: Rate,
     /// No lease ends before this.
     pub lease_check: Option<Timestamp>,
     /// When the broker will look at the group by itself.
@@ -62,6 +66,8 @@ impl Group {
             lineup: Lineup::default(),
             wakes: BTreeSet::new(),
             retries: 0,
+            delivered: Rate::default(),
+            acked: Rate::default(),
             lease_check: None,
             timer: None,
             dirty: false,
@@ -135,7 +141,7 @@ impl Group {
     }
 
     /// What `consumer` has in flight of a topic within `ranges` is settled. Answers how many messages that are.
-    pub fn ack(&mut self, slot: Slot, topic: TopicId, ranges: &[OffsetRange]) -> u64 {
+    pub fn ack(&mut self, slot: Slot, topic: TopicId, ranges: &[OffsetRange], now: Timestamp) -> u64 {
         let Some(part) = self.parts.get_mut(&topic) else { return 0 };
         let Some(consumer) = self.members.get_mut(slot) else { return 0 };
         let before = consumer.flights.count();
@@ -143,7 +149,9 @@ impl Group {
             consumer.flights.take(topic, *range, |piece, _| part.settle(piece));
         }
         let count = before - consumer.flights.count();
+        consumer.last_ack_at = if count > 0 { Some(now) } else { consumer.last_ack_at };
         self.members.in_flight -= count;
+        self.acked.add(now, count);
         count
     }
 

@@ -186,6 +186,7 @@ impl Broker {
         self.set_time(now);
         match command {
             Command::Begin => self.begin_session(session),
+            Command::Introduce(client) => self.introduce_session(session, client),
             Command::End(ending) => self.end_session(session, ending, out),
             Command::OutputFull => self.pause_session(session, true),
             Command::OutputReady => self.pause_session(session, false),

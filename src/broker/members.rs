@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 
 use super::consumer::Consumer;
 use super::turns::{Slot, Turn, Turns};
+use crate::model::id::{Offset, TopicId};
 use crate::model::settings::Policy;
+use crate::model::time::Timestamp;
 
 /// The consumers of a group.
 #[derive(Debug, Default)]
@@ -73,6 +75,11 @@ impl Members {
 
     pub fn get_mut(&mut self, slot: Slot) -> Option<&mut Consumer> {
         self.consumers.get_mut(slot as usize)?.as_mut()
+    }
+
+    /// The consumer that has a message, and when its lease ends.
+    pub fn holder(&self, topic: TopicId, offset: Offset) -> Option<(&Consumer, Timestamp)> {
+        self.iter().find_map(|(_, consumer)| Some((consumer, consumer.flights.deadline(topic, offset)?)))
     }
 
     /// The consumers with their places.

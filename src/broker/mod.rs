@@ -12,7 +12,9 @@ mod browse;
 mod cache;
 mod consumer;
 pub mod dead_letter;
+mod describe;
 mod dispatch;
+mod explain;
 mod flights;
 mod garbage;
 mod group;
@@ -23,6 +25,7 @@ mod part;
 mod placing;
 mod producer;
 mod pull;
+mod rate;
 mod reading;
 mod redelivery;
 mod refusals;
@@ -57,6 +60,8 @@ use crate::protocol::response::{
 pub enum Command {
     /// The session begins.
     Begin,
+    /// Who is behind the session, for people.
+    Introduce(String),
     /// The session ends.
     End(Ending),
     /// As much is waiting to be read by the client as may: hand out nothing more to it.

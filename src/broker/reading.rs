@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::browse::Browse;
+use super::explain::Question;
 use super::machine::Broker;
 use super::{Output, Read};
 use crate::model::chunk::Chunk;
@@ -35,6 +36,7 @@ struct Waiters {
     browses: Vec<Browse>,
     /// Whether the schedule does.
     schedule: bool,
+    questions: Vec<Question>,
 }
 
 /// A read that a group wants.
@@ -55,6 +57,8 @@ pub(super) struct Reads {
     browse_count: usize,
     /// Reads under way for which browses wait.
     browse_reads: usize,
+    /// Questions under way.
+    question_count: usize,
 }
 
 impl Reads {
@@ -65,6 +69,7 @@ impl Reads {
             under_way_max,
             browse_count: 0,
             browse_reads: 0,
+            question_count: 0,
         }
     }
 
@@ -96,6 +101,21 @@ impl Reads {
         let key = (want.topic, want.from, want.bytes);
         self.under_way.entry(key).or_default().groups.push((want.group, want.from));
         reads.push(Read { topic: want.topic, from: want.from, bytes_max: want.bytes });
+    }
+
+    /// Questions under way.
+    pub fn question_count(&self) -> usize {
+        self.question_count
+    }
+
+    /// Has a message read for a question about it.
+    pub fn want_for_question(&mut self, read: Read, question: Question, reads: &mut Vec<Read>) {
+        let waiters = self.under_way.entry((read.topic, read.from, read.bytes_max)).or_insert_with(|| {
+            reads.push(read);
+            Waiters::default()
+        });
+        waiters.questions.push(question);
+        self.question_count += 1;
     }
 
     /// Has something read for the schedule, which wants nothing twice.
@@ -152,6 +172,10 @@ impl Broker {
         {
             topic.garbage.seen(&chunk.block);
             self.cache.insert(read.topic, chunk.first, chunk.block, &chunk.stamps);
+        }
+        self.reads.question_count -= waiters.questions.len();
+        for question in waiters.questions {
+            self.explain_read(question, out);
         }
         for (id, from) in waiters.groups {
             let Some(group) = self.groups.get_mut(&id) else { continue };

@@ -55,3 +55,8 @@ pub(super) fn no_session() -> Refusal {
 pub(super) fn deleted(topic: &str, group: &str) -> Refusal {
     Refusal::new(ErrorCode::Deleted, format!("group {group:?} of topic {topic:?} was deleted"))
 }
+
+/// What a question is about is not there any more.
+pub(super) fn gone_meanwhile() -> Refusal {
+    Refusal::new(ErrorCode::Deleted, "what was asked about has gone meanwhile; ask again")
+}

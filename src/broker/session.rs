@@ -17,11 +17,19 @@ pub(super) struct Session {
     pub consumers: BTreeMap<Handle, (GroupId, Slot)>,
     /// It cannot take more for now.
     pub paused: bool,
+    /// Who is behind it, for people.
+    pub client: String,
 }
 
 impl Broker {
     pub(super) fn begin_session(&mut self, session: SessionId) {
         self.sessions.entry(session).or_default();
+    }
+
+    pub(super) fn introduce_session(&mut self, session: SessionId, client: String) {
+        if let Some(state) = self.sessions.get_mut(&session) {
+            state.client = client;
+        }
     }
 
     pub(super) fn end_session(&mut self, session: SessionId, ending: Ending, out: &mut Output) {

@@ -70,7 +70,7 @@ impl Broker {
         let (now, topic) = (self.now, request.topic);
         let Some(group) = self.groups.get_mut(&id) else { return Ok(0) };
         let count = match back {
-            None if request.settlement == Settlement::Ack => group.ack(slot, topic, &request.ranges),
+            None if request.settlement == Settlement::Ack => group.ack(slot, topic, &request.ranges, now),
             None => group.extend(slot, topic, &request.ranges, now),
             Some(back) => {
                 let pieces = group.take_back(slot, topic, &request.ranges);

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::garbage::Garbage;
 use super::machine::{AutoCreate, Broker};
+use super::rate::Rate;
 use super::refusals;
 use super::{Content, Output};
 use crate::model::chunk::Stamp;
@@ -53,6 +54,8 @@ pub(super) struct Topic {
     pub floor: Offset,
     /// What was settled since the middle was last looked at.
     pub garbage: Garbage,
+    /// Messages appended to it.
+    pub published: Rate,
     /// Whether it is on the list of topics that got messages in this cycle.
     pub fresh: bool,
     /// Whether it is on the list of topics whose lowest floor may have changed in this cycle.
@@ -70,6 +73,7 @@ impl Topic {
             slots: BTreeSet::new(),
             floor,
             garbage,
+            published: Rate::default(),
             fresh: false,
             floor_moved: false,
         }
@@ -155,6 +159,7 @@ impl Broker {
         let (first, count) = (topic.state.end, block.count() as u64);
         topic.state.append(count, block.bytes().len() as u64, self.now);
         topic.garbage.seen(&block);
+        topic.published.add(self.now, count);
         self.totals.messages += count;
         self.time = self.time.max(self.now);
         if !topic.fresh {

@@ -10,18 +10,21 @@ mod consume;
 mod dead_letter;
 mod demo;
 pub mod exit;
+mod explain;
 mod group;
 mod log;
 mod output;
 mod publish;
 mod pull;
 mod received;
+mod schedule;
 mod serve;
 mod signals;
 mod status;
 mod store;
 mod switchover;
 mod topic;
+mod topic_description;
 mod value;
 
 use clap::error::{ContextKind, ContextValue};
@@ -55,6 +58,9 @@ enum Command {
     #[command(subcommand)]
     DeadLetter(dead_letter::DeadLetterCommand),
     #[command(subcommand)]
+    Schedule(schedule::ScheduleCommand),
+    Explain(explain::ExplainArgs),
+    #[command(subcommand)]
     Store(store::StoreCommand),
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -86,6 +92,8 @@ impl Cli {
             Command::Topic(command) => client::block_on(topic::run(command)),
             Command::Group(command) => client::block_on(group::run(command)),
             Command::DeadLetter(command) => client::block_on(dead_letter::run(command)),
+            Command::Schedule(command) => client::block_on(schedule::run(command)),
+            Command::Explain(args) => client::block_on(explain::run(args)),
             Command::Store(command) => store::run(command),
             Command::Bench(command) => bench::run(command),
         }

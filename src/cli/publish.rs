@@ -3,12 +3,13 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use batonmq::client::{Client, ClientError, Failure, Producer, ProducerOptions, Topic};
 use batonmq::model::message::Message;
 use batonmq::model::name::Name;
+use batonmq::model::time::Timestamp;
 use bytes::Bytes;
 use clap::Args;
 use serde::Serialize;
@@ -62,6 +63,18 @@ pub struct PublishArgs {
     /// Header of every message; may be repeated
     #[arg(long = "header", value_name = "NAME=VALUE", value_parser = value::header)]
     headers: Vec<(String, Bytes)>,
+    /// Deliver every message so long after it was read from the input
+    #[arg(long, value_name = "TIME", value_parser = value::duration, conflicts_with = "at")]
+    delay: Option<Duration>,
+    /// Deliver every message at this time, UTC, by the clock of the broker
+    #[arg(long, value_name = "TIME", value_parser = value::time)]
+    at: Option<Timestamp>,
+    /// Every message expires so long after it was read from the input: who has not got it by then never does
+    #[arg(long, value_name = "TIME", value_parser = value::duration_above_zero)]
+    ttl: Option<Duration>,
+    /// Priority of every message, from 0 to 9: higher ones are delivered first
+    #[arg(long, value_name = "0-9", value_parser = value::priority, default_value = "0")]
+    priority: u8,
     /// Continue this producer: what the broker has of it already is skipped
     #[arg(long, value_name = "NAME", value_parser = value::name)]
     producer: Option<Name>,
@@ -97,6 +110,8 @@ pub async fn run(args: PublishArgs) -> anyhow::Result<()> {
         skip: producer.last_stored().0,
         progress: Progress::new(known, "messages"),
         body_bytes_max: body_bytes_max(&client),
+        delay: args.delay,
+        ttl: args.ttl,
         batch: Vec::new(),
         batch_bytes: 0,
         messages: 0,
@@ -146,6 +161,8 @@ struct Publisher {
     body_bytes_max: u64,
     /// Messages of the input that the broker has already and that are still to come.
     skip: u64,
+    delay: Option<Duration>,
+    ttl: Option<Duration>,
     batch: Vec<Message>,
     batch_bytes: usize,
     /// Messages of the input so far, but for those that the broker had already, and the bytes of their bodies.
@@ -159,6 +176,8 @@ impl Publisher {
         let message = Message {
             key: args.key.as_ref().map(|key| Bytes::copy_from_slice(key.as_bytes())),
             headers: args.headers.clone(),
+            deliver_at: args.at,
+            priority: args.priority,
             ..Message::default()
         };
         for body in &args.bodies {
@@ -234,12 +253,17 @@ impl Publisher {
         self.add(message).await.with_context(|| format!("file {}", path.display()))
     }
 
-    async fn add(&mut self, message: Message) -> anyhow::Result<()> {
+    async fn add(&mut self, mut message: Message) -> anyhow::Result<()> {
         if self.skip > 0 {
             self.skip -= 1;
             self.skipped += 1;
             self.progress.add(1);
             return Ok(());
+        }
+        if self.delay.is_some() || self.ttl.is_some() {
+            let now = batonmq::client::now();
+            message.deliver_at = self.delay.map(|delay| now.after(delay)).or(message.deliver_at);
+            message.expires_at = self.ttl.map(|ttl| now.after(ttl));
         }
         self.messages += 1;
         self.bytes += message.body.len() as u64;

@@ -1,7 +1,5 @@
 //! `baton topic`: list, create, delete and describe topics.
 
-use anyhow::Context;
-use batonmq::client::Client;
 use batonmq::model::name::Name;
 use batonmq::model::settings::{Retention, TopicSettings};
 use batonmq::protocol::response::TopicInfo;
@@ -9,8 +7,8 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::client::ClientArgs;
-use super::group;
-use super::output::{Output, Table, counted, grouped};
+use super::output::{Output, Table, grouped};
+use super::topic_description::{self, DescribedTopic};
 use super::value;
 
 /// List, create, delete and describe topics.
@@ -86,7 +84,8 @@ impl<'a> TopicView<'a> {
 struct Described<'a> {
     #[serde(flatten)]
     topic: TopicView<'a>,
-    group_list: Vec<group::GroupView<'a>>,
+    #[serde(flatten)]
+    more: DescribedTopic<'a>,
 }
 
 /// Runs it.
@@ -107,11 +106,6 @@ pub async fn run(command: TopicCommand) -> anyhow::Result<()> {
             Ok(())
         }
     }
-}
-
-/// What there is to know of one topic.
-pub async fn find(client: &Client, name: &Name) -> anyhow::Result<Option<TopicInfo>> {
-    Ok(client.topics().await?.into_iter().find(|topic| topic.name == name.as_str()))
 }
 
 async fn list(args: &ListArgs) -> anyhow::Result<()> {
@@ -135,28 +129,14 @@ async fn list(args: &ListArgs) -> anyhow::Result<()> {
 
 async fn describe(args: &DescribeArgs) -> anyhow::Result<()> {
     let client = args.client.connect().await?;
-    let info = find(&client, &args.topic).await?;
-    let info = info.with_context(|| format!("there is no topic {}", args.topic))?;
-    let groups = client.groups(Some(args.topic.as_str())).await?;
+    let description = client.describe_topic(args.topic.as_str()).await?;
     client.close().await;
-    let topic = TopicView::new(&info);
     let mut output = Output::new();
     if args.json {
-        let group_list = groups.iter().map(group::GroupView::new).collect();
-        output.json(&Described { topic, group_list })?;
-        return output.flush();
-    }
-    output.line(format_args!(
-        "{}: {}, offsets {} to {}, kept until all groups have settled them",
-        topic.topic,
-        counted(topic.messages, "message"),
-        topic.start,
-        topic.end
-    ))?;
-    if groups.is_empty() {
-        output.line("no group; messages are kept until one has had them")?;
+        let (topic, more) = (TopicView::new(&description.topic), DescribedTopic::new(&description));
+        output.json(&Described { topic, more })?;
     } else {
-        group::table(&groups).print(&mut output)?;
+        topic_description::write(&mut output, &description)?;
     }
     output.flush()
 }

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use batonmq::config::value;
 use batonmq::model::id::Offset;
+use batonmq::model::limits::PRIORITY_MAX;
 use batonmq::model::name::Name;
 use batonmq::model::settings::Start;
+use batonmq::model::time::Timestamp;
 use bytes::Bytes;
 
 /// A duration with its unit.
@@ -40,15 +42,40 @@ pub fn name(text: &str) -> Result<Name, batonmq::model::name::NameError> {
     Name::new(text)
 }
 
-/// Where a new group begins.
+/// Where a group begins.
 pub fn start(text: &str) -> Result<Start, value::ValueError> {
     match text {
         "earliest" => Ok(Start::Earliest),
         "latest" => Ok(Start::Latest),
         _ => value::integer(text)
             .map(|offset| Start::Offset(Offset(offset)))
-            .map_err(|_| value::ValueError::new(text, "earliest, latest or an offset")),
+            .or_else(|_| time(text).map(Start::Time))
+            .map_err(|_| {
+                value::ValueError::new(
+                    text,
+                    "earliest, latest, an offset, or a time such as 2026-11-26T12:00:00Z",
+                )
+            }),
     }
+}
+
+/// A point in time, in UTC: RFC 3339, of which the time of day may be shortened and the zone left out.
+pub fn time(text: &str) -> Result<Timestamp, value::ValueError> {
+    let known = humantime::parse_rfc3339_weak(text).ok();
+    let known = known.or_else(|| humantime::parse_rfc3339_weak(&format!("{text} 00:00:00")).ok());
+    known
+        .and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok())
+        .and_then(|since| u64::try_from(since.as_millis()).ok())
+        .map(Timestamp)
+        .ok_or_else(|| {
+            value::ValueError::new(text, "a time in UTC such as 2026-11-26T12:00:00Z or 2026-11-26")
+        })
+}
+
+/// A priority.
+pub fn priority(text: &str) -> Result<u8, value::ValueError> {
+    let known = text.parse().ok().filter(|priority| *priority <= PRIORITY_MAX);
+    known.ok_or_else(|| value::ValueError::new(text, "a priority from 0, the lowest, to 9"))
 }
 
 /// A header, `NAME=VALUE`.
@@ -66,10 +93,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn times_are_read_in_utc() {
+        for text in ["2026-11-26", "2026-11-26 00:00:00", "2026-11-26T00:00:00Z"] {
+            assert_eq!(time(text), Ok(Timestamp(1_795_651_200_000)), "{text}");
+        }
+        assert_eq!(start("2026-11-26"), Ok(Start::Time(Timestamp(1_795_651_200_000))));
+        assert!(time("1969-01-01").is_err() && time("noon").is_err());
+    }
+
+    #[test]
     fn a_group_starts_at_a_word_or_an_offset() {
         assert_eq!(start("earliest"), Ok(Start::Earliest));
         assert_eq!(start("17"), Ok(Start::Offset(Offset(17))));
-        assert!(start("yesterday").unwrap_err().to_string().contains("earliest, latest or an offset"));
+        assert!(start("yesterday").unwrap_err().to_string().contains("earliest, latest, an offset"));
     }
 
     #[test]

@@ -16,13 +16,16 @@ use super::link::Session;
 use super::options::ClientOptions;
 use super::shared::{Repeat, unexpected};
 use super::wait::{RETRY_WAIT, by_chance};
-use crate::model::id::{Epoch, Offset};
+use crate::model::id::{Epoch, Offset, TopicId};
+use crate::model::position::Position;
 use crate::model::settings::{GroupSettings, Start, TopicSettings};
 use crate::model::table::Table;
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::frame::RawFrame;
 use crate::protocol::request::{Admin, AdminCommand, Request};
-use crate::protocol::response::{GroupInfo, NodeStatus, Reply, Response, TopicInfo};
+use crate::protocol::response::{
+    Explanation, GroupInfo, NodeStatus, Reply, Response, SlotInfo, TopicDescription, TopicInfo,
+};
 
 /// How long a switchover waits for a standby that has just started.
 const STANDBY_WAIT: Duration = Duration::from_secs(2);
@@ -257,7 +260,10 @@ impl Client {
         from: Offset,
         messages_max: u32,
     ) -> Result<Vec<Browsed>, ClientError> {
-        let command = AdminCommand::Browse { topic: topic.to_owned(), from, messages_max };
+        self.browsed(AdminCommand::Browse { topic: topic.to_owned(), from, messages_max }).await
+    }
+
+    async fn browsed(&self, command: AdminCommand) -> Result<Vec<Browsed>, ClientError> {
         let (runs, messages) = match self.administer(command).await? {
             Reply::Browsed { runs, messages } => (runs, messages),
             other => return Err(unexpected(&other)),
@@ -273,6 +279,77 @@ impl Client {
         })
         .map_err(|error| Refusal::new(ErrorCode::Protocol, format!("bad answer of the node: {error}")))?;
         Ok(browsed)
+    }
+
+    /// What there is to know of a topic, its groups and their consumers.
+    ///
+    /// # Errors
+    /// Where the topic does not exist.
+    pub async fn describe_topic(&self, topic: &str) -> Result<TopicDescription, ClientError> {
+        match self.administer(AdminCommand::DescribeTopic { topic: topic.to_owned() }).await? {
+            Reply::Description(description) => Ok(*description),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Why a message is, or is not, being delivered to a group.
+    ///
+    /// # Errors
+    /// Where topic or group do not exist.
+    pub async fn explain(
+        &self,
+        topic: &str,
+        position: Position,
+        group: &str,
+    ) -> Result<Explanation, ClientError> {
+        let (topic, group) = (topic.to_owned(), group.to_owned());
+        match self.administer(AdminCommand::Explain { topic, position, group }).await? {
+            Reply::Explanation(explanation) => Ok(explanation),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The slots with delayed messages of a topic, the one that is due first comes first. What is in them is read with
+    /// [`browse_slot`](Self::browse_slot).
+    ///
+    /// # Errors
+    /// Where the topic does not exist.
+    pub async fn slots(&self, topic: &str) -> Result<Vec<SlotInfo>, ClientError> {
+        match self.administer(AdminCommand::ListSlots { topic: topic.to_owned() }).await? {
+            Reply::Slots { slots } => Ok(slots),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Reads at most `messages_max` delayed messages of a slot from `from` on, without any effect on them. The node
+    /// may answer fewer; none means that there are none.
+    ///
+    /// # Errors
+    /// Where the slot is not there any more.
+    pub async fn browse_slot(
+        &self,
+        slot: TopicId,
+        from: Offset,
+        messages_max: u32,
+    ) -> Result<Vec<Browsed>, ClientError> {
+        self.browsed(AdminCommand::BrowseSlot { slot, from, messages_max }).await
+    }
+
+    /// Drops delayed messages of a topic, which are named by their slots and offsets. Answers how many were still there;
+    /// where the connection was lost before the answer, those that an earlier try has dropped are not among them.
+    ///
+    /// # Errors
+    /// Where the topic does not exist, or there are more than [`CANCELLED_MAX`](crate::model::limits::CANCELLED_MAX).
+    pub async fn cancel_delayed(
+        &self,
+        topic: &str,
+        messages: Vec<(TopicId, Offset)>,
+    ) -> Result<u64, ClientError> {
+        let command = AdminCommand::CancelDelayed { topic: topic.to_owned(), messages };
+        match self.administer(command).await? {
+            Reply::Dropped { count } => Ok(count),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// Asks the store of the master, in a language of its own: SQL in database mode. Nothing is changed.

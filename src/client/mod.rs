@@ -53,6 +53,7 @@ pub mod topic;
 mod wait;
 
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 pub use admin::{Backup, status_of};
 pub use consumer::{Consumer, PullConsumer, Settler, Subscription};
@@ -65,7 +66,15 @@ pub use topic::Topic;
 
 use crate::model::id::Epoch;
 use crate::model::name::Name;
+use crate::model::time::Timestamp;
 use shared::{Shared, locked};
+
+/// The time by the clock of this host, for `deliver_at` and `expires_at` of messages. The node goes by its own.
+#[must_use]
+pub fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
 
 /// A connection to the pair. Cheap to clone; clones share the connection.
 ///

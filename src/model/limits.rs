@@ -17,12 +17,16 @@ pub const NODE_HEADER_COUNT_MAX: usize = 16;
 pub const PUBLISH_PARTS_MAX: usize = 16 << 10;
 /// Bytes of a header's name.
 pub const HEADER_NAME_BYTES_MAX: usize = 255;
+/// Delayed messages that one request cancels.
+pub const CANCELLED_MAX: usize = 16 << 10;
 /// Bytes of what a consumer says about a message that it could not process.
 pub const REASON_BYTES_MAX: usize = 256;
 /// Targets of a route.
 pub const ROUTE_TARGETS_MAX: usize = 64;
 /// Routes that one message may pass, one behind the other.
 pub const ROUTE_STEPS_MAX: usize = 8;
+/// Groups and consumers in one description of a topic.
+pub const DESCRIBED_MAX: usize = 1000;
 /// Topics or groups in one answer to a question for all of them.
 pub const LISTED_MAX: usize = 1000;
 /// Browses of all clients together that wait for their answer.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::error::DecodeError;
 use super::frame::{RawFrame, put_head};
 use crate::model::id::{Epoch, GroupId, Offset, OffsetRange, ProducerId, Sequence, TopicId};
+use crate::model::position::Position;
 use crate::model::settings::{GroupSettings, Start, TopicSettings};
 
 /// Number that the client gives a request, and the node repeats in its answer.
@@ -265,6 +266,42 @@ pub enum AdminCommand {
     Backup {
         /// The byte of the archive at which the part begins: those that the client has so far. 0 begins a new backup.
         from: u64,
+    },
+    /// Which slots hold the delayed messages of a topic.
+    ListSlots {
+        /// The topic.
+        topic: String,
+    },
+    /// Reads delayed messages without any effect on them.
+    BrowseSlot {
+        /// The slot.
+        slot: TopicId,
+        /// First offset wanted; the nearest one that is still there.
+        from: Offset,
+        /// At most so many messages.
+        messages_max: u32,
+    },
+    /// Drops delayed messages. Those that are not there any more are passed over.
+    CancelDelayed {
+        /// The topic.
+        topic: String,
+        /// The messages: their slots and their offsets there, at most
+        /// [`CANCELLED_MAX`](crate::model::limits::CANCELLED_MAX).
+        messages: Vec<(TopicId, Offset)>,
+    },
+    /// What there is to know of a topic, its groups and their consumers.
+    DescribeTopic {
+        /// The topic.
+        topic: String,
+    },
+    /// Why a message is, or is not, being delivered to a group.
+    Explain {
+        /// The topic.
+        topic: String,
+        /// The message.
+        position: Position,
+        /// The group.
+        group: String,
     },
 }
 

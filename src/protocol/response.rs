@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{DecodeError, Refusal};
 use super::frame::{RawFrame, put_head};
-use super::request::{Handle, RequestId};
+use super::request::{Handle, RequestId, Window};
 use crate::model::chunk::Origin;
 use crate::model::id::{Epoch, GroupId, Offset, OffsetRange, ProducerId, Sequence, TopicId};
 use crate::model::retry::Failure;
@@ -238,6 +238,148 @@ pub struct TopicInfo {
     pub groups: u32,
 }
 
+/// What there is to know of a topic, its groups and their consumers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TopicDescription {
+    /// The topic.
+    pub topic: TopicInfo,
+    /// Bytes of its messages, about.
+    pub bytes: u64,
+    /// Messages of each priority but 0 for which there were any.
+    pub lanes: Vec<(u8, u64)>,
+    /// Messages that are to be delivered later.
+    pub delayed: u64,
+    /// How long ago its oldest message was published, in milliseconds, about; `None` where there is none.
+    pub oldest_age_ms: Option<u64>,
+    /// Messages published in 1000 seconds, by the last ten.
+    pub published_per_kilosecond: u64,
+    /// Its groups, in the order of their ids, as many as fit.
+    pub groups: Vec<GroupDescription>,
+}
+
+/// What there is to know of a group and its consumers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupDescription {
+    /// The group.
+    pub group: GroupInfo,
+    /// How long ago the oldest message was published that it has not settled, in milliseconds, about; `None` where
+    /// there is none.
+    pub lag_ms: Option<u64>,
+    /// Messages handed out in 1000 seconds, by the last ten.
+    pub delivered_per_kilosecond: u64,
+    /// Messages acknowledged in 1000 seconds, by the last ten.
+    pub acked_per_kilosecond: u64,
+    /// Its consumers, as many as fit.
+    pub consumers: Vec<ConsumerDescription>,
+}
+
+/// What there is to know of a consumer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsumerDescription {
+    /// Its client, and from where.
+    pub client: String,
+    /// Number of its connection.
+    pub connection: u64,
+    /// The number by which the connection calls it.
+    pub consumer: Handle,
+    /// Its priority.
+    pub priority: u8,
+    /// Messages in flight to it.
+    pub in_flight: u64,
+    /// What may be in flight to it.
+    pub window: Window,
+    /// Pulls that wait.
+    pub pulls: u32,
+    /// When it last acknowledged something.
+    pub last_ack_at: Option<Timestamp>,
+    /// In an exclusive group, whether it gets messages.
+    pub activity: Option<Activity>,
+}
+
+/// What becomes of a message for a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MessageState {
+    /// There is none of that offset yet.
+    NotPublished,
+    /// It is not there any more.
+    Gone,
+    /// The group is done with it.
+    Settled,
+    /// A consumer has it.
+    InFlight,
+    /// It waits for the time of another attempt.
+    Delayed,
+    /// It is on its way to the dead letters.
+    Dying,
+    /// Its time is over.
+    Expired,
+    /// The filter of the group does not match it.
+    Filtered,
+    /// Another message with its key comes first.
+    BehindKey,
+    /// Group or topic are paused.
+    Paused,
+    /// Nobody can take it.
+    NoCredit,
+    /// A limit of the group is reached.
+    Limited,
+    /// Others come first.
+    Waiting,
+    /// It is about to be handed out.
+    Ready,
+}
+
+impl MessageState {
+    /// The word for it.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::NotPublished => "not-published",
+            Self::Gone => "gone",
+            Self::Settled => "settled",
+            Self::InFlight => "in-flight",
+            Self::Delayed => "delayed",
+            Self::Dying => "dying",
+            Self::Expired => "expired",
+            Self::Filtered => "filtered",
+            Self::BehindKey => "behind-key",
+            Self::Paused => "paused",
+            Self::NoCredit => "no-credit",
+            Self::Limited => "limited",
+            Self::Waiting => "waiting",
+            Self::Ready => "ready",
+        }
+    }
+}
+
+/// Why a message is, or is not, being delivered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// In a word.
+    pub state: MessageState,
+    /// In a sentence.
+    pub text: String,
+}
+
+/// What there is to know of a slot: a log of messages that are due at about the same time. When the time comes, they
+/// are moved to their topic, or before that to other slots.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotInfo {
+    /// Its number.
+    pub slot: TopicId,
+    /// The earliest time at which any of its messages is due.
+    pub from: Timestamp,
+    /// The first time at which none is due any more.
+    pub until: Timestamp,
+    /// First offset that is still there.
+    pub start: Offset,
+    /// Offset that the next message gets.
+    pub end: Offset,
+    /// Messages in it.
+    pub messages: u64,
+}
+
 /// What there is to know of a group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupInfo {
@@ -330,6 +472,20 @@ pub enum Reply {
         /// The bytes. They stand behind the head of the frame.
         #[serde(skip)]
         bytes: Bytes,
+    },
+    /// Slots with delayed messages.
+    Slots {
+        /// The one that is due first comes first.
+        slots: Vec<SlotInfo>,
+    },
+    /// A topic, its groups and their consumers.
+    Description(Box<TopicDescription>),
+    /// Why a message is, or is not, being delivered.
+    Explanation(Explanation),
+    /// So many messages were dropped, and that is durable.
+    Dropped {
+        /// How many.
+        count: u64,
     },
 }
 

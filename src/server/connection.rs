@@ -31,6 +31,8 @@ const HEARTBEATS_MISSED_MAX: u32 = 3;
 pub const STALLED_MIN: Duration = Duration::from_secs(5);
 /// How long a client that goes, or is sent away, may take to read what there is for it.
 pub(super) const FAREWELL_MAX: Duration = Duration::from_secs(2);
+/// Characters of the name of a client that are kept.
+const CLIENT_CHARS_MAX: usize = 64;
 /// Reads in a row before what was read is handed to the engine.
 const READS_PER_BATCH: usize = 4;
 /// What the commands of a batch cost together, in bytes, until it is handed to the engine. The last may go over it.
@@ -76,6 +78,7 @@ pub(super) async fn run(
 ) -> Result<(), ConnectionError> {
     stream.set_nodelay(true)?;
     SockRef::from(&stream).set_tcp_user_timeout(Some(STALLED_MIN))?;
+    let peer = stream.peer_addr().ok();
     let (read, mut write) = stream.into_split();
     let mut input = Input::new(read);
     let handshake_max = server.places.handshake_max();
@@ -121,8 +124,11 @@ pub(super) async fn run(
         return watch::run(server, standing.role, input, write, heartbeat).await;
     }
     let output_bytes_max = usize::try_from(server.limits.output_bytes_max).unwrap_or(usize::MAX);
+    let client: String = hello.client.chars().filter(|c| !c.is_control()).take(CLIENT_CHARS_MAX).collect();
+    let client = peer.map_or_else(|| client.clone(), |peer| format!("{client} at {peer}"));
     let connection = Connection {
         server: Arc::clone(server),
+        client,
         engine,
         epoch: standing.epoch,
         session: server.session(),
@@ -163,6 +169,9 @@ fn cost(frame: &RawFrame, request: &Request) -> u64 {
                 AdminCommand::ListTopics { .. }
                 | AdminCommand::ListGroups { .. }
                 | AdminCommand::Browse { .. }
+                | AdminCommand::BrowseSlot { .. }
+                | AdminCommand::DescribeTopic { .. }
+                | AdminCommand::ListSlots { .. }
                 | AdminCommand::Backup { .. },
             ..
         }) => ANSWER_COST,
@@ -173,6 +182,9 @@ fn cost(frame: &RawFrame, request: &Request) -> u64 {
     let list = match request {
         Request::Publish(publish, _) => size_of_val(publish.parts.as_slice()),
         Request::Settle(settle) => size_of_val(settle.ranges.as_slice()),
+        Request::Admin(Admin { command: AdminCommand::CancelDelayed { messages, .. }, .. }) => {
+            size_of_val(messages.as_slice())
+        }
         _ => 0,
     };
     (frame.payload.len() + size_of::<Command>() + list) as u64 + answer
@@ -194,6 +206,8 @@ struct Connection {
     engine: Engine,
     epoch: Epoch,
     session: SessionId,
+    /// Who is behind it, for people.
+    client: String,
     outbox: Arc<Outbox>,
     budget: Arc<Budget>,
     /// When something was last read.
@@ -206,6 +220,8 @@ impl Connection {
     /// Serves a client.
     async fn serve(mut self, mut input: Input, heartbeat: Duration) -> Result<(), ConnectionError> {
         self.engine.begin(self.session, Arc::clone(&self.outbox));
+        let introduction = Command::Introduce(std::mem::take(&mut self.client));
+        self.engine.submit(self.session, vec![introduction], 0, &self.budget);
         let outbox = Arc::clone(&self.outbox);
         let ready = {
             let (engine, session, budget) = (self.engine.clone(), self.session, Arc::clone(&self.budget));

@@ -4,6 +4,7 @@ use batonmq::model::chunk::Origin;
 use batonmq::model::id::{Epoch, GroupId, Offset, OffsetRange, ProducerId, Sequence, TopicId};
 use batonmq::model::limits::LISTED_MAX;
 use batonmq::model::name::Name;
+use batonmq::model::position::Position;
 use batonmq::model::retry::{Failure, ReturnReason};
 use batonmq::model::settings::{Backoff, GroupSettings, Lifetime, Policy, Start, TopicSettings};
 use batonmq::model::table::{Real, Table, Value};
@@ -15,9 +16,9 @@ use batonmq::protocol::request::{
     Request, Settle, Settlement, Subscribe, Unsubscribe, Window,
 };
 use batonmq::protocol::response::{
-    Activity, Confirm, ConsumerClosed, ConsumerRecalled, ConsumerRole, ConsumerTopic, Deliver, FailureRun,
-    GroupInfo, Heartbeat, NodeStatus, NotMaster, PublishRefused, Reply, Response, Role, Run, TopicInfo,
-    Welcome,
+    Activity, Confirm, ConsumerClosed, ConsumerRecalled, ConsumerRole, ConsumerTopic, Deliver, Explanation,
+    FailureRun, GroupInfo, Heartbeat, MessageState, NodeStatus, NotMaster, PublishRefused, Reply, Response,
+    Role, Run, SlotInfo, TopicInfo, Welcome,
 };
 use bytes::{Bytes, BytesMut};
 use proptest::collection::vec;
@@ -155,6 +156,16 @@ fn command() -> impl Strategy<Value = AdminCommand> {
         }),
         text().prop_map(|text| AdminCommand::Query { text }),
         any::<u64>().prop_map(|from| AdminCommand::Backup { from }),
+        text().prop_map(|topic| AdminCommand::ListSlots { topic }),
+        (any::<u32>(), offset(), any::<u32>()).prop_map(|(slot, from, messages_max)| {
+            AdminCommand::BrowseSlot { slot: TopicId(slot), from, messages_max }
+        }),
+        (text(), vec((any::<u32>().prop_map(TopicId), offset()), 0..4))
+            .prop_map(|(topic, messages)| AdminCommand::CancelDelayed { topic, messages }),
+        text().prop_map(|topic| AdminCommand::DescribeTopic { topic }),
+        (text(), any::<u8>(), offset(), text()).prop_map(|(topic, priority, offset, group)| {
+            AdminCommand::Explain { topic, position: Position { priority, offset }, group }
+        }),
     ]
 }
 
@@ -270,6 +281,21 @@ fn reply() -> impl Strategy<Value = Reply> {
         infos(),
         (runs(), octets()).prop_map(|(runs, messages)| Reply::Browsed { runs, messages: messages.into() }),
         (any::<bool>(), octets()).prop_map(|(last, bytes)| Reply::BackupPart { last, bytes: bytes.into() }),
+        vec((any::<u32>(), any::<u64>(), any::<u64>(), offset(), offset(), any::<u64>()), 0..3).prop_map(
+            |slots| {
+                let slots = slots.into_iter().map(|(slot, from, until, start, end, messages)| SlotInfo {
+                    slot: TopicId(slot),
+                    from: Timestamp(from),
+                    until: Timestamp(until),
+                    start,
+                    end,
+                    messages,
+                });
+                Reply::Slots { slots: slots.collect() }
+            }
+        ),
+        any::<u64>().prop_map(|count| Reply::Dropped { count }),
+        text().prop_map(|text| { Reply::Explanation(Explanation { state: MessageState::BehindKey, text }) }),
         (vec(text(), 0..4), vec(vec(value(), 0..4), 0..4))
             .prop_map(|(columns, rows)| Reply::Table(Table { columns, rows })),
     ]

@@ -4,6 +4,7 @@
 use batonmq::model::chunk::Origin;
 use batonmq::model::id::{Epoch, GroupId, Offset, OffsetRange, ProducerId, Sequence, TopicId};
 use batonmq::model::message::{Message, MessageBlock};
+use batonmq::model::position::Position;
 use batonmq::model::retry::{Failure, ReturnReason};
 use batonmq::model::settings::{
     Backoff, GroupSettings, Lifetime, Overflow, Policy, Retention, Start, TopicSettings,
@@ -16,9 +17,9 @@ use batonmq::protocol::request::{
     Request, Settle, Settlement, Subscribe, Unsubscribe, Window,
 };
 use batonmq::protocol::response::{
-    Activity, Confirm, ConsumerClosed, ConsumerRecalled, ConsumerRole, ConsumerTopic, Deliver, FailureRun,
-    GroupInfo, Heartbeat, NodeStatus, NotMaster, PublishRefused, Reply, Response, Role, Run, TopicInfo,
-    Welcome,
+    Activity, Confirm, ConsumerClosed, ConsumerDescription, ConsumerRecalled, ConsumerRole, ConsumerTopic,
+    Deliver, Explanation, FailureRun, GroupDescription, GroupInfo, Heartbeat, MessageState, NodeStatus,
+    NotMaster, PublishRefused, Reply, Response, Role, Run, SlotInfo, TopicDescription, TopicInfo, Welcome,
 };
 use bytes::Bytes;
 
@@ -73,6 +74,61 @@ fn run() -> Run {
         redelivered: false,
         published_at: Timestamp(1_700_000_000_000),
         origin: Some(Origin { producer: ProducerId(5), sequence: Sequence(70_000) }),
+    }
+}
+
+fn topic_info() -> TopicInfo {
+    TopicInfo {
+        topic: TopicId(4),
+        name: "t".into(),
+        settings: topic_settings(),
+        start: Offset(1),
+        end: Offset(300),
+        messages: 200,
+        groups: 1,
+    }
+}
+
+fn group_info() -> GroupInfo {
+    GroupInfo {
+        group: GroupId(6),
+        name: "g".into(),
+        topic: "t".into(),
+        settings: settings(),
+        floor: Offset(1),
+        waiting: 299,
+        in_flight: 2,
+        retries: 0,
+        consumers: 1,
+    }
+}
+
+fn description() -> TopicDescription {
+    let consumer = ConsumerDescription {
+        client: "c at 127.0.0.1:9".into(),
+        connection: 8,
+        consumer: 2,
+        priority: 1,
+        in_flight: 2,
+        window: Window { messages: 1_000, bytes: 8 << 20 },
+        pulls: 0,
+        last_ack_at: Some(Timestamp(1_700_000_000_000)),
+        activity: Some(Activity::Active),
+    };
+    TopicDescription {
+        topic: topic_info(),
+        bytes: 70_000,
+        lanes: vec![(9, 20)],
+        delayed: 3,
+        oldest_age_ms: Some(60_000),
+        published_per_kilosecond: 1_500,
+        groups: vec![GroupDescription {
+            group: group_info(),
+            lag_ms: Some(60_000),
+            delivered_per_kilosecond: 1_500,
+            acked_per_kilosecond: 1_000,
+            consumers: vec![consumer],
+        }],
     }
 }
 
@@ -167,6 +223,15 @@ pub fn requests() -> Vec<Request> {
         admin(AdminCommand::Browse { topic, from: Offset(2), messages_max: 10 }),
         admin(AdminCommand::Query { text: "SELECT 1".into() }),
         admin(AdminCommand::Backup { from: 1 << 20 }),
+        admin(AdminCommand::ListSlots { topic: "t".into() }),
+        admin(AdminCommand::BrowseSlot { slot: TopicId(5), from: Offset(2), messages_max: 10 }),
+        admin(AdminCommand::CancelDelayed { topic: "t".into(), messages: vec![(TopicId(5), Offset(2))] }),
+        admin(AdminCommand::DescribeTopic { topic: "t".into() }),
+        admin(AdminCommand::Explain {
+            topic: "t".into(),
+            position: Position { priority: 9, offset: Offset(17) },
+            group: "g".into(),
+        }),
     ]
 }
 
@@ -214,32 +279,8 @@ pub fn responses() -> Vec<Response> {
             groups: 3,
             messages: 70_000,
         }))),
-        reply(Reply::Topics {
-            more: true,
-            topics: vec![TopicInfo {
-                topic: TopicId(4),
-                name: "t".into(),
-                settings: topic_settings(),
-                start: Offset(1),
-                end: Offset(300),
-                messages: 200,
-                groups: 1,
-            }],
-        }),
-        reply(Reply::Groups {
-            more: false,
-            groups: vec![GroupInfo {
-                group: GroupId(6),
-                name: "g".into(),
-                topic: "t".into(),
-                settings: settings(),
-                floor: Offset(1),
-                waiting: 299,
-                in_flight: 2,
-                retries: 0,
-                consumers: 1,
-            }],
-        }),
+        reply(Reply::Topics { more: true, topics: vec![topic_info()] }),
+        reply(Reply::Groups { more: false, groups: vec![group_info()] }),
         reply(Reply::Browsed { runs: vec![Run { origin: None, ..run() }], messages: messages() }),
         reply(Reply::Table(Table {
             columns: vec!["a".into(), "b".into(), "c".into()],
@@ -249,6 +290,19 @@ pub fn responses() -> Vec<Response> {
             ],
         })),
         reply(Reply::BackupPart { last: true, bytes: Bytes::from_static(b"BATONARC") }),
+        reply(Reply::Slots {
+            slots: vec![SlotInfo {
+                slot: TopicId(5),
+                from: Timestamp(1_024),
+                until: Timestamp(2_048),
+                start: Offset(1),
+                end: Offset(3),
+                messages: 2,
+            }],
+        }),
+        reply(Reply::Dropped { count: 1 }),
+        reply(Reply::Description(Box::new(description()))),
+        reply(Reply::Explanation(Explanation { state: MessageState::NoCredit, text: "why".into() })),
         Response::Confirm(Confirm { producer: 1, sequence: Sequence(252) }),
         Response::PublishRefused(PublishRefused {
             producer: 1,

@@ -9,6 +9,7 @@
 //! they are passed over when their turn comes.
 
 mod fire;
+mod listing;
 mod note;
 mod open;
 pub(super) mod window;
@@ -99,6 +100,11 @@ impl Schedule {
             self.opening.retain(|(_, opening)| *opening != id);
             self.reading.remove(&id);
         }
+    }
+
+    /// Whether a topic is a slot with delayed messages.
+    pub fn is_delayed(&self, slot: TopicId) -> bool {
+        self.slots.get(&slot).is_some_and(|slot| slot.waiting == Waiting::Delayed)
     }
 
     /// When something is to be done though nothing happens.

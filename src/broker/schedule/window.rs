@@ -56,12 +56,13 @@ mod tests {
 
     #[test]
     fn a_slot_is_as_wide_as_it_is_far_away() {
-        let now = Timestamp(1_700_000_000_000);
+        let now = Timestamp(0);
         let width = |wait: u64| {
             let window = Window::of(now, Timestamp(now.0 + wait));
             window.until.0 - window.from.0
         };
         assert_eq!(width(0), 1 << 10);
+        assert_eq!(width((1 << 16) - 1), 1 << 10, "almost a minute");
         assert_eq!(width(1 << 16), 1 << 16, "a minute");
         assert_eq!(width(1 << 22), 1 << 22, "an hour");
         assert_eq!(width(1 << 28), 1 << 28, "three days");
