@@ -5,17 +5,19 @@
 
 mod broker_world;
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use batonmq::broker::{AutoCreate, Ending};
 use batonmq::model::id::{OffsetRange, SessionId, TopicId};
 use batonmq::model::limits::Limits;
-use batonmq::model::settings::{Backoff, GroupSettings, Policy, Start, TopicSettings};
+use batonmq::model::message::Message;
+use batonmq::model::settings::{Backoff, GroupSettings, Lifetime, Policy, Start, TopicSettings};
 use batonmq::protocol::request::{AdminCommand, Settlement, Window};
 use broker_world::World;
 use proptest::prelude::*;
 
-const TOPICS: [&str; 3] = ["a", "b", "a.dead-letter"];
+const TOPICS: [&str; 4] = ["a", "b", "a.dead-letter", "*"];
 const GROUPS: [&str; 2] = ["g", "h"];
 const PRODUCERS: [&str; 3] = ["p", "q", "r"];
 
@@ -23,12 +25,23 @@ const PRODUCERS: [&str; 3] = ["p", "q", "r"];
 #[derive(Clone, Debug)]
 struct Arrival {
     producer: usize,
-    consumers: Vec<(usize, usize, Window, GroupSettings)>,
+    consumers: Vec<(usize, usize, Window, GroupSettings, u8)>,
+}
+
+/// The name of a group of a topic. Dead letters name topic and group, and so the groups of a pattern, which have the
+/// topics of others, have names of their own.
+fn group_name(topic: usize, group: usize) -> String {
+    if TOPICS[topic] == "*" { format!("{}-of-all", GROUPS[group]) } else { GROUPS[group].to_owned() }
 }
 
 fn arrival() -> impl Strategy<Value = Arrival> {
-    let consumer =
-        (prop_oneof![3 => Just(0_usize), 1 => 1..TOPICS.len()], 0..GROUPS.len(), window(), settings());
+    let consumer = (
+        prop_oneof![3 => Just(0_usize), 1 => 1..TOPICS.len()],
+        0..GROUPS.len(),
+        window(),
+        settings(),
+        0_u8..3,
+    );
     (0..PRODUCERS.len(), prop::collection::vec(consumer, 2))
         .prop_map(|(producer, consumers)| Arrival { producer, consumers })
 }
@@ -36,8 +49,9 @@ fn arrival() -> impl Strategy<Value = Arrival> {
 fn arrive(world: &mut World, session: u64, arrival: Arrival) {
     world.begin(session);
     world.open(session, 0, PRODUCERS[arrival.producer]);
-    for (handle, (topic, group, window, settings)) in (0..).zip(arrival.consumers) {
-        world.subscribe(session, handle, TOPICS[topic], GROUPS[group], window, Some(settings));
+    for (handle, (topic, group, window, settings, priority)) in (0..).zip(arrival.consumers) {
+        let group = group_name(topic, group);
+        world.subscribe_as(session, handle, TOPICS[topic], &group, window, Some(settings), priority);
     }
 }
 
@@ -50,7 +64,7 @@ enum Step {
     Close(u64, u32),
     /// Session, handle, how far off the right sequence, and for each part a topic and how many messages.
     Publish(u64, u32, i64, Vec<(usize, u32)>),
-    Subscribe(u64, u32, usize, usize, Window, GroupSettings),
+    Subscribe(u64, u32, usize, usize, Window, GroupSettings, u8),
     Unsubscribe(u64, u32),
     Flow(u64, u32, Window),
     Pull(u64, u32, Window, u64),
@@ -76,19 +90,30 @@ fn window() -> impl Strategy<Value = Window> {
 
 fn settings() -> impl Strategy<Value = GroupSettings> {
     let backoff = (0_u64..200, prop_oneof![Just(100_u32), Just(200)], 0_u64..1_000, 0_u32..=100);
-    (any::<bool>(), 100_u64..2_000, 0_u32..4, backoff).prop_map(|(fair, lease_ms, max_attempts, backoff)| {
-        GroupSettings {
-            policy: if fair { Policy::Fair } else { Policy::RoundRobin },
-            lease_ms,
-            max_attempts,
-            backoff: Backoff {
-                initial_ms: backoff.0,
-                multiplier_percent: backoff.1,
-                maximum_ms: backoff.0 + backoff.2,
-                jitter_percent: backoff.3,
-            },
-            ..GroupSettings::default()
-        }
+    let policy = prop_oneof![
+        2 => Just(Policy::RoundRobin),
+        2 => Just(Policy::Fair),
+        3 => Just(Policy::Exclusive),
+        4 => Just(Policy::Key),
+    ];
+    let lifetime = prop_oneof![
+        12 => Just(Lifetime::Durable),
+        1 => Just(Lifetime::Ephemeral),
+        1 => (1_000_u64..4_000).prop_map(Lifetime::Idle),
+    ];
+    let values = (policy, lifetime, 100_u64..2_000, 0_u32..4, backoff);
+    values.prop_map(|(policy, lifetime, lease_ms, max_attempts, backoff)| GroupSettings {
+        policy,
+        lifetime,
+        lease_ms,
+        max_attempts,
+        backoff: Backoff {
+            initial_ms: backoff.0,
+            multiplier_percent: backoff.1,
+            maximum_ms: backoff.0 + backoff.2,
+            jitter_percent: backoff.3,
+        },
+        ..GroupSettings::default()
     })
 }
 
@@ -118,8 +143,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (session(), producer(), 0..PRODUCERS.len()).prop_map(|(s, h, p)| Step::Open(s, h, p)),
         1 => (session(), producer()).prop_map(|(s, h)| Step::Close(s, h)),
         12 => (session(), producer(), off, parts).prop_map(|(s, h, o, p)| Step::Publish(s, h, o, p)),
-        2 => (session(), handle(), topic(), group(), window(), settings())
-            .prop_map(|(s, h, t, g, w, set)| Step::Subscribe(s, h, t, g, w, set)),
+        2 => (session(), handle(), topic(), group(), window(), settings(), 0_u8..3)
+            .prop_map(|(s, h, t, g, w, set, p)| Step::Subscribe(s, h, t, g, w, set, p)),
         1 => (session(), handle()).prop_map(|(s, h)| Step::Unsubscribe(s, h)),
         2 => (session(), handle(), window()).prop_map(|(s, h, w)| Step::Flow(s, h, w)),
         3 => (session(), handle(), window(), prop_oneof![Just(0), 1_u64..3_000])
@@ -146,6 +171,7 @@ fn limits(cache_bytes_max: u64) -> Limits {
         cache_bytes_max,
         in_flight_max: 25,
         retries_max: 12,
+        parked_max: 7,
         settled_ranges_max: 6,
         pinned_bytes_max: 64,
         pulls_waiting_max: 2,
@@ -153,6 +179,30 @@ fn limits(cache_bytes_max: u64) -> Limits {
         prefetch_max: 30,
         consumers_per_connection_max: 2,
         ..Limits::default()
+    }
+}
+
+/// Publishes messages of which some have keys, the same few again and again.
+fn publish(world: &mut World, session: u64, handle: u32, sequence: u64, parts: Vec<(TopicId, u32)>) {
+    let count: u32 = parts.iter().map(|part| part.1).sum();
+    let message = |sequence: u64| Message {
+        key: (!sequence.is_multiple_of(4)).then(|| vec![b'a' + (sequence * sequence % 5) as u8].into()),
+        ..Message::new(format!("{session:>8}:{handle:>4}:{sequence:>6}"))
+    };
+    let messages: Vec<Message> = (sequence..sequence + u64::from(count)).map(message).collect();
+    world.publish_messages(session, handle, sequence, parts, &messages);
+}
+
+/// Settles in the topic of a consumer, or in all topics where it has several.
+fn settle(world: &mut World, session: u64, handle: u32, kind: &Settlement, ranges: &[OffsetRange]) {
+    let own = world.clients.get(&SessionId(session)).and_then(|client| client.topics.get(&handle)).copied();
+    let of_pattern = own.and_then(|own| world.fold.topics.get(&own)).is_some_and(|own| own.name.is_pattern());
+    let topics: Vec<TopicId> = match own {
+        Some(_) if of_pattern => world.fold.topics.keys().copied().collect(),
+        own => vec![own.unwrap_or_default()],
+    };
+    for topic in topics {
+        world.settle_in(session, handle, topic, kind.clone(), ranges.to_vec());
     }
 }
 
@@ -181,33 +231,34 @@ fn take(world: &mut World, topics: &mut BTreeMap<usize, TopicId>, step: Step) {
             let id = world.clients[&SessionId(s)].producers.get(&h).copied();
             let last = id.and_then(|id| world.last_of(id)).map_or(0, |last| last.0);
             let sequence = (last as i64 + 1 + off).max(1) as u64;
-            world.publish(s, h, sequence, parts);
+            publish(world, s, h, sequence, parts);
         }
-        Step::Subscribe(s, h, topic, group, window, settings) => {
-            world.subscribe(s, h, TOPICS[topic], GROUPS[group], window, Some(settings));
+        Step::Subscribe(s, h, topic, group, window, settings, priority) => {
+            let group = group_name(topic, group);
+            world.subscribe_as(s, h, TOPICS[topic], &group, window, Some(settings), priority);
         }
         Step::Unsubscribe(s, h) => world.unsubscribe(s, h),
         Step::Flow(s, h, window) => world.flow(s, h, capped(world, window)),
         Step::Pull(s, h, window, wait) => world.pull(s, h, window, wait),
         Step::Settle(s, h, kind, ranges) => {
-            let ranges =
+            let ranges: Vec<OffsetRange> =
                 ranges.into_iter().map(|(start, len)| OffsetRange::new(start, start + len)).collect();
-            world.settle(s, h, kind, ranges);
+            settle(world, s, h, &kind, &ranges);
         }
         Step::Full(s, full) => world.full(s, full),
         Step::DeleteTopic(topic) => {
             world.admin(0, AdminCommand::DeleteTopic { name: TOPICS[topic].into() });
         }
         Step::DeleteGroup(topic, group) => {
-            let (topic, name) = (TOPICS[topic].into(), GROUPS[group].into());
+            let (topic, name) = (TOPICS[topic].into(), group_name(topic, group));
             world.admin(0, AdminCommand::DeleteGroup { topic, name });
         }
         Step::ChangeGroup(topic, group, settings) => {
-            let (topic, name) = (TOPICS[topic].into(), GROUPS[group].into());
+            let (topic, name) = (TOPICS[topic].into(), group_name(topic, group));
             world.admin(0, AdminCommand::ChangeGroup { topic, name, settings });
         }
         Step::CreateGroup(topic, group, from) => {
-            let (topic, name) = (TOPICS[topic].into(), GROUPS[group].into());
+            let (topic, name) = (TOPICS[topic].into(), group_name(topic, group));
             let start = Start::Offset(batonmq::model::id::Offset(from));
             let settings = GroupSettings::default();
             world
@@ -255,6 +306,7 @@ fn drain(world: &mut World) {
         .fold
         .groups
         .values()
+        .filter(|group| group.part_of.is_none())
         .map(|group| (world.fold.topics[&group.topic].name.to_string(), group.name.to_string()))
         .collect();
     world.begin(100);
@@ -270,8 +322,10 @@ fn drain(world: &mut World) {
         world.finish();
         let delivered = std::mem::take(&mut world.delivered);
         let busy = !delivered.is_empty() || !world.reads.is_empty();
-        for (session, handle, _, offset, _) in delivered {
-            world.settle(session.0, handle, Settlement::Ack, vec![OffsetRange::new(offset, offset + 1)]);
+        for (session, handle, part, offset, _) in delivered {
+            let topic = world.fold.groups[&part].topic;
+            let range = vec![OffsetRange::new(offset, offset + 1)];
+            world.settle_in(session.0, handle, topic, Settlement::Ack, range);
         }
         world.answer_all();
         idle = if busy { 0 } else { idle + 1 };
@@ -326,12 +380,13 @@ proptest! {
 /// A consumer as the rules of turns see it.
 #[derive(Clone, Debug)]
 struct Turn {
+    priority: u8,
     window: u32,
     held: Vec<u64>,
     served: u64,
 }
 
-/// The consumer whose turn it is: of those with credit the one the policy puts first, and among equals the one that
+/// The consumer whose turn it is: of those with credit and the highest priority the one the policy puts first, and among equals the one that
 /// was served least recently.
 fn whose_turn(consumers: &[Turn], policy: Policy) -> Option<usize> {
     let with_credit = consumers.iter().enumerate().filter(|(_, turn)| (turn.held.len() as u32) < turn.window);
@@ -339,7 +394,8 @@ fn whose_turn(consumers: &[Turn], policy: Policy) -> Option<usize> {
         Policy::Fair => turn.held.len(),
         _ => 0,
     };
-    with_credit.min_by_key(|(index, turn)| (rank(turn), turn.served, *index)).map(|(index, _)| index)
+    let place = |turn: &Turn| (Reverse(turn.priority), rank(turn), turn.served);
+    with_credit.min_by_key(|(index, turn)| (place(turn), *index)).map(|(index, _)| index)
 }
 
 proptest! {
@@ -349,7 +405,7 @@ proptest! {
     #[test]
     fn each_message_goes_to_the_consumer_whose_turn_it_is(
         fair in any::<bool>(),
-        windows in prop::collection::vec(0_u32..7, 1..5),
+        consumers in prop::collection::vec((0_u32..7, 0_u8..3), 1..5),
         steps in prop::collection::vec(
             prop_oneof![
                 (1_u32..30).prop_map(|count| (0, count, 0)),
@@ -366,10 +422,10 @@ proptest! {
         world.open(0, 0, "p");
         let topic = world.find_topic(0, "t").unwrap();
         let mut model: Vec<Turn> =
-            windows.iter().map(|window| Turn { window: *window, held: Vec::new(), served: 0 }).collect();
+            consumers.iter().map(|&(window, priority)| Turn { priority, window, held: Vec::new(), served: 0 }).collect();
         let size = |messages| Window { messages, bytes: u64::MAX };
-        for (handle, window) in (0..).zip(&windows) {
-            world.subscribe(0, handle, "t", "g", size(*window), Some(settings.clone()));
+        for (handle, (window, priority)) in (0..).zip(consumers) {
+            world.subscribe_as(0, handle, "t", "g", size(window), Some(settings.clone()), priority);
         }
         let (mut end, mut next, mut turns) = (0_u64, 0_u64, 0_u64);
         for (kind, a, b) in steps {

@@ -6,11 +6,13 @@ use super::browse::Browse;
 use super::explain::Question;
 use super::group::Group;
 use super::machine::Broker;
+use super::part::Part;
 use super::subscription::check_settings;
-use super::{Content, Output, dead_letter, refusals};
+use super::{Content, Ending, Output, dead_letter, refusals};
 use crate::model::id::{GroupId, SessionId, TopicId};
 use crate::model::limits::LISTED_MAX;
 use crate::model::name::Name;
+use crate::model::pattern::is_pattern;
 use crate::model::record::Record;
 use crate::model::settings::{GroupSettings, Start, TopicSettings};
 use crate::protocol::error::{ErrorCode, Refusal};
@@ -45,6 +47,10 @@ impl Broker {
                 self.change_group(&topic, &name, settings, out)
             }
             AdminCommand::Browse { topic, from, messages_max } => match self.topic_named(&topic) {
+                Ok(topic) if self.patterns.contains_key(&topic) => Err(Refusal::new(
+                    ErrorCode::Invalid,
+                    "a pattern has no messages: browse one of its topics",
+                )),
                 Ok(topic) => {
                     self.browse(Browse { session, request: id, topic, from, messages_max }, out);
                     return;
@@ -59,7 +65,7 @@ impl Broker {
             }),
             AdminCommand::Explain { topic, position, group } => {
                 let found =
-                    self.topic_named(&topic).and_then(|id| Ok((id, self.group_named(&topic, &group)?)));
+                    self.topic_named(&topic).and_then(|id| Ok((id, self.group_having(&topic, &group)?)));
                 match found {
                     Ok((topic, group)) => {
                         self.make_settled_known(group, out);
@@ -87,7 +93,7 @@ impl Broker {
             return Ok(*id);
         }
         // What is no name is not repeated in the answer, however long it is.
-        Name::new(name).map_err(|error| refusals::invalid(&error))?;
+        Name::try_from(name.to_owned()).map_err(|error| refusals::invalid(&error))?;
         Err(refusals::unknown_topic(name))
     }
 
@@ -96,6 +102,18 @@ impl Broker {
         Name::new(name).map_err(|error| refusals::invalid(&error))?;
         let group = self.topics.get(&id).and_then(|topic| topic.groups.get(name));
         group.copied().ok_or_else(|| refusals::unknown_group(topic, name))
+    }
+
+    /// A group of a topic, or of a pattern that stands for it.
+    fn group_having(&self, topic: &str, name: &str) -> Result<GroupId, Refusal> {
+        let own = self.group_named(topic, name);
+        let holders =
+            self.topic_named(topic).ok().and_then(|id| self.topics.get(&id)).map(|topic| &topic.holders);
+        let of_pattern = holders.into_iter().flatten().find(|id| {
+            let main = self.groups.get(id).and_then(Group::main);
+            main.is_some_and(|main| main.state.name.as_str() == name)
+        });
+        own.or_else(|refusal| of_pattern.copied().ok_or(refusal))
     }
 
     fn list_topics(&self, after: Option<&str>) -> Reply {
@@ -115,6 +133,7 @@ impl Broker {
             end: topic.state.end,
             messages: topic.state.message_count(),
             groups: topic.groups.len() as u32,
+            matching: self.patterns.get(&id).copied(),
         })
     }
 
@@ -128,12 +147,8 @@ impl Broker {
         let mut ids: Vec<GroupId> = match topic {
             Some(name) => {
                 let id = self.topic_named(name)?;
-                let groups =
-                    self.topics.get(&id).into_iter().flat_map(|topic| topic.groups.values().copied());
-                let mut ids: Vec<GroupId> =
-                    groups.filter(|id| after.is_none_or(|after| *id > after)).collect();
-                ids.sort_unstable();
-                ids
+                let holders = self.topics.get(&id).map(|topic| topic.holders.range((from, Bound::Unbounded)));
+                holders.into_iter().flatten().copied().take(LISTED_MAX + 1).collect()
             }
             None => {
                 self.groups.range((from, Bound::Unbounded)).map(|(id, _)| *id).take(LISTED_MAX + 1).collect()
@@ -166,6 +181,7 @@ impl Broker {
             waiting: waiting.sum(),
             in_flight: group.members.in_flight,
             retries: group.parts.values().map(|part| part.redelivery.count()).sum(),
+            parked: group.parts.values().map(Part::parked_count).sum(),
             consumers: group.members.count() as u32,
         })
     }
@@ -176,6 +192,10 @@ impl Broker {
         settings: TopicSettings,
         out: &mut Output,
     ) -> Result<Reply, Refusal> {
+        if is_pattern(name) {
+            let text = format!("{name} is a pattern: it is made with its first group");
+            return Err(Refusal::new(ErrorCode::Invalid, text));
+        }
         let name = Name::new(name).map_err(|error| refusals::invalid(&error))?;
         match self.topic_names.get(&name).and_then(|id| self.topics.get(id)) {
             Some(topic) if topic.state.settings == settings => Ok(Reply::Done),
@@ -196,8 +216,11 @@ impl Broker {
         out: &mut Output,
     ) -> Result<Reply, Refusal> {
         let name = Name::new(name).map_err(|error| refusals::invalid(&error))?;
-        let id = self.topic_named(topic)?;
-        let known = self.topics.get(&id).and_then(|topic| topic.groups.get(&name));
+        let id = match self.topic_named(topic) {
+            Err(_) if Name::pattern(topic).is_ok() => None,
+            found => Some(found?),
+        };
+        let known = id.and_then(|id| self.topics.get(&id)).and_then(|topic| topic.groups.get(&name));
         match known.and_then(|id| self.groups.get(id)) {
             Some(group) if group.settings == settings => Ok(Reply::Done),
             Some(_) => {
@@ -207,7 +230,7 @@ impl Broker {
             }
             None => {
                 check_settings(&settings)?;
-                self.create_group(id, name, settings, start, out).map(|_| Reply::Done)
+                self.create_group_on_use(topic, name, settings, start, out).map(|_| Reply::Done)
             }
         }
     }
@@ -232,6 +255,7 @@ impl Broker {
             group.check_leases_by(self.now);
         }
         let parts: Vec<TopicId> = group.parts.keys().copied().collect();
+        let vacant = group.members.count() == 0;
         for topic in parts {
             let Some(part) = group.parts.get_mut(&topic) else { continue };
             let name = self.topics.get(&topic).map(|topic| &topic.state.name);
@@ -241,6 +265,9 @@ impl Broker {
                 self.dying.insert((id, topic));
             }
             self.cycle.mark(group, topic);
+        }
+        if vacant {
+            self.note_vacancy(id, Ending::Lost, out);
         }
         Ok(Reply::Done)
     }

@@ -13,7 +13,7 @@ use crate::model::id::{Offset, OffsetRange, Sequence, SessionId, TopicId};
 use crate::model::retry::Retry;
 use crate::model::time::Timestamp;
 use crate::protocol::request::{Handle, RequestId, Window};
-use crate::protocol::response::{FailureRun, Reply, Run};
+use crate::protocol::response::{Activity, FailureRun, Reply, Run};
 
 /// Bytes of messages after which a delivery is sent and the next one begun; a larger message goes alone.
 pub(super) const DELIVERY_BYTES: u64 = 1 << 20;
@@ -80,8 +80,12 @@ pub(super) enum Redelivered {
 pub(super) struct Consumer {
     pub session: SessionId,
     pub handle: Handle,
+    /// Its number among the consumers of its group, in the order in which they joined.
+    pub number: u64,
     /// Its priority among the consumers of its group.
     pub priority: u8,
+    /// The role that it was told.
+    pub told: Option<Activity>,
     /// What may be in flight to it.
     pub window: Window,
     /// Its session cannot take more.
@@ -106,7 +110,9 @@ impl Consumer {
         Self {
             session,
             handle,
+            number: 0,
             priority,
+            told: None,
             window,
             paused: false,
             stuck: false,

@@ -20,9 +20,8 @@ impl Broker {
         let logs = topic.lanes.values().chain([&id]).filter_map(|log| self.topics.get(log));
         let published = logs.clone().map(|log| self.per_kilosecond(log.published)).sum();
         let mut left = DESCRIBED_MAX;
-        let mut ids: Vec<_> = topic.groups.values().copied().collect();
-        ids.sort_unstable();
-        let groups = ids.into_iter().filter_map(|id| self.groups.get(&id)).filter_map(|group| {
+        // Those of patterns that stand for it are among them.
+        let groups = topic.holders.iter().filter_map(|id| self.groups.get(id)).filter_map(|group| {
             left = left.checked_sub(1)?;
             self.describe_group(group, &mut left)
         });
@@ -66,7 +65,7 @@ impl Broker {
             window: consumer.window,
             pulls: consumer.pulls.len() as u32,
             last_ack_at: consumer.last_ack_at,
-            activity: None,
+            activity: consumer.told,
         }
     }
 

@@ -22,48 +22,48 @@ use crate::model::settings::{GroupSettings, Policy};
 use crate::model::time::Timestamp;
 use crate::protocol::response::ConsumerTopic;
 
-/// Offsets by which the mark "may have been handed out" runs ahead, so that it is rarely written.
-const HANDED_OUT_STEP: u64 = 8192;
 /// Messages that a group passes over in one cycle.
 const PASSED_PER_CYCLE: u64 = 64 << 10;
 
 /// What there is of a topic.
 #[derive(Clone, Copy)]
-struct Log<'a> {
-    topic: TopicId,
+pub(super) struct Log<'a> {
+    pub topic: TopicId,
     name: &'a str,
     priority: u8,
     /// End of the topic.
-    end: Offset,
-    cached: Option<&'a TopicCache>,
+    pub end: Offset,
+    pub cached: Option<&'a TopicCache>,
     /// Whether dead letters have a place to go.
     mortal: bool,
 }
 
 /// One group's turn to hand out.
-struct Dispatch<'a> {
+pub(super) struct Dispatch<'a> {
     now: Timestamp,
     limits: &'a Limits,
     group: GroupId,
     /// The topic that it is a group of.
     own_topic: TopicId,
     settings: &'a GroupSettings,
-    members: &'a mut Members,
-    sieve: Sieve<'a>,
+    pub members: &'a mut Members,
+    pub sieve: Sieve<'a>,
     reads: &'a mut Reads,
     records: &'a mut Vec<Record>,
     effects: &'a mut Vec<Effect>,
     read_list: &'a mut Vec<Read>,
     /// Messages that may still be handed out of the part whose turn it is.
-    budget: u64,
+    pub budget: u64,
     /// When the lease ends of what is handed out.
     deadline: Timestamp,
     /// Whether something is being read for the group.
     reading: bool,
     /// Messages that may still be passed over in this cycle.
-    passes_left: u64,
+    pub passes_left: u64,
+    /// Messages that may still be parked behind keys.
+    pub parks_left: u64,
     /// Topics of which something was passed over.
-    passed: Vec<TopicId>,
+    pub passed: Vec<TopicId>,
     /// Consumers that got something, some more than once.
     served: Vec<Slot>,
     /// Numbers of the pulls that were answered, with the time their timers stand at.
@@ -98,17 +98,20 @@ impl Broker {
     pub(super) fn dispatch(&mut self, id: GroupId, out: &mut Output) {
         let Some(group) = self.groups.get_mut(&id) else { return };
         group.dirty = false;
+        group.members.tell_roles(&mut out.effects);
+        group.change_policy();
         let mut looked_at = std::mem::take(&mut group.touched);
         for topic in &looked_at {
             let Some(part) = group.parts.get_mut(topic) else { continue };
             part.touched = false;
-            part.redelivery.advance(self.now);
+            part.advance(self.now);
             if part.wants.not_before.is_some_and(|at| at <= self.now) {
                 part.wants.not_before = None;
             }
             if self.topics.get(topic).is_some_and(|topic| part.has_more(topic.state.end)) {
                 group.lineup.enter(&mut part.place, part.priority, *topic);
             }
+            group.note(*topic);
         }
         if !group.members.turns.is_empty() || !group.members.overdue.is_empty() {
             self.hand_out(id, &mut looked_at, out);
@@ -140,6 +143,7 @@ impl Broker {
             deadline,
             reading: false,
             passes_left: PASSED_PER_CYCLE,
+            parks_left: self.limits.parked_max.saturating_sub(group.parked),
             passed: Vec::new(),
             served: Vec::new(),
             answered: Vec::new(),
@@ -161,8 +165,14 @@ impl Broker {
             };
             dispatch.budget = budget;
             let mark = part.state.handed_out;
-            dispatch.redeliver(part, log);
-            dispatch.hand_out_new(part, log);
+            match settings.policy {
+                Policy::RoundRobin | Policy::Fair => {
+                    dispatch.redeliver(part, log);
+                    dispatch.hand_out_new(part, log, log.end);
+                }
+                Policy::Exclusive => dispatch.hand_out_in_order(part, log),
+                Policy::Key => dispatch.hand_out_by_key(part, log),
+            }
             dispatch.reading |= part.wants.any();
             if part.state.handed_out > mark {
                 let end = part.state.handed_out;
@@ -203,7 +213,7 @@ impl Broker {
 }
 
 impl Dispatch<'_> {
-    fn may_hand_out(&self) -> bool {
+    pub fn may_hand_out(&self) -> bool {
         self.passes_left > 0
             && !self.members.turns.is_empty()
             && self.members.in_flight < self.limits.in_flight_max
@@ -213,14 +223,16 @@ impl Dispatch<'_> {
     ///
     /// Where nothing is in flight or waits, the oldest message is what the cursor stands at: after a start it may be
     /// one that was handed out before, and only handing it out again brings the number of settled ranges down.
-    fn may_go_on(&self, part: &Part) -> bool {
+    /// Where messages are kept in order, those that wait for another attempt cannot be handed out before the cursor
+    /// has passed them.
+    pub fn may_go_on(&self, part: &Part) -> bool {
         let waiting = part.redelivery.count();
         let oldest_at_cursor = self.members.in_flight == 0 && waiting == 0;
-        self.budget > 0
-            && self.may_hand_out()
-            && waiting < self.limits.retries_max
+        let keeps_order = matches!(self.settings.policy, Policy::Exclusive | Policy::Key);
+        let within_limits = waiting < self.limits.retries_max
             && ((part.state.settled.range_count() as u64) < self.limits.settled_ranges_max
-                || oldest_at_cursor)
+                || oldest_at_cursor);
+        self.budget > 0 && self.may_hand_out() && (within_limits || (keeps_order && part.has_retries_ahead()))
     }
 
     /// Hands out what is ready for another attempt.
@@ -238,32 +250,44 @@ impl Dispatch<'_> {
                 at = ready.end;
                 continue;
             };
-            let (verdict, end) = self.sieve.run(chunk, start, ready.end.min(chunk.end()));
-            if verdict != Verdict::HandOut {
-                let range = OffsetRange { start, end };
-                part.redelivery.take_ready(range);
-                self.pass_over(part, log, range, verdict);
-                at = end;
-                continue;
-            }
-            let (retry, end) = part.retry_run(start, end);
-            let handed = self.hand_out(log, chunk, OffsetRange { start, end }, retry, Redelivered::Yes);
-            part.redelivery.take_ready(OffsetRange { start, end: handed });
-            at = handed;
+            at = self.redeliver_run(part, log, chunk, OffsetRange { start, end: ready.end });
         }
     }
 
-    /// Hands out what was never handed out, or not by this broker.
-    fn hand_out_new(&mut self, part: &mut Part, log: Log<'_>) {
-        while part.cursor < log.end && self.may_go_on(part) {
+    /// Hands out messages of a chunk that are ready for another attempt, or does what else is to be done with them.
+    /// Answers where it stopped.
+    pub fn redeliver_run(
+        &mut self,
+        part: &mut Part,
+        log: Log<'_>,
+        chunk: &CachedChunk,
+        range: OffsetRange,
+    ) -> Offset {
+        let start = range.start;
+        let (verdict, end) = self.sieve.run(chunk, start, range.end.min(chunk.end()));
+        if verdict != Verdict::HandOut {
+            let range = OffsetRange { start, end };
+            part.redelivery.take_ready(range);
+            self.pass_over(part, log, range, verdict);
+            return end;
+        }
+        let (retry, end) = part.retry_run(start, end);
+        let handed = self.hand_out(log, chunk, OffsetRange { start, end }, retry, Redelivered::Yes);
+        part.redelivery.take_ready(OffsetRange { start, end: handed });
+        handed
+    }
+
+    /// Hands out what was never handed out, or not by this broker, up to `until`.
+    pub fn hand_out_new(&mut self, part: &mut Part, log: Log<'_>, until: Offset) {
+        while part.cursor < until && self.may_go_on(part) {
             let start = part.cursor;
             let stop = if start < part.fresh_from {
                 match part.unsettled_before(part.fresh_from) {
-                    Some(stop) => stop,
+                    Some(stop) => stop.min(until),
                     None => continue,
                 }
             } else {
-                log.end
+                until
             };
             let Some(chunk) = log.cached.and_then(|cached| cached.at(start)) else {
                 self.want_at_cursor(part, start);
@@ -283,17 +307,20 @@ impl Dispatch<'_> {
             }
             let handed = self.hand_out(log, chunk, range, None, redelivered);
             part.cursor = handed;
-            if handed > part.state.handed_out {
-                part.state.handed_out = Offset((handed.0 / HANDED_OUT_STEP + 1) * HANDED_OUT_STEP);
-            }
+            part.note_handed_out(handed);
         }
+        self.read_ahead_if_served(part, log);
+    }
+
+    /// Has the next messages read before the ones in memory are used up, where those were wanted.
+    pub fn read_ahead_if_served(&mut self, part: &mut Part, log: Log<'_>) {
         if !self.served.is_empty() && part.cursor < log.end {
             self.read_ahead(part, log);
         }
     }
 
     /// Does what is to be done with messages that are not handed out.
-    fn pass_over(&mut self, part: &mut Part, log: Log<'_>, range: OffsetRange, verdict: Verdict) {
+    pub fn pass_over(&mut self, part: &mut Part, log: Log<'_>, range: OffsetRange, verdict: Verdict) {
         self.passes_left = self.passes_left.saturating_sub(range.len());
         self.passed.push(log.topic);
         let buried = verdict == Verdict::Expire && self.settings.dead_letter_expired && log.mortal;
@@ -316,48 +343,61 @@ impl Dispatch<'_> {
         let mut at = range.start;
         while at < range.end && self.budget > 0 && self.members.in_flight < self.limits.in_flight_max {
             let Some((turn, next)) = self.members.turns.next() else { break };
-            let most = turn_len(self.members.policy(), turn, next)
-                .min(range.end.0 - at.0)
-                .min(self.budget)
-                .min(self.limits.in_flight_max - self.members.in_flight);
-            let number = self.members.served + 1;
-            let Some(consumer) = self.members.get_mut(turn.slot) else { break };
-            let room = consumer.room();
-            let index = (at.0 - chunk.first.0) as usize;
-            let last = index + most.min(room.messages) as usize;
-            let mut count = chunk.block.count_within(index, last, room.bytes.min(DELIVERY_BYTES));
-            if count == 0 {
-                let size = chunk.block.byte_len(index, index + 1) as u64;
-                if size > room.bytes && !room.any_size {
-                    self.turn_over(turn.slot);
-                    continue;
-                }
-                count = 1;
-            }
-            if consumer.has_sent_all() {
-                self.served.push(turn.slot);
-            }
-            if log.topic != self.own_topic && consumer.known_topics.insert(log.topic) {
-                let named = ConsumerTopic {
-                    consumer: consumer.handle,
-                    topic: log.topic,
-                    name: log.name.to_owned(),
-                    priority: log.priority,
-                };
-                let content = Content::ConsumerTopic(named);
-                self.effects.push(Effect { session: consumer.session, content });
-            }
-            let deadline = self.deadline;
-            let what = HandOut { topic: log.topic, index, count, retry, redelivered, deadline };
-            consumer.hand_out(chunk, what, self.effects);
-            consumer.served = number;
-            self.members.served = number;
-            self.members.in_flight += count as u64;
-            self.budget -= count as u64;
-            self.next_turn(turn.slot);
-            at.0 += count as u64;
+            let most = turn_len(self.members.policy(), turn, next);
+            let piece = OffsetRange { start: at, end: Offset(range.end.0.min(at.0.saturating_add(most))) };
+            at.0 += self.hand_to(turn.slot, log, chunk, piece, retry, redelivered);
         }
         at
+    }
+
+    /// Hands messages of a chunk out to a consumer whose turn it is: as many as it can take, the first ones. Where
+    /// that is none, its turn is over.
+    pub fn hand_to(
+        &mut self,
+        slot: Slot,
+        log: Log<'_>,
+        chunk: &CachedChunk,
+        range: OffsetRange,
+        retry: Option<&Retry>,
+        redelivered: Redelivered,
+    ) -> u64 {
+        let number = self.members.served + 1;
+        let allowed = self.budget.min(self.limits.in_flight_max.saturating_sub(self.members.in_flight));
+        let Some(consumer) = self.members.get_mut(slot) else { return 0 };
+        let room = consumer.room();
+        let index = (range.start.0 - chunk.first.0) as usize;
+        let last = index + range.len().min(allowed).min(room.messages) as usize;
+        let mut count = chunk.block.count_within(index, last, room.bytes.min(DELIVERY_BYTES));
+        if count == 0 {
+            let size = chunk.block.byte_len(index, index + 1) as u64;
+            if size > room.bytes && !room.any_size {
+                self.turn_over(slot);
+                return 0;
+            }
+            count = 1;
+        }
+        if consumer.has_sent_all() {
+            self.served.push(slot);
+        }
+        if log.topic != self.own_topic && consumer.known_topics.insert(log.topic) {
+            let named = ConsumerTopic {
+                consumer: consumer.handle,
+                topic: log.topic,
+                name: log.name.to_owned(),
+                priority: log.priority,
+            };
+            let content = Content::ConsumerTopic(named);
+            self.effects.push(Effect { session: consumer.session, content });
+        }
+        let deadline = self.deadline;
+        let what = HandOut { topic: log.topic, index, count, retry, redelivered, deadline };
+        consumer.hand_out(chunk, what, self.effects);
+        consumer.served = number;
+        self.members.served = number;
+        self.members.in_flight += count as u64;
+        self.budget -= count as u64;
+        self.next_turn(slot);
+        count as u64
     }
 
     /// Ends the turn of a consumer for whom the next message is too large: its pull is complete, or it has no credit
@@ -408,7 +448,7 @@ impl Dispatch<'_> {
         let coming = self.reading && self.may_hand_out();
         for (id, slot) in std::mem::take(&mut self.members.overdue) {
             let Some(consumer) = self.members.get_mut(slot) else { continue };
-            if coming && consumer.has_credit() {
+            if coming && consumer.turn.is_some() {
                 self.members.overdue.insert(id, slot);
                 continue;
             }
@@ -423,7 +463,7 @@ impl Dispatch<'_> {
 
     /// Has a message read that waits for another attempt, with its neighbours if they wait too. Answers whether the
     /// part may have more of that kind read.
-    fn want_retry(&mut self, part: &mut Part, from: Offset, ready_end: Offset) -> bool {
+    pub fn want_retry(&mut self, part: &mut Part, from: Offset, ready_end: Offset) -> bool {
         if part.wants.not_before.is_some() || part.wants.retries.len() >= RETRY_READS_MAX {
             return false;
         }
@@ -434,7 +474,7 @@ impl Dispatch<'_> {
         true
     }
 
-    fn want_at_cursor(&mut self, part: &mut Part, from: Offset) {
+    pub fn want_at_cursor(&mut self, part: &mut Part, from: Offset) {
         if part.wants.cursor.is_none() && part.wants.not_before.is_none() {
             part.wants.cursor = Some(from);
             self.want(part.topic(), from, READ_BYTES);

@@ -14,6 +14,7 @@ use super::{Content, Output, Read, refusals};
 use crate::model::id::{GroupId, Offset, OffsetRange, SessionId, TopicId};
 use crate::model::limits::BROWSES_MAX;
 use crate::model::position::Position;
+use crate::model::settings::Policy;
 use crate::protocol::error::Refusal;
 use crate::protocol::request::RequestId;
 use crate::protocol::response::{Explanation, MessageState, Reply};
@@ -205,6 +206,21 @@ impl Broker {
         let ranges = part.state.settled.range_count() as u64;
         let (state, text) = if members.count() == 0 {
             (NoCredit, "no consumer of the group is connected".to_owned())
+        } else if members.is_changing() {
+            let text = format!(
+                "the policy of the group was changed: the {} messages in flight come to an end first",
+                members.in_flight
+            );
+            (Waiting, text)
+        } else if let Some(first) = first_in_order(group, part, position.offset) {
+            (
+                Waiting,
+                format!("message {first} waits for another attempt, and an exclusive group keeps the order"),
+            )
+        } else if let Some(first) = part.keys.as_ref().and_then(|keys| keys.before(position.offset)) {
+            (BehindKey, format!("message {first} with the same key comes first, and is not settled"))
+        } else if part.keys.as_ref().is_some_and(|keys| keys.is_parked(position.offset)) {
+            (NoCredit, "the consumer of its key can take no more".to_owned())
         } else if members.turns.is_empty() {
             let text = format!(
                 "none of the {} consumers of the group can take more: {} messages are in flight to them, up to their \
@@ -219,6 +235,9 @@ impl Broker {
         } else if waiting >= self.limits.retries_max && part.cursor <= position.offset {
             let max = self.limits.retries_max;
             (Limited, format!("{waiting} messages wait for another attempt, the limit retries_max is {max}"))
+        } else if group.parked >= self.limits.parked_max && part.cursor <= position.offset {
+            let max = self.limits.parked_max;
+            (Limited, format!("{max} messages are parked behind keys, the limit parked_max"))
         } else if ranges >= self.limits.settled_ranges_max && part.cursor <= position.offset {
             let max = self.limits.settled_ranges_max;
             (
@@ -255,6 +274,12 @@ impl Broker {
         let slots = topic.slots.iter().filter(|slot| self.schedule.is_delayed(**slot));
         slots.filter_map(|slot| Some(self.topics.get(slot)?.state.message_count())).sum()
     }
+}
+
+/// The message that must come first in an exclusive group.
+fn first_in_order(group: &Group, part: &Part, offset: Offset) -> Option<Offset> {
+    let ordered = group.settings.policy == Policy::Exclusive;
+    part.redelivery.lowest().filter(|first| ordered && *first < offset)
 }
 
 fn waiting_from(part: &Part, range: OffsetRange) -> u64 {

@@ -41,6 +41,10 @@ pub(super) struct Group {
     /// Messages handed out, and acknowledged.
     pub delivered: Rate,
     pub acked: Rate,
+    /// Messages that are parked behind a key, over all parts.
+    pub parked: u64,
+    /// When it goes by itself, unless a consumer comes before.
+    pub ends_at: Option<Timestamp>,
     /// No lease ends before this.
     pub lease_check: Option<Timestamp>,
     /// When the broker will look at the group by itself.
@@ -55,23 +59,47 @@ impl Group {
     /// A group of which `part` is what it has of its own topic.
     pub fn new(part: Part) -> Self {
         let (id, topic, settings) = (part.id, part.topic(), part.state.settings.clone());
-        Self {
+        let mut group = Self {
             id,
             topic,
             members: Members::new(settings.policy),
             filter: compiled(&settings),
             settings,
-            parts: BTreeMap::from([(topic, part)]),
+            parts: BTreeMap::new(),
             touched: Vec::new(),
             lineup: Lineup::default(),
             wakes: BTreeSet::new(),
             retries: 0,
             delivered: Rate::default(),
             acked: Rate::default(),
+            parked: 0,
+            ends_at: None,
             lease_check: None,
             timer: None,
             dirty: false,
             counted: (0, 0),
+        };
+        group.add_part(part);
+        group
+    }
+
+    /// Has the messages of one more topic.
+    pub fn add_part(&mut self, mut part: Part) {
+        part.rewind(self.members.policy());
+        self.parts.insert(part.topic(), part);
+    }
+
+    /// Begins to hand out by another policy, where what was handed out by the one before has come to an end.
+    pub fn change_policy(&mut self) {
+        if !self.members.has_changed() {
+            return;
+        }
+        let topics: Vec<TopicId> = self.parts.keys().copied().collect();
+        for topic in topics {
+            if let Some(part) = self.parts.get_mut(&topic) {
+                part.rewind(self.members.policy());
+            }
+            self.touch(topic);
         }
     }
 
@@ -123,8 +151,9 @@ impl Group {
             self.wakes.extend(wake.map(|wake| (wake, topic)));
             part.wake = wake;
         }
-        let counted = part.redelivery.count();
-        self.retries = self.retries + counted - part.counted;
+        let counted = (part.redelivery.count(), part.parked_count());
+        self.retries = self.retries + counted.0 - part.counted.0;
+        self.parked = self.parked + counted.1 - part.counted.1;
         part.counted = counted;
     }
 
@@ -136,7 +165,8 @@ impl Group {
         if let Some(wake) = part.wake {
             self.wakes.remove(&(wake, topic));
         }
-        self.retries -= part.counted;
+        self.retries -= part.counted.0;
+        self.parked -= part.counted.1;
         Some(part)
     }
 
@@ -172,7 +202,7 @@ impl Group {
     /// When the group must be looked at though nothing happens to it.
     pub fn next_wake(&self) -> Option<Timestamp> {
         let part = self.wakes.first().map(|(at, _)| *at);
-        [self.lease_check, part].into_iter().flatten().min()
+        [self.lease_check, part, self.ends_at].into_iter().flatten().min()
     }
 }
 

@@ -100,6 +100,10 @@ pub struct Broker {
     pub(super) topics: BTreeMap<TopicId, Topic>,
     pub(super) topic_names: BTreeMap<Name, TopicId>,
     pub(super) groups: BTreeMap<GroupId, Group>,
+    /// The patterns, and for how many topics each stands.
+    pub(super) patterns: BTreeMap<TopicId, u64>,
+    /// Groups that go by themselves and were there before the start; none when the first cycle has ended.
+    pub(super) recovered: Vec<GroupId>,
     pub(super) routes: BTreeMap<RouteId, Route>,
     pub(super) producers: Producers,
     pub(super) sessions: BTreeMap<SessionId, Session>,
@@ -135,6 +139,8 @@ impl Broker {
             topics: BTreeMap::new(),
             topic_names: BTreeMap::new(),
             groups: BTreeMap::new(),
+            patterns: BTreeMap::new(),
+            recovered: Vec::new(),
             routes: snapshot.routes,
             producers: Producers::recover(snapshot.producers),
             sessions: BTreeMap::new(),
@@ -162,6 +168,7 @@ impl Broker {
         let topics: Vec<TopicId> = broker.topics.keys().copied().collect();
         topics.into_iter().for_each(|topic| broker.note_topic_part(topic));
         broker.recover_groups(snapshot.groups);
+        broker.recover_patterns();
         let topics: Vec<TopicId> = broker.topics.keys().copied().collect();
         for topic in topics {
             broker.check_floor(topic);
@@ -295,6 +302,7 @@ impl Broker {
 
     /// Does what is due by time.
     fn fire_timers(&mut self, out: &mut Output) {
+        self.note_vacancies(out);
         while let Some(&(at, id)) = self.timers.first() {
             if at > self.now {
                 break;

@@ -8,6 +8,7 @@
 //! It does not know how records are kept, what a connection is, or who is master.
 
 mod admin;
+mod assignment;
 mod browse;
 mod cache;
 mod consumer;
@@ -18,10 +19,15 @@ mod explain;
 mod flights;
 mod garbage;
 mod group;
+mod in_order;
+mod keyed;
+mod keys;
+mod lifetime;
 mod lineup;
 mod machine;
 mod members;
 mod part;
+mod pattern;
 mod placing;
 mod producer;
 mod pull;

@@ -1,20 +1,25 @@
 //! What a consumer group has of one topic: its durable progress there, and what of it waits to be handed out again.
 //!
 //! Every offset of the topic is, for the part, exactly one of: settled; in flight to one consumer; waiting to be
-//! handed out again (`ready` now, `due` later); `dying`, on its way to the dead letters; or not handed out yet by
-//! this broker, which is what lies at and above `cursor` and is none of the others.
+//! handed out again (`ready` now, `due` later); `dying`, on its way to the dead letters; parked behind a key, in a
+//! group that hands out by key; or not handed out yet by this broker, which is what lies at and above `cursor` and is
+//! none of the others.
 
 use std::collections::BTreeSet;
 
+use super::keys::Keys;
 use super::lineup::Place;
 use super::redelivery::{Dead, Redelivery};
 use crate::model::id::{GroupId, Offset, OffsetRange, TopicId};
 use crate::model::ranges::RangeSet;
 use crate::model::record::Record;
 use crate::model::retry::Retry;
-use crate::model::settings::GroupSettings;
+use crate::model::settings::{GroupSettings, Policy};
 use crate::model::snapshot::GroupState;
 use crate::model::time::Timestamp;
+
+/// Offsets by which the mark "may have been handed out" runs ahead, so that it is rarely written.
+const HANDED_OUT_STEP: u64 = 8192;
 
 /// What a part has asked the store for.
 #[derive(Debug, Default)]
@@ -52,6 +57,8 @@ pub(super) struct Part {
     /// Offsets below may have been handed out by a broker before this one.
     pub known_from: Offset,
     pub redelivery: Redelivery,
+    /// What is known of keys, where the group hands out by key.
+    pub keys: Option<Keys>,
     /// Settled in this cycle; not in order.
     settling: Vec<OffsetRange>,
     pub wants: Wants,
@@ -63,8 +70,8 @@ pub(super) struct Part {
     pub place: Option<Place>,
     /// Whether it is on the list of those that something happened to in this cycle.
     pub touched: bool,
-    /// Messages that wait for another attempt, as they are in the totals of the group.
-    pub counted: u64,
+    /// Messages that wait for another attempt, and that are parked, as they are in the totals of the group.
+    pub counted: (u64, u64),
 }
 
 impl Part {
@@ -81,14 +88,60 @@ impl Part {
             fresh_from,
             known_from,
             redelivery: Redelivery::default(),
+            keys: None,
             settling: Vec::new(),
             wants: Wants::default(),
             dying_not_before: None,
             wake: None,
             place: None,
             touched: false,
-            counted: 0,
+            counted: (0, 0),
             state,
+        }
+    }
+
+    /// Goes through everything from the floor on again, to be handed out by this policy. Nothing of it is in flight.
+    pub fn rewind(&mut self, policy: Policy) {
+        self.fresh_from = self.fresh_from.max(self.cursor);
+        self.cursor = self.state.floor;
+        self.wants.ahead = Offset(0);
+        self.keys = (policy == Policy::Key).then(Keys::default);
+    }
+
+    /// Whether messages that wait for another attempt lie before the cursor, as after a start: an order cannot be
+    /// kept until it has passed them.
+    pub fn has_retries_ahead(&self) -> bool {
+        self.state.retries.last().is_some_and(|(range, _)| range.end > self.cursor)
+    }
+
+    /// Notes that messages have been handed out up to this offset, so far that this is rarely durable news.
+    pub fn note_handed_out(&mut self, end: Offset) {
+        if end > self.state.handed_out {
+            self.state.handed_out = Offset((end.0 / HANDED_OUT_STEP + 1) * HANDED_OUT_STEP);
+        }
+    }
+
+    /// Makes ready what is due.
+    pub fn advance(&mut self, now: Timestamp) {
+        while let Some(offset) = self.redelivery.due.pop(now) {
+            self.redelivery.make_ready(OffsetRange::one(offset));
+            self.offer_again(OffsetRange::one(offset));
+        }
+    }
+
+    /// Puts messages that came back where they wait.
+    pub fn put_back(&mut self, range: OffsetRange, retry: &Retry, dead: Dead, now: Timestamp) {
+        self.redelivery.put(range, retry, dead, now);
+        if dead == Dead::No && retry.due_at <= now {
+            self.offer_again(range);
+        }
+    }
+
+    /// Offers what is ready to the consumers of its keys. What the cursor has not come by is offered when it does.
+    fn offer_again(&mut self, range: OffsetRange) {
+        if let Some(keys) = &mut self.keys {
+            let passed = range.start.0..range.end.0.min(self.cursor.0);
+            passed.for_each(|offset| keys.offer_again(Offset(offset)));
         }
     }
 
@@ -113,12 +166,8 @@ impl Part {
         let dead = |offset: &Offset| {
             retry_of(*offset).is_some_and(|retry| Dead::after(retry, mortal, settings) == Dead::Yes)
         };
-        let mut buried: Vec<Offset> = Vec::new();
-        redelivery.due.retain(|(_, offset)| {
-            let dead = dead(offset);
-            buried.extend(dead.then_some(*offset));
-            !dead
-        });
+        let mut buried: Vec<Offset> = redelivery.due.within(OffsetRange::ALL).filter(dead).collect();
+        buried.iter().for_each(|offset| redelivery.due.remove(*offset));
         let ready: Vec<OffsetRange> = redelivery
             .ready
             .iter()
@@ -134,9 +183,21 @@ impl Part {
         for offset in spared {
             redelivery.dying.remove(&offset);
             let due_at = retry_of(offset).map_or(Timestamp(0), |retry| retry.due_at);
-            redelivery.due.insert((due_at, offset));
+            redelivery.due.insert(due_at, offset);
         }
         redelivery.dying.extend(buried);
+    }
+
+    /// Moves the cursor on if it stands on what is settled. Answers whether it has.
+    pub fn skip_settled(&mut self) -> bool {
+        let before = self.cursor;
+        if self.cursor < self.fresh_from {
+            self.cursor = self.cursor.max(self.state.floor);
+            if let Some(settled) = self.state.settled.range_at(self.cursor) {
+                self.cursor = settled.end;
+            }
+        }
+        self.cursor > before
     }
 
     /// Moves the cursor on if it stands on what is settled or waits for another attempt. Where it does not, answers
@@ -212,6 +273,9 @@ impl Part {
             let range = OffsetRange { start: at, end };
             self.state.retries.insert(range, retry.clone());
             self.redelivery.dying.extend((at.0..end.0).map(Offset));
+            if let Some(keys) = &mut self.keys {
+                keys.unpark_within(range);
+            }
             records.push(Record::Returned { group: self.id, range, retry });
             at = end;
         }
@@ -219,6 +283,9 @@ impl Part {
 
     /// Marks a range settled; it is made known with [`flush_settled`](Self::flush_settled).
     pub fn settle(&mut self, range: OffsetRange) {
+        if let Some(keys) = &mut self.keys {
+            keys.settled(range);
+        }
         settle_into(&mut self.settling, range);
     }
 
@@ -243,12 +310,19 @@ impl Part {
 
     /// Whether there is, in a topic that ends at `end`, anything that could be handed out.
     pub fn has_more(&self, end: Offset) -> bool {
-        self.cursor < end || !self.redelivery.ready.is_empty()
+        self.cursor < end
+            || !self.redelivery.ready.is_empty()
+            || self.keys.as_ref().is_some_and(Keys::has_offers)
+    }
+
+    /// Messages that are parked behind a key.
+    pub fn parked_count(&self) -> u64 {
+        self.keys.as_ref().map_or(0, Keys::parked_count)
     }
 
     /// When it must be looked at though nothing happens to it.
     pub fn next_wake(&self) -> Option<Timestamp> {
-        let due = self.redelivery.due.first().map(|(due_at, _)| *due_at);
+        let due = self.redelivery.due.next_at();
         [due, self.wants.not_before, self.dying_not_before].into_iter().flatten().min()
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::machine::Broker;
 use super::refusals;
-use super::topic::{scattered_bytes, stored_bytes};
+use super::topic::{Topic, scattered_bytes, stored_bytes};
 use super::{Content, Effect, Output};
 use crate::model::chunk::Origin;
 use crate::model::id::{ProducerId, Sequence, SessionId};
@@ -298,7 +298,8 @@ impl Broker {
         let mut index = 0;
         for &(topic, count) in &publish.parts {
             index += count as usize;
-            if index > known && !self.topics.contains_key(&topic) {
+            let takes_messages = self.topics.get(&topic).is_some_and(Topic::takes_messages);
+            if index > known && !takes_messages {
                 return Err(self.missing_topic(topic));
             }
         }

@@ -1,12 +1,59 @@
 //! What a group has handed out in vain in one topic and will hand out again, or bury.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::id::{Offset, OffsetRange};
 use crate::model::ranges::RangeSet;
 use crate::model::retry::{Retry, ReturnReason};
 use crate::model::settings::GroupSettings;
 use crate::model::time::Timestamp;
+
+/// What waits for a point of time.
+#[derive(Debug, Default)]
+pub(super) struct Due {
+    by_time: BTreeSet<(Timestamp, Offset)>,
+    by_offset: BTreeMap<Offset, Timestamp>,
+}
+
+impl Due {
+    pub fn len(&self) -> usize {
+        self.by_time.len()
+    }
+
+    /// When the first of them is due.
+    pub fn next_at(&self) -> Option<Timestamp> {
+        self.by_time.first().map(|(due_at, _)| *due_at)
+    }
+
+    /// The lowest of them, whenever it is due.
+    pub fn lowest(&self) -> Option<Offset> {
+        self.by_offset.first_key_value().map(|(offset, _)| *offset)
+    }
+
+    pub fn insert(&mut self, due_at: Timestamp, offset: Offset) {
+        self.by_time.insert((due_at, offset));
+        self.by_offset.insert(offset, due_at);
+    }
+
+    /// Takes out one that is due.
+    pub fn pop(&mut self, now: Timestamp) -> Option<Offset> {
+        let (_, offset) = self.by_time.first().filter(|(due_at, _)| *due_at <= now).copied()?;
+        self.remove(offset);
+        Some(offset)
+    }
+
+    pub fn remove(&mut self, offset: Offset) {
+        if let Some(due_at) = self.by_offset.remove(&offset) {
+            self.by_time.remove(&(due_at, offset));
+        }
+    }
+
+    /// Those within a range, lowest first.
+    pub fn within(&self, range: OffsetRange) -> impl Iterator<Item = Offset> + '_ {
+        let end = range.end.max(range.start);
+        self.by_offset.range(range.start..end).map(|(offset, _)| *offset)
+    }
+}
 
 /// What waits for another attempt. A message is in one of the three places at most.
 #[derive(Debug, Default)]
@@ -15,7 +62,7 @@ pub(super) struct Redelivery {
     pub ready: RangeSet,
     ready_count: u64,
     /// To be handed out from a point of time on.
-    pub due: BTreeSet<(Timestamp, Offset)>,
+    pub due: Due,
     /// To be moved to the dead letters.
     pub dying: BTreeSet<Offset>,
 }
@@ -38,15 +85,10 @@ impl Redelivery {
         self.ready.remove(range);
     }
 
-    /// Makes ready what is due.
-    pub fn advance(&mut self, now: Timestamp) {
-        while let Some(&(due_at, offset)) = self.due.first() {
-            if due_at > now {
-                break;
-            }
-            self.due.pop_first();
-            self.make_ready(OffsetRange::one(offset));
-        }
+    /// The lowest message that waits to be handed out again, for its time or for somebody to take it.
+    pub fn lowest(&self) -> Option<Offset> {
+        let ready = self.ready.range_from(Offset(0)).map(|range| range.start);
+        [ready, self.due.lowest()].into_iter().flatten().min()
     }
 
     /// Puts messages that came back where they wait.
@@ -57,7 +99,7 @@ impl Redelivery {
         } else if retry.due_at <= now {
             self.make_ready(range);
         } else {
-            self.due.extend(offsets.map(|offset| (retry.due_at, offset)));
+            offsets.for_each(|offset| self.due.insert(retry.due_at, offset));
         }
     }
 
@@ -71,7 +113,8 @@ impl Redelivery {
                 end: ready.end.min(range.end),
             });
         }
-        self.due.retain(|(_, offset)| !range.contains(*offset));
+        let due: Vec<Offset> = self.due.within(range).collect();
+        due.into_iter().for_each(|offset| self.due.remove(offset));
         self.dying.retain(|offset| !range.contains(*offset));
     }
 }

@@ -15,7 +15,7 @@ use crate::model::id::{GroupId, Offset, OffsetRange, SessionId, TopicId};
 use crate::model::limits::REASON_BYTES_MAX;
 use crate::model::record::Record;
 use crate::model::retry::{Failure, ReturnReason};
-use crate::model::settings::Backoff;
+use crate::model::settings::{Backoff, Policy};
 use crate::model::time::Timestamp;
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::request::{Settle, Settlement};
@@ -101,6 +101,7 @@ impl Broker {
         let mut pieces = Vec::new();
         consumer.flights.take_all(|topic, piece| pieces.push((topic, piece)));
         self.cycle.mark_consumers(group);
+        self.note_vacancy(id, ending, out);
         let back = match ending {
             Ending::Closed => Return::Released,
             Ending::Lost => Return::failed(ReturnReason::ConsumerLost),
@@ -113,6 +114,9 @@ impl Broker {
     /// Does what is due in a group by time: leases that have ended, parts that are to be looked at.
     pub(super) fn wake(&mut self, id: GroupId, out: &mut Output) {
         let now = self.now;
+        if self.has_ended(id) {
+            return self.delete_group(id, out);
+        }
         let Some(group) = self.groups.get_mut(&id) else { return };
         group.wake_parts(now);
         if group.lease_check.is_none_or(|at| at > now) {
@@ -151,13 +155,17 @@ impl Broker {
                     Return::Released => known.released(now),
                     Return::Failed { reason, text, wait } => {
                         let attempts = known.failed.saturating_add(1);
-                        let wait = wait.unwrap_or_else(|| backoff(&group.settings.backoff, at, attempts));
+                        let wait = match (reason, group.settings.policy) {
+                            // The next consumer takes over at once.
+                            (ReturnReason::ConsumerLost, Policy::Exclusive) => Duration::ZERO,
+                            _ => wait.unwrap_or_else(|| backoff(&group.settings.backoff, at, attempts)),
+                        };
                         let failure = Failure { at: now, reason: *reason, text: text.clone() };
                         known.failed(failure, now.after(wait))
                     }
                 };
                 let dead = Dead::after(&retry, mortal, &group.settings);
-                part.redelivery.put(range, &retry, dead, now);
+                part.put_back(range, &retry, dead, now);
                 part.state.retries.insert(range, retry.clone());
                 out.records.push(Record::Returned { group: part.id, range, retry });
                 at = end;

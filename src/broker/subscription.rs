@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::consumer::Consumer;
 use super::group::Group;
-use super::machine::{AutoCreate, Broker};
+use super::machine::Broker;
 use super::part::Part;
 use super::topic_parts::floor_at;
 use super::{Content, Ending, Output, dead_letter, refusals};
@@ -12,10 +12,11 @@ use crate::model::id::{GroupId, SessionId, TopicId};
 use crate::model::name::Name;
 use crate::model::record::Record;
 use crate::model::settings::{
-    GroupSettings, JITTER_PERCENT_MAX, LEASE_MS_MIN, MULTIPLIER_PERCENT_MAX, MULTIPLIER_PERCENT_MIN, Start,
-    WAIT_MS_MAX,
+    GroupSettings, IDLE_MS_MIN, JITTER_PERCENT_MAX, LEASE_MS_MIN, Lifetime, MULTIPLIER_PERCENT_MAX,
+    MULTIPLIER_PERCENT_MIN, Start, WAIT_MS_MAX,
 };
 use crate::model::snapshot::GroupState;
+use crate::model::topic_kind::TopicKind;
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::request::{Flow, Subscribe, Unsubscribe, Window};
 use crate::protocol::response::{ConsumerClosed, Reply};
@@ -44,22 +45,18 @@ impl Broker {
         }
         // All that can be refused is, before anything is created.
         let name = Name::new(&request.group).map_err(|error| refusals::invalid(&error))?;
-        let known = self.topic_names.get(request.topic.as_str()).and_then(|topic| self.topics.get(topic));
-        let known = known.and_then(|topic| topic.groups.get(&name)).copied();
-        let settings = request.settings.unwrap_or_default();
-        if known.is_none() && self.creation == AutoCreate::Allowed {
-            check_settings(&settings)?;
-        }
-        let topic = self.topic_on_use(&request.topic, out)?;
-        let id = match (known, self.creation) {
-            (Some(id), _) => id,
-            (None, AutoCreate::Allowed) => self.create_group(topic, name, settings, request.start, out)?,
-            (None, AutoCreate::Refused) => {
-                return Err(refusals::unknown_group(&request.topic, &request.group));
+        let id = match self.group_on_use(&request.topic, &name)? {
+            Some(id) => id,
+            None => {
+                let settings = request.settings.unwrap_or_default();
+                check_settings(&settings)?;
+                self.create_group_on_use(&request.topic, name, settings, request.start, out)?
             }
         };
         let window = self.capped(request.window);
         let group = self.groups.get_mut(&id).ok_or_else(refusals::no_session)?;
+        group.ends_at = None;
+        let topic = group.topic;
         let mut consumer = Consumer::new(session, request.consumer, request.priority, window);
         consumer.paused = paused;
         let slot = group.members.join(consumer);
@@ -120,10 +117,7 @@ impl Broker {
         start: Start,
         out: &mut Output,
     ) -> Result<GroupId, Refusal> {
-        let max = self.limits.groups_max;
-        if self.groups.len() as u64 >= max {
-            return Err(refusals::limit("groups_max", max, "groups"));
-        }
+        self.check_group_room()?;
         let topic = self.topics.get_mut(&topic_id).ok_or_else(refusals::no_session)?;
         let end = topic.state.end;
         let floor = floor_at(start, &topic.state);
@@ -144,11 +138,25 @@ impl Broker {
         self.cycle.mark(&mut group, topic_id);
         self.groups.insert(id, group);
         let lanes: Vec<TopicId> = topic.lanes.values().copied().collect();
+        let is_pattern = topic.state.kind == TopicKind::Pattern;
         self.check_floor(topic_id);
         for lane in lanes {
             self.add_group_part(id, lane, start, out);
         }
+        if is_pattern {
+            self.add_topics_of_pattern(id, topic_id, start, out);
+        }
+        self.note_vacancy(id, Ending::Lost, out);
         Ok(id)
+    }
+
+    /// Whether one more group may be made.
+    pub(super) fn check_group_room(&self) -> Result<(), Refusal> {
+        let max = self.limits.groups_max;
+        if self.groups.len() as u64 >= max {
+            return Err(refusals::limit("groups_max", max, "groups"));
+        }
+        Ok(())
     }
 
     /// The groups as a broker before this one left them. The topics are there.
@@ -167,9 +175,9 @@ impl Broker {
             let Some(topic) = self.topics.get_mut(&state.topic) else { continue };
             topic.holders.insert(group.id);
             let priority = topic.state.kind.priority();
-            group.parts.insert(state.topic, Part::recover(id, state, priority, topic.state.end));
+            group.add_part(Part::recover(id, state, priority, topic.state.end));
         }
-        let Self { groups, topics, dying, cycle, .. } = self;
+        let Self { groups, topics, dying, cycle, recovered, .. } = self;
         for group in groups.values_mut() {
             for (topic, part) in &mut group.parts {
                 let name = topics.get(topic).map(|topic| &topic.state.name);
@@ -181,6 +189,9 @@ impl Broker {
             }
             let topics: Vec<TopicId> = group.parts.keys().copied().collect();
             topics.into_iter().for_each(|topic| cycle.mark(group, topic));
+            if group.settings.lifetime != Lifetime::Durable {
+                recovered.push(group.id);
+            }
         }
     }
 
@@ -211,6 +222,10 @@ impl Broker {
         let others: Vec<TopicId> = group.parts.keys().copied().filter(|topic| *topic != own).collect();
         for topic in others.into_iter().chain([own]) {
             self.forget_part(&mut group, topic, out);
+        }
+        let pattern = self.topics.get(&own).filter(|topic| topic.state.kind == TopicKind::Pattern);
+        if pattern.is_some_and(|pattern| pattern.groups.is_empty()) {
+            self.delete_topic(own, out);
         }
     }
 
@@ -249,6 +264,10 @@ pub(super) fn check_settings(settings: &GroupSettings) -> Result<(), Refusal> {
             "a first back-off of {} ms is above the longest, {} ms",
             backoff.initial_ms, backoff.maximum_ms
         )
+    } else if let Lifetime::Idle(ms) = settings.lifetime
+        && ms < IDLE_MS_MIN
+    {
+        format!("a group that goes after {ms} ms without a consumer: it must be at least {IDLE_MS_MIN} ms")
     } else {
         return Ok(());
     };

@@ -11,6 +11,7 @@ use crate::model::chunk::Stamp;
 use crate::model::id::{GroupId, Offset, OffsetRange, SessionId, TopicId};
 use crate::model::message::MessageBlock;
 use crate::model::name::Name;
+use crate::model::pattern::is_pattern;
 use crate::model::record::{Published, Record, Source};
 use crate::model::settings::TopicSettings;
 use crate::model::snapshot::{GroupState, TopicState};
@@ -78,6 +79,11 @@ impl Topic {
             floor_moved: false,
         }
     }
+
+    /// Whether clients may publish to it.
+    pub fn takes_messages(&self) -> bool {
+        self.state.kind == TopicKind::Named
+    }
 }
 
 impl Broker {
@@ -89,8 +95,14 @@ impl Broker {
 
     /// The topic that somebody uses by its name.
     pub(super) fn topic_on_use(&mut self, name: &str, out: &mut Output) -> Result<TopicId, Refusal> {
-        if let Some(id) = self.topic_names.get(name) {
+        if let Some(id) = self.topic_names.get(name)
+            && self.topics.get(id).is_some_and(Topic::takes_messages)
+        {
             return Ok(*id);
+        }
+        if is_pattern(name) {
+            let text = format!("{name} is a pattern: publish to a topic by its own name");
+            return Err(Refusal::new(ErrorCode::Invalid, text));
         }
         let name = Name::new(name).map_err(|error| refusals::invalid(&error))?;
         match self.creation {
@@ -106,6 +118,20 @@ impl Broker {
         settings: TopicSettings,
         out: &mut Output,
     ) -> Result<TopicId, Refusal> {
+        self.check_pattern_room(&name)?;
+        let id = self.create_topic_of_kind(TopicKind::Named, name.clone(), settings, out)?;
+        self.add_to_patterns(id, &name, out);
+        Ok(id)
+    }
+
+    /// Makes a topic that has a name of its own; there is none of that name.
+    pub(super) fn create_topic_of_kind(
+        &mut self,
+        kind: TopicKind,
+        name: Name,
+        settings: TopicSettings,
+        out: &mut Output,
+    ) -> Result<TopicId, Refusal> {
         debug_assert!(!self.topic_names.contains_key(&name));
         let max = self.limits.topics_max;
         if self.topic_names.len() as u64 >= max {
@@ -113,7 +139,6 @@ impl Broker {
         }
         let id = self.next.topic;
         self.next.topic = id.next();
-        let kind = TopicKind::Named;
         let state = TopicState::new(name.clone(), kind, settings.clone());
         out.records.push(Record::TopicCreated { topic: id, name: name.clone(), kind, settings });
         self.topics.insert(id, Topic::new(state));
@@ -130,11 +155,18 @@ impl Broker {
         for group in groups {
             self.delete_group(group, out);
         }
+        if !self.topics.contains_key(&id) {
+            // A pattern goes with its last group.
+            return;
+        }
         for part in parts {
             self.delete_topic_part(part, out);
         }
         self.forget_parts_of(id, out);
         self.topic_names.remove(&name);
+        if self.patterns.remove(&id).is_none() {
+            self.remove_from_patterns(&name);
+        }
         if let Some(topic) = self.topics.remove(&id) {
             self.totals.messages -= topic.state.message_count();
         }
@@ -144,6 +176,10 @@ impl Broker {
 
     /// Why messages for this topic cannot be taken.
     pub(super) fn missing_topic(&self, id: TopicId) -> Refusal {
+        if self.topics.contains_key(&id) {
+            let text = format!("topic {id} is no topic to publish to; ask for the name of one");
+            return Refusal::new(ErrorCode::Invalid, text);
+        }
         if id < self.next.topic {
             return Refusal::new(
                 ErrorCode::Deleted,

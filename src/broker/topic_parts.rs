@@ -4,15 +4,16 @@
 //! group of it has a part of its own for each lane. Slots have no groups: only the [schedule](super::schedule) reads
 //! them.
 
-use super::Output;
 use super::machine::Broker;
 use super::part::Part;
 use super::topic::Topic;
+use super::{Content, Output};
 use crate::model::id::{GroupId, Offset, TopicId};
 use crate::model::record::Record;
 use crate::model::settings::Start;
 use crate::model::snapshot::{GroupState, TopicState};
 use crate::model::topic_kind::TopicKind;
+use crate::protocol::response::ConsumerRecalled;
 
 impl Broker {
     /// Where the messages of a priority of a topic are. Makes the lane where there is none.
@@ -82,9 +83,29 @@ impl Broker {
         for id in holders {
             if let Some(mut group) = self.groups.remove(&id) {
                 self.forget_part(&mut group, topic_id, out);
+                for slot in group.members.forget_topic(topic_id) {
+                    let Some(consumer) = group.members.get(slot) else { continue };
+                    let recalled = ConsumerRecalled { consumer: consumer.handle, topic: topic_id };
+                    out.effect(consumer.session, Content::ConsumerRecalled(recalled));
+                }
+                self.cycle.mark_consumers(&mut group);
                 self.groups.insert(id, group);
                 self.note(id);
             }
+        }
+    }
+
+    /// Lets a group have the messages of one more topic, of all priorities.
+    pub(super) fn add_group_part_with_lanes(
+        &mut self,
+        group: GroupId,
+        topic: TopicId,
+        start: Start,
+        out: &mut Output,
+    ) {
+        let lanes = self.topics.get(&topic).into_iter().flat_map(|topic| topic.lanes.values());
+        for part in [topic].into_iter().chain(lanes.copied()).collect::<Vec<TopicId>>() {
+            self.add_group_part(group, part, start, out);
         }
     }
 
@@ -117,7 +138,7 @@ impl Broker {
         state.part_of = Some(group_id);
         let priority = topic.state.kind.priority();
         let part = Part::recover(id, state, priority, topic.state.end);
-        group.parts.insert(topic_id, part);
+        group.add_part(part);
         topic.holders.insert(group_id);
         self.cycle.mark(group, topic_id);
         self.check_floor(topic_id);

@@ -1,11 +1,12 @@
 //! `baton consume`: the messages of a group, one body a line, and what to do with them.
 
+use std::convert::Infallible;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use batonmq::client::{ClientError, Consumer, ConsumerOptions, Delivery};
+use batonmq::client::{Activity, ClientError, Consumer, ConsumerOptions, Delivery, Settler};
 use batonmq::model::name::Name;
-use batonmq::model::settings::{GroupSettings, Start};
+use batonmq::model::settings::{GroupSettings, Lifetime, Policy, Start};
 use clap::{Args, ValueEnum};
 use tokio::time::timeout;
 
@@ -27,16 +28,19 @@ const BATCH_MESSAGES: usize = 1024;
 #[command(after_help = "\
 Ends with 0 when --count messages have come or none came for --idle-timeout. Time without a master is not idle time: if
 that takes longer than --timeout it ends with 3. Messages that were not written are given back, uncounted. At a takeover
-a message may come a second time; --format json says so (redelivered).
+a message may come a second time; --format json says so (redelivered). In an exclusive group a line on standard error
+says whether this one gets the messages or waits, and when that changes.
 
 Examples:
   baton consume orders --group billing
   baton consume orders --group billing --count 10 --format json | jq .body
   baton consume orders --group slow --policy fair --prefetch 10 --work 100ms
-  baton consume orders --group test --count 1 --then nack")]
+  baton consume orders --group test --count 1 --then nack
+  baton consume orders --group ledger --policy exclusive       (start it twice: one waits for the other)
+  baton consume 'orders.#' --group watch --ephemeral --from latest --format json")]
 pub struct ConsumeArgs {
-    /// The topic
-    #[arg(value_parser = value::name)]
+    /// The topic, or a pattern: words between dots, * for any one, # for any number of them
+    #[arg(value_parser = value::topic)]
     topic: Name,
     /// The group; it is made if it does not exist
     #[arg(long, value_parser = value::name)]
@@ -50,9 +54,18 @@ pub struct ConsumeArgs {
     /// How the group shares its messages, if this makes it
     #[arg(long, value_enum)]
     policy: Option<PolicyName>,
+    /// The group goes with its last consumer, if this makes it
+    #[arg(long)]
+    ephemeral: bool,
+    /// Consumers of a higher priority get messages first, while they have credit
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    priority: u8,
     /// Messages that may be here and not settled
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), default_value_t = 1000)]
     prefetch: u32,
+    /// Bytes of messages that may be here and not settled; one larger message comes alone
+    #[arg(long, value_name = "SIZE", value_parser = value::size, default_value = "8MiB")]
+    prefetch_bytes: usize,
     /// What to write of a message
     #[arg(long, value_enum, default_value_t = Format::Raw)]
     format: Format,
@@ -88,25 +101,32 @@ enum Then {
 pub async fn run(args: ConsumeArgs) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     let client = args.client.connect().await?;
-    let settings =
-        args.policy.map(|policy| GroupSettings { policy: policy.into(), ..GroupSettings::default() });
+    let settings = settings(&args);
     let mut consumer = client
         .consumer(ConsumerOptions {
             start: args.from,
             settings: settings.clone(),
+            priority: args.priority,
+            prefetch_bytes: args.prefetch_bytes as u64,
             prefetch: args
                 .count
                 .map_or(args.prefetch, |count| args.prefetch.min(u32::try_from(count).unwrap_or(u32::MAX))),
             ..ConsumerOptions::new(args.topic.as_str(), args.group.as_str())
         })
         .await?;
-    let actual = consumer.subscription().settings.policy;
-    if settings.is_some_and(|asked| asked.policy != actual) {
-        tracing::warn!(group = %args.group, "the group exists and keeps its policy; see `baton group set`");
+    let actual = &consumer.subscription().settings;
+    let asked_for_another = settings.is_some_and(|asked| {
+        (args.policy.is_some() && asked.policy != actual.policy)
+            || (args.ephemeral && asked.lifetime != actual.lifetime)
+    });
+    if asked_for_another {
+        tracing::warn!(group = %args.group, "the group exists and keeps its settings; see `baton group set`");
     }
+    let settler = consumer.settler();
     let taken = tokio::select! {
         taken = take(&args, &mut consumer) => taken,
         end = signals.next() => Err(end.into()),
+        never = say_roles(&settler) => match never {},
     };
     let ended = consumer.close().await;
     client.close().await;
@@ -119,6 +139,34 @@ pub async fn run(args: ConsumeArgs) -> anyhow::Result<()> {
         }
         Err(error) => Err(anyhow::Error::new(error).context("what was settled last may come again")),
     }
+}
+
+/// The settings that the group is to have, if this makes it.
+fn settings(args: &ConsumeArgs) -> Option<GroupSettings> {
+    if args.policy.is_none() && !args.ephemeral {
+        return None;
+    }
+    let mut settings = GroupSettings::default();
+    settings.policy = args.policy.map_or(settings.policy, Policy::from);
+    if args.ephemeral {
+        settings.lifetime = Lifetime::Ephemeral;
+    }
+    Some(settings)
+}
+
+/// Says on standard error what the node says of the role of the consumer.
+async fn say_roles(settler: &Settler) -> Infallible {
+    let mut known = None;
+    // Where the consumer has ended, whoever waits for messages says why.
+    while let Ok(activity) = settler.activity_after(known).await {
+        match activity {
+            Some(Activity::Active) => eprintln!("active: the messages come here"),
+            Some(Activity::Waiting) => eprintln!("waiting: another consumer is active"),
+            None => {}
+        }
+        known = activity;
+    }
+    std::future::pending().await
 }
 
 async fn take(args: &ConsumeArgs, consumer: &mut Consumer) -> anyhow::Result<()> {
@@ -135,7 +183,7 @@ async fn take(args: &ConsumeArgs, consumer: &mut Consumer) -> anyhow::Result<()>
         };
         anyhow::ensure!(!batch.is_empty(), "the connection was closed");
         left -= batch.len() as u64;
-        write(args, &batch)?;
+        write(args, consumer, &batch)?;
         if let Some(work) = args.work {
             tokio::time::sleep(work).await;
         }
@@ -169,10 +217,10 @@ async fn within_idle_time(
 }
 
 /// Writes the deliveries. When this returns, whoever reads standard output has them.
-fn write(args: &ConsumeArgs, batch: &[Delivery]) -> anyhow::Result<()> {
+fn write(args: &ConsumeArgs, consumer: &Consumer, batch: &[Delivery]) -> anyhow::Result<()> {
     let mut output = Output::new();
     for delivery in batch {
-        received::write(&mut output, args.topic.as_str(), delivery, args.format)?;
+        received::write(&mut output, &consumer.topic_of(delivery), delivery, args.format)?;
     }
     output.flush()
 }

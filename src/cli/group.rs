@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Context;
 use batonmq::client::Client;
 use batonmq::model::name::Name;
-use batonmq::model::settings::{GroupSettings, Policy, Start};
+use batonmq::model::settings::{GroupSettings, Lifetime, Policy, Start};
 use batonmq::protocol::response::GroupInfo;
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
@@ -33,8 +33,8 @@ pub enum GroupCommand {
 /// For all groups.
 #[derive(Args, Debug)]
 pub struct ListArgs {
-    /// Only the groups of this topic
-    #[arg(value_parser = value::name)]
+    /// Only the groups that get the messages of this topic, or those of this pattern
+    #[arg(value_parser = value::topic)]
     topic: Option<Name>,
     /// One JSON object a line for each group
     #[arg(long)]
@@ -46,8 +46,8 @@ pub struct ListArgs {
 /// For one group.
 #[derive(Args, Debug)]
 pub struct OneArgs {
-    /// The topic
-    #[arg(value_parser = value::name)]
+    /// The topic, or a pattern of topics as in 'orders.*'
+    #[arg(value_parser = value::topic)]
     topic: Name,
     /// The group
     #[arg(value_parser = value::name)]
@@ -60,7 +60,9 @@ pub struct OneArgs {
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example: two attempts a second apart, then the dead letters
-  baton group create orders billing --policy fair --max-attempts 2 --backoff-initial 1s")]
+  baton group create orders billing --policy fair --max-attempts 2 --backoff-initial 1s
+All orders, of topics made later too; the group goes when nobody has consumed for a day
+  baton group create 'orders.#' audit --lifetime idle=1d")]
 pub struct CreateArgs {
     #[command(flatten)]
     one: OneArgs,
@@ -121,6 +123,10 @@ pub struct SettingsArgs {
     /// Topic for messages that failed for good [default: the topic's name with .dead-letter behind it]
     #[arg(long, value_name = "TOPIC", value_parser = value::name)]
     dead_letter: Option<Name>,
+    /// When the group goes by itself: durable (never), ephemeral (with its last consumer) or idle=DURATION (after so
+    /// long without a consumer)
+    #[arg(long, value_name = "LIFETIME", value_parser = value::lifetime)]
+    lifetime: Option<Lifetime>,
 }
 
 impl SettingsArgs {
@@ -133,6 +139,7 @@ impl SettingsArgs {
         backoff_maximum: None,
         backoff_jitter: None,
         dead_letter: None,
+        lifetime: None,
     };
 
     /// The settings with what the flags change.
@@ -140,6 +147,7 @@ impl SettingsArgs {
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let backoff = &mut settings.backoff;
         settings.policy = self.policy.map_or(settings.policy, Policy::from);
+        settings.lifetime = self.lifetime.unwrap_or(settings.lifetime);
         settings.lease_ms = self.lease.map_or(settings.lease_ms, ms);
         settings.max_attempts = self.max_attempts.unwrap_or(settings.max_attempts);
         backoff.initial_ms = self.backoff_initial.map_or(backoff.initial_ms, ms);
@@ -167,6 +175,10 @@ pub enum PolicyName {
     RoundRobin,
     /// To the consumer with the fewest messages in flight
     Fair,
+    /// To one consumer; the others wait to take over from it
+    Exclusive,
+    /// Messages with the same key to the same consumer, one at a time
+    Key,
 }
 
 impl From<PolicyName> for Policy {
@@ -174,6 +186,8 @@ impl From<PolicyName> for Policy {
         match name {
             PolicyName::RoundRobin => Self::RoundRobin,
             PolicyName::Fair => Self::Fair,
+            PolicyName::Exclusive => Self::Exclusive,
+            PolicyName::Key => Self::Key,
         }
     }
 }
@@ -187,6 +201,7 @@ pub struct GroupView<'a> {
     waiting: u64,
     in_flight: u64,
     retries: u64,
+    parked: u64,
     consumers: u32,
     settings: &'a GroupSettings,
 }
@@ -201,6 +216,7 @@ impl<'a> GroupView<'a> {
             waiting: info.waiting,
             in_flight: info.in_flight,
             retries: info.retries,
+            parked: info.parked,
             consumers: info.consumers,
             settings: &info.settings,
         }
@@ -209,10 +225,20 @@ impl<'a> GroupView<'a> {
 
 /// Groups for people.
 pub fn table(groups: &[GroupInfo]) -> Table {
-    let mut table =
-        Table::new(&["topic", "group", "policy", "waiting", "in flight", "retries", "consumers", "floor"]);
+    let mut table = Table::new(&[
+        "topic",
+        "group",
+        "policy",
+        "waiting",
+        "in flight",
+        "retries",
+        "parked",
+        "consumers",
+        "floor",
+    ]);
     for info in groups {
-        let numbers = [info.waiting, info.in_flight, info.retries, u64::from(info.consumers), info.floor.0];
+        let (waiting, consumers) = (info.waiting, u64::from(info.consumers));
+        let numbers = [waiting, info.in_flight, info.retries, info.parked, consumers, info.floor.0];
         let words = [info.topic.clone(), info.name.clone(), policy_text(info.settings.policy).to_owned()];
         table.row(words.into_iter().chain(numbers.map(grouped)));
     }
@@ -279,9 +305,12 @@ async fn describe(args: &DescribeArgs) -> anyhow::Result<()> {
         return output.flush();
     }
     table(std::slice::from_ref(&info)).print(&mut output)?;
-    let GroupSettings { lease_ms, max_attempts, backoff, dead_letter, .. } = &info.settings;
+    let GroupSettings { lease_ms, max_attempts, backoff, dead_letter, lifetime, .. } = &info.settings;
     let attempts = match max_attempts {
         0 => "without end".to_owned(),
+        attempts if args.one.topic.is_pattern() && dead_letter.is_none() => {
+            format!("{attempts}, then to the dead letters of the message's own topic")
+        }
         attempts => format!("{attempts}, then to {}", dead_letter_topic(&info.topic, dead_letter.as_ref())),
     };
     output.line(format_args!("lease: {}", milliseconds_text(*lease_ms)))?;
@@ -293,6 +322,7 @@ async fn describe(args: &DescribeArgs) -> anyhow::Result<()> {
         milliseconds_text(backoff.maximum_ms),
         backoff.jitter_percent
     ))?;
+    output.line(format_args!("lifetime: {}", lifetime_text(*lifetime)))?;
     output.flush()
 }
 
@@ -303,11 +333,22 @@ pub fn dead_letter_topic(topic: &str, configured: Option<&Name>) -> String {
 
 async fn find(client: &Client, args: &OneArgs) -> anyhow::Result<GroupInfo> {
     let groups = client.groups(Some(args.topic.as_str())).await?;
-    let found = groups.into_iter().find(|group| group.name == args.group.as_str());
+    // Among them are those of patterns that stand for the topic.
+    let own = |group: &GroupInfo| group.topic == args.topic.as_str() && group.name == args.group.as_str();
+    let found = groups.into_iter().find(own);
     found.with_context(|| format!("topic {} has no group {}", args.topic, args.group))
 }
 
-fn policy_text(policy: Policy) -> &'static str {
+fn lifetime_text(lifetime: Lifetime) -> String {
+    match lifetime {
+        Lifetime::Durable => "durable, it stays until it is deleted".to_owned(),
+        Lifetime::Ephemeral => "ephemeral, it goes with its last consumer".to_owned(),
+        Lifetime::Idle(ms) => format!("it goes after {} without a consumer", milliseconds_text(ms)),
+    }
+}
+
+/// The word for a policy.
+pub fn policy_text(policy: Policy) -> &'static str {
     match policy {
         Policy::RoundRobin => "round-robin",
         Policy::Fair => "fair",

@@ -23,8 +23,8 @@ const PULL_BYTES_MAX: u64 = 64 << 20;
 Example: work through what is there, a hundred at a time
   baton pull orders --group billing --max 100 --wait 5s --format json")]
 pub struct PullArgs {
-    /// The topic
-    #[arg(value_parser = value::name)]
+    /// The topic, or a pattern as in 'orders.*'
+    #[arg(value_parser = value::topic)]
     topic: Name,
     /// The group; it is made if it does not exist
     #[arg(long, value_parser = value::name)]
@@ -57,7 +57,7 @@ pub async fn run(args: PullArgs) -> anyhow::Result<()> {
     {
         let mut output = Output::new();
         for delivery in &batch {
-            received::write(&mut output, args.topic.as_str(), delivery, args.format)?;
+            received::write(&mut output, &consumer.topic_of(delivery), delivery, args.format)?;
         }
         output.flush()?;
     }

@@ -38,7 +38,7 @@ pub struct ListArgs {
 #[derive(Args, Debug)]
 pub struct OneArgs {
     /// The topic
-    #[arg(value_parser = value::name)]
+    #[arg(value_parser = value::topic)]
     topic: Name,
     #[command(flatten)]
     client: ClientArgs,
@@ -48,7 +48,7 @@ pub struct OneArgs {
 #[derive(Args, Debug)]
 pub struct DescribeArgs {
     /// The topic
-    #[arg(value_parser = value::name)]
+    #[arg(value_parser = value::topic)]
     topic: Name,
     /// One JSON object, the groups in a list
     #[arg(long)]
@@ -64,6 +64,9 @@ struct TopicView<'a> {
     start: u64,
     end: u64,
     groups: u32,
+    /// Of a pattern, the topics that it stands for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    matching: Option<u64>,
     retention: Retention,
 }
 
@@ -75,6 +78,7 @@ impl<'a> TopicView<'a> {
             start: info.start.0,
             end: info.end.0,
             groups: info.groups,
+            matching: info.matching,
             retention: info.settings.retention,
         }
     }

@@ -1,9 +1,11 @@
 //! What there is to know of a topic, for people and as JSON.
 
-use batonmq::protocol::response::{Activity, ConsumerDescription, GroupDescription, TopicDescription};
+use batonmq::protocol::response::{
+    Activity, ConsumerDescription, GroupDescription, GroupInfo, TopicDescription,
+};
 use serde::Serialize;
 
-use super::group::GroupView;
+use super::group::{GroupView, policy_text};
 use super::output::{Output, Table, bytes_text, counted, grouped, milliseconds_text};
 
 /// A topic in JSON.
@@ -87,6 +89,12 @@ impl<'a> DescribedConsumer<'a> {
 /// Writes a description for people.
 pub fn write(output: &mut Output, description: &TopicDescription) -> anyhow::Result<()> {
     let TopicDescription { topic, bytes, lanes, delayed, oldest_age_ms, .. } = description;
+    if let Some(count) = topic.matching {
+        let count = counted(count, "topic");
+        output
+            .line(format_args!("{}: a pattern, stands for {count} and for those made later", topic.name))?;
+        return write_groups(output, description);
+    }
     let of_lanes: u64 = lanes.iter().map(|(_, messages)| messages).sum();
     output.line(format_args!(
         "{}: {} ({}), offsets {} to {}",
@@ -114,8 +122,13 @@ pub fn write(output: &mut Output, description: &TopicDescription) -> anyhow::Res
     if description.groups.is_empty() {
         return output.line("no group; messages are kept until one has had them");
     }
+    write_groups(output, description)
+}
+
+fn write_groups(output: &mut Output, description: &TopicDescription) -> anyhow::Result<()> {
     let mut groups = Table::new(&[
         "group",
+        "policy",
         "waiting",
         "lag",
         "in flight",
@@ -125,16 +138,17 @@ pub fn write(output: &mut Output, description: &TopicDescription) -> anyhow::Res
         "consumers",
         "floor",
     ]);
-    for description in &description.groups {
-        let group = &description.group;
+    for of_group in &description.groups {
+        let group = &of_group.group;
         groups.row([
-            group.name.clone(),
+            name_in(&description.topic.name, group),
+            policy_text(group.settings.policy).to_owned(),
             grouped(group.waiting),
-            description.lag_ms.map_or_else(|| "-".to_owned(), milliseconds_text),
+            of_group.lag_ms.map_or_else(|| "-".to_owned(), milliseconds_text),
             grouped(group.in_flight),
             grouped(group.retries),
-            format!("{:.1}", per_second(description.delivered_per_kilosecond)),
-            format!("{:.1}", per_second(description.acked_per_kilosecond)),
+            format!("{:.1}", per_second(of_group.delivered_per_kilosecond)),
+            format!("{:.1}", per_second(of_group.acked_per_kilosecond)),
             grouped(u64::from(group.consumers)),
             grouped(group.floor.0),
         ]);
@@ -163,6 +177,11 @@ pub fn write(output: &mut Output, description: &TopicDescription) -> anyhow::Res
         ]);
     }
     if any { table.print(output) } else { Ok(()) }
+}
+
+/// The name of a group where a topic is described: that of a pattern says which.
+fn name_in(topic: &str, group: &GroupInfo) -> String {
+    if group.topic == topic { group.name.clone() } else { format!("{} of {}", group.name, group.topic) }
 }
 
 fn per_second(per_kilosecond: u64) -> f64 {

@@ -6,7 +6,7 @@ use batonmq::config::value;
 use batonmq::model::id::Offset;
 use batonmq::model::limits::PRIORITY_MAX;
 use batonmq::model::name::Name;
-use batonmq::model::settings::Start;
+use batonmq::model::settings::{Lifetime, Start};
 use batonmq::model::time::Timestamp;
 use bytes::Bytes;
 
@@ -40,6 +40,25 @@ pub fn server(text: &str) -> Result<String, value::ValueError> {
 /// A name of a topic, group or producer.
 pub fn name(text: &str) -> Result<Name, batonmq::model::name::NameError> {
     Name::new(text)
+}
+
+/// A name of a topic, or a pattern of such names.
+pub fn topic(text: &str) -> Result<Name, batonmq::model::name::NameError> {
+    Name::try_from(text.to_owned())
+}
+
+/// When a group goes by itself.
+pub fn lifetime(text: &str) -> Result<Lifetime, value::ValueError> {
+    let wrong = || value::ValueError::new(text, "durable, ephemeral or idle=DURATION as in idle=30m");
+    match text.split_once('=') {
+        None if text == "durable" => Ok(Lifetime::Durable),
+        None if text == "ephemeral" => Ok(Lifetime::Ephemeral),
+        Some(("idle", time)) => {
+            let time = value::duration(time)?;
+            Ok(Lifetime::Idle(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)))
+        }
+        _ => Err(wrong()),
+    }
 }
 
 /// Where a group begins.
@@ -106,6 +125,16 @@ mod tests {
         assert_eq!(start("earliest"), Ok(Start::Earliest));
         assert_eq!(start("17"), Ok(Start::Offset(Offset(17))));
         assert!(start("yesterday").unwrap_err().to_string().contains("earliest, latest, an offset"));
+    }
+
+    #[test]
+    fn a_lifetime_is_a_word_or_a_time() {
+        assert_eq!(lifetime("durable"), Ok(Lifetime::Durable));
+        assert_eq!(lifetime("ephemeral"), Ok(Lifetime::Ephemeral));
+        assert_eq!(lifetime("idle=30m"), Ok(Lifetime::Idle(30 * 60_000)));
+        for text in ["idle", "idle=", "idle=soon", "30m", "durable=1s"] {
+            assert!(lifetime(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -33,7 +33,7 @@ use crate::model::pattern::is_pattern;
 use crate::model::settings::GroupSettings;
 use crate::protocol::error::ErrorCode;
 use crate::protocol::request::{Pull, Request, Settlement, Unsubscribe, Window};
-use crate::protocol::response::Reply;
+use crate::protocol::response::{Activity, Reply};
 
 /// What a consumer has joined.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -338,6 +338,12 @@ impl PullConsumer {
         }
     }
 
+    /// Name of the topic that a delivery is from; see [`Consumer::topic_of`].
+    #[must_use]
+    pub fn topic_of(&self, delivery: impl Into<DeliveryId>) -> Arc<str> {
+        self.consumer.topic_of(delivery)
+    }
+
     /// A handle that settles the deliveries of this consumer from other tasks.
     #[must_use]
     pub fn settler(&self) -> Settler {
@@ -369,6 +375,37 @@ impl Settler {
         match self.core.lock().phase {
             Phase::Active { since } => Some(since.elapsed()),
             Phase::Opening | Phase::Ended(_) => None,
+        }
+    }
+
+    /// Whether the consumer gets messages, where its group is exclusive: [`Activity::Active`], or
+    /// [`Activity::Waiting`] for the active one to go. `None` until the node has said so, while there is no
+    /// connection, and in a group that never was exclusive.
+    ///
+    /// It says what was so when the node sent it. After a takeover two consumers may think that they are active for a
+    /// moment, and an active one whose connection is dead does not know that yet.
+    #[must_use]
+    pub fn activity(&self) -> Option<Activity> {
+        *self.core.activity.borrow()
+    }
+
+    /// Waits until [`activity`](Self::activity) is another than `known`, and answers it.
+    ///
+    /// # Errors
+    /// Where the consumer has ended.
+    pub async fn activity_after(&self, known: Option<Activity>) -> Result<Option<Activity>, ClientError> {
+        let mut told = self.core.activity.subscribe();
+        loop {
+            let activity = *told.borrow_and_update();
+            if let Phase::Ended(error) = &self.core.lock().phase {
+                return Err(error.clone());
+            }
+            if activity != known {
+                return Ok(activity);
+            }
+            if told.changed().await.is_err() {
+                return Err(ClientError::Closed);
+            }
         }
     }
 

@@ -11,7 +11,7 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::consumer::Subscription;
@@ -43,6 +43,8 @@ pub(super) struct ConsumerCore {
     pub(super) current: AtomicU32,
     pub(super) state: Mutex<State>,
     pub(super) settled: Notify,
+    /// Whether it gets messages, in an exclusive group. Told again when the consumer ends.
+    pub(super) activity: watch::Sender<Option<Activity>>,
 }
 
 #[derive(Debug)]
@@ -52,8 +54,6 @@ pub(super) struct State {
     pub(super) subscription: Option<Subscription>,
     /// Names of the topics whose messages come, but for the one that was subscribed.
     pub(super) topics: HashMap<TopicId, Arc<str>>,
-    /// Whether it gets messages, in an exclusive group.
-    pub(super) activity: Option<Activity>,
     /// The wait after the last refusal to let it join, before chance.
     put_off: Option<Duration>,
     pub(super) arrived: VecDeque<Delivery>,
@@ -106,7 +106,6 @@ impl ConsumerCore {
             session: 0,
             subscription: None,
             topics: HashMap::new(),
-            activity: None,
             put_off: None,
             arrived: VecDeque::new(),
             waker: None,
@@ -129,6 +128,7 @@ impl ConsumerCore {
             current: AtomicU32::new(0),
             state: Mutex::new(state),
             settled: Notify::new(),
+            activity: watch::Sender::new(None),
         }
     }
 
@@ -265,9 +265,9 @@ impl ConsumerCore {
 
     /// The consumer of an exclusive group gets messages, or waits.
     pub(super) fn role_changed(&self, session: Session, activity: Activity) {
-        let mut state = self.lock();
+        let state = self.lock();
         if state.session == session {
-            state.activity = Some(activity);
+            self.activity.send_replace(Some(activity));
         }
     }
 
@@ -325,6 +325,7 @@ impl ConsumerCore {
         }
         let waker = state.waker.take();
         drop(state);
+        self.activity.send_replace(None);
         waker.into_iter().for_each(Waker::wake);
         self.settled.notify_waiters();
     }
@@ -332,6 +333,7 @@ impl ConsumerCore {
     /// Forgets deliveries and settlements of the connection.
     fn void(&self, state: &mut State) {
         self.current.store(0, Ordering::Release);
+        self.activity.send_replace(None);
         state.arrived.clear();
         state.with_writer = false;
         state.lost += state.settlements.clear() + state.calls_unanswered;
@@ -388,7 +390,10 @@ impl ConsumerCore {
         let mut state = self.lock();
         state.phase = Phase::Ended(ClientError::Closed);
         state.arrived.clear();
-        Some(state.session)
+        let session = state.session;
+        drop(state);
+        self.activity.send_replace(None);
+        Some(session)
     }
 
     /// Nobody has the consumer any more.

@@ -64,6 +64,8 @@ pub use producer::{Producer, Ticket};
 pub use shared::Master;
 pub use topic::Topic;
 
+pub use crate::protocol::response::Activity;
+
 use crate::model::id::Epoch;
 use crate::model::name::Name;
 use crate::model::time::Timestamp;

@@ -75,6 +75,9 @@ pub struct OffsetRange {
 }
 
 impl OffsetRange {
+    /// All offsets that a message can have.
+    pub const ALL: Self = Self::new(0, u64::MAX);
+
     /// The range from `start` up to, not including, `end`.
     #[must_use]
     pub const fn new(start: u64, end: u64) -> Self {

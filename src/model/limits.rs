@@ -180,6 +180,10 @@ limits! {
     prefetch_max: "messages", 100_000, 1, 1_000_000, "a larger prefetch is lowered to it";
     /// Messages of one group that wait for another attempt. What is in flight may still come on top.
     retries_max: "messages", 100_000, 1, 10_000_000, "the group hands out nothing new until the retries have drained";
+    /// Messages of one group that hands out by key which wait behind another one of their key, or for its consumer.
+    parked_max: "messages", 100_000, 1, 10_000_000, "the group goes no further until some of them can be handed out";
+    /// Topics that a pattern stands for, where it has groups.
+    pattern_topics_max: "topics", 10_000, 1, 1_000_000, "making a group of the pattern, or a further topic that it stands for, is refused with `limit`";
     /// Ranges of settled offsets above a group's floor.
     settled_ranges_max: "ranges", 100_000, 16, 10_000_000, "the group hands out nothing new until the oldest message is settled";
     /// Settled messages of a topic that stay on the disk because one before them is not settled, about.

@@ -236,6 +236,8 @@ pub struct TopicInfo {
     pub messages: u64,
     /// Number of its groups.
     pub groups: u32,
+    /// Of a pattern, the number of topics that it stands for.
+    pub matching: Option<u64>,
 }
 
 /// What there is to know of a topic, its groups and their consumers.
@@ -399,6 +401,8 @@ pub struct GroupInfo {
     pub in_flight: u64,
     /// Messages that wait for another attempt.
     pub retries: u64,
+    /// Messages that are parked behind their key or for its consumer, in a group that hands out by key.
+    pub parked: u64,
     /// Its consumers.
     pub consumers: u32,
 }

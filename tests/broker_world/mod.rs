@@ -6,6 +6,8 @@
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+pub mod order;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use batonmq::broker::{AutoCreate, Broker, Browsed, Command, Content, Ending, Output, Read};
@@ -16,13 +18,14 @@ use batonmq::model::message::{Message, MessageBlock};
 use batonmq::model::position::Position;
 use batonmq::model::record::{Published, Record, Source};
 use batonmq::model::retry::{Retry, ReturnReason};
-use batonmq::model::settings::GroupSettings;
+use batonmq::model::settings::{GroupSettings, Lifetime, Policy};
 use batonmq::model::snapshot::{GroupState, Snapshot, TopicState};
 use batonmq::model::time::Timestamp;
 use batonmq::model::topic_kind::TopicKind;
 use batonmq::protocol::error::{ErrorCode, Refusal};
 use batonmq::protocol::request::*;
 use batonmq::protocol::response::{Confirm, Reply};
+use order::Order;
 
 /// A message as the store has it.
 #[derive(Clone)]
@@ -87,6 +90,11 @@ pub struct World {
     /// Deliveries of the last cycle: who, group, offset, whether it was new to the group.
     pub delivered: Vec<(SessionId, Handle, GroupId, u64, bool)>,
     pub checks_bytes: bool,
+    pub order: Order,
+    /// Topics that consumers were told the names of.
+    pub named: BTreeSet<(SessionId, Handle, TopicId)>,
+    /// Groups that somebody has deleted, or whose topic, in this cycle.
+    deleting: bool,
 }
 
 impl World {
@@ -113,6 +121,9 @@ impl World {
             refused: Vec::new(),
             delivered: Vec::new(),
             checks_bytes: true,
+            order: Order::default(),
+            named: BTreeSet::new(),
+            deleting: false,
         }
     }
 
@@ -139,6 +150,7 @@ impl World {
         self.confirms.retain(|owner, _| owner.0 != session);
         if let Some(client) = self.clients.remove(&session) {
             for (handle, group) in client.consumers {
+                self.left((session, handle));
                 self.give_back(session, handle, group, ending);
             }
         }
@@ -298,6 +310,21 @@ impl World {
         window: Window,
         settings: Option<GroupSettings>,
     ) -> Option<GroupId> {
+        self.subscribe_as(session, handle, topic, group, window, settings, 0)
+    }
+
+    /// Subscribes with a priority.
+    #[allow(clippy::too_many_arguments, reason = "so many has the request")]
+    pub fn subscribe_as(
+        &mut self,
+        session: u64,
+        handle: Handle,
+        topic: &str,
+        group: &str,
+        window: Window,
+        settings: Option<GroupSettings>,
+        priority: u8,
+    ) -> Option<GroupId> {
         let request = self.request();
         let subscribe = Subscribe {
             request,
@@ -305,7 +332,7 @@ impl World {
             topic: topic.into(),
             group: group.into(),
             start: batonmq::model::settings::Start::Earliest,
-            priority: 0,
+            priority,
             settings,
             window,
         };
@@ -318,6 +345,7 @@ impl World {
                 client.topics.insert(handle, topic);
                 client.windows.insert(handle, window);
                 self.groups.entry(group).or_default();
+                self.joined((SessionId(session), handle), group, priority);
                 Some(group)
             }
             _ => None,
@@ -331,6 +359,7 @@ impl World {
         let Some(client) = self.clients.get_mut(&session) else { return };
         client.windows.remove(&handle);
         if let Some(group) = client.consumers.remove(&handle) {
+            self.left((session, handle));
             self.give_back(session, handle, group, Ending::Closed);
         }
     }
@@ -461,6 +490,20 @@ impl World {
         self.groups.keys().copied().filter(|part| self.whole(*part) == group).collect()
     }
 
+    /// The groups there are, with what this cycle has changed so far.
+    pub fn groups_now(&self) -> BTreeSet<GroupId> {
+        let whole = self.fold.groups.iter().filter(|(_, state)| state.part_of.is_none());
+        let mut groups: BTreeSet<GroupId> = whole.map(|(id, _)| *id).collect();
+        for record in &self.out.records {
+            match record {
+                Record::GroupCreated { group, part_of: None, .. } => groups.insert(*group),
+                Record::GroupDeleted { group } => groups.remove(group),
+                _ => false,
+            };
+        }
+        groups
+    }
+
     /// The settings of a group, with what this cycle has changed so far.
     pub fn settings(&self, group: GroupId) -> GroupSettings {
         let mut settings = self.fold.groups.get(&group).map(|group| group.settings.clone());
@@ -480,8 +523,15 @@ impl World {
 
     pub fn admin(&mut self, session: u64, command: AdminCommand) -> RequestId {
         let request = self.request();
+        let changes = matches!(command, AdminCommand::ChangeGroup { .. });
+        self.deleting |=
+            matches!(command, AdminCommand::DeleteGroup { .. } | AdminCommand::DeleteTopic { .. });
         self.handle(SessionId(session), Command::Admin(Admin { request, command }));
         self.collect_replies();
+        if changes {
+            let groups: Vec<GroupId> = self.groups_now().into_iter().collect();
+            groups.into_iter().for_each(|group| self.elect(group));
+        }
         request
     }
 
@@ -508,10 +558,25 @@ impl World {
                     self.refused.push((effect.session, refused.producer, code, expected));
                 }
                 Content::ConsumerClosed(closed) => {
+                    self.order.members.remove(&(effect.session, closed.consumer));
+                    self.forget_named((effect.session, closed.consumer));
                     if let Some(client) = self.clients.get_mut(&effect.session) {
                         client.consumers.remove(&closed.consumer);
                         client.windows.remove(&closed.consumer);
                     }
+                }
+                Content::ConsumerRole(role) => {
+                    if let Some(member) = self.order.members.get_mut(&(effect.session, role.consumer)) {
+                        assert_ne!(member.role, Some(role.activity), "told twice");
+                        member.role = Some(role.activity);
+                    }
+                }
+                Content::ConsumerTopic(named) => {
+                    let told = self.named.insert((effect.session, named.consumer, named.topic));
+                    assert!(told, "a topic is named once to a consumer");
+                }
+                Content::ConsumerRecalled(recalled) => {
+                    self.named.remove(&(effect.session, recalled.consumer, recalled.topic));
                 }
                 Content::Confirm(confirm) => self.check_confirm(effect.session, confirm),
                 Content::Browsed(Browsed { request, runs, messages }) => {
@@ -543,6 +608,7 @@ impl World {
         let mut dead_now = BTreeSet::new();
         for record in std::mem::take(&mut self.out.records) {
             self.check_record(&record, &mut dead_now);
+            self.check_lifetime(&record);
             self.fold.apply(&record).expect("every record fits");
             if let Record::GroupDeleted { group } = record {
                 self.groups.remove(&group);
@@ -557,10 +623,26 @@ impl World {
         for effect in std::mem::take(&mut self.out.effects) {
             self.check_effect(effect.session, effect.content);
         }
+        self.deleting = false;
+        self.check_roles();
         let unanswered: Vec<_> = self.confirms.keys().collect();
         assert!(unanswered.is_empty(), "published, but neither confirmed nor refused: {unanswered:?}");
         self.reads.append(&mut self.out.reads);
         self.check_bounds();
+    }
+
+    /// A group goes because somebody wants it, or because of its lifetime while it has no consumer.
+    fn check_lifetime(&self, record: &Record) {
+        let Record::GroupDeleted { group } = record else { return };
+        let state = &self.fold.groups[group];
+        if self.deleting || state.part_of.is_some() {
+            return;
+        }
+        assert_ne!(state.settings.lifetime, Lifetime::Durable, "a durable group stays");
+        assert!(
+            self.order.members.values().all(|member| member.group != *group),
+            "a group with consumers stays"
+        );
     }
 
     fn check_record(&mut self, record: &Record, dead_now: &mut BTreeSet<(GroupId, u64)>) {
@@ -725,6 +807,9 @@ impl World {
         match (reason, wait) {
             (None, _) => assert_eq!(waited, 0, "what was not touched is handed out again at once"),
             (_, Some(wait)) => assert_eq!(waited, wait),
+            (Some(ReturnReason::ConsumerLost), None) if settings.policy == Policy::Exclusive => {
+                assert_eq!(waited, 0, "the next one takes over at once");
+            }
             (_, None) => {
                 let wait = settings.backoff.wait_ms(known.attempts);
                 let span = wait * u64::from(settings.backoff.jitter_percent) / 100;
@@ -796,6 +881,10 @@ impl World {
                     .origin
                     .map(|origin| Origin { sequence: Sequence(origin.sequence.0 + position), ..origin });
                 assert_eq!(origin, stored.origin);
+                self.check_order((session, delivery.consumer), whole, group, offset);
+                let own = self.fold.groups[&whole].topic == topic;
+                let named = self.named.contains(&(session, delivery.consumer, topic));
+                assert!(own || named, "the topic is not known to the consumer");
                 let fresh_from = self.fresh_from.get(&group).copied().unwrap_or(0);
                 let known = self.groups.get_mut(&group).unwrap().entry(offset).or_default();
                 assert_eq!(known.holder, None, "in flight twice: {group} {offset}");
@@ -903,6 +992,8 @@ impl World {
         self.clients.clear();
         self.owners.clear();
         self.confirms.clear();
+        self.named.clear();
+        self.order = Order::default();
         for (id, messages) in &mut self.groups {
             let state = &self.fold.groups[id];
             let end = self.fold.topics[&state.topic].end;

@@ -237,18 +237,19 @@ fn infos() -> impl Strategy<Value = Reply> {
             }))
         },
     );
-    let topic = (any::<u32>(), text(), offset(), offset(), any::<u64>(), any::<u32>()).prop_map(
-        |(topic, name, start, end, messages, groups)| TopicInfo {
-            topic: TopicId(topic),
-            name,
-            settings: TopicSettings::default(),
-            start,
-            end,
-            messages,
-            groups,
-        },
-    );
-    let group = (any::<u32>(), text(), text(), settings(), offset(), vec(any::<u64>(), 3), any::<u32>())
+    let topic =
+        (any::<u32>(), text(), offset(), offset(), any::<u64>(), any::<u32>(), option::of(any::<u64>()))
+            .prop_map(|(topic, name, start, end, messages, groups, matching)| TopicInfo {
+                topic: TopicId(topic),
+                name,
+                settings: TopicSettings::default(),
+                start,
+                end,
+                messages,
+                groups,
+                matching,
+            });
+    let group = (any::<u32>(), text(), text(), settings(), offset(), vec(any::<u64>(), 4), any::<u32>())
         .prop_map(|(group, name, topic, settings, floor, numbers, consumers)| GroupInfo {
             group: GroupId(group),
             name,
@@ -258,6 +259,7 @@ fn infos() -> impl Strategy<Value = Reply> {
             waiting: numbers[0],
             in_flight: numbers[1],
             retries: numbers[2],
+            parked: numbers[3],
             consumers,
         });
     let topics = (vec(topic, 0..3), any::<bool>()).prop_map(|(topics, more)| Reply::Topics { topics, more });
@@ -408,6 +410,7 @@ fn lists_as_long_as_the_limits_allow_are_read() {
         end: Offset(u64::MAX),
         messages: u64::MAX,
         groups: u32::MAX,
+        matching: Some(u64::MAX),
     };
     let run = Run {
         offset: Offset(u64::MAX),

@@ -86,6 +86,7 @@ fn topic_info() -> TopicInfo {
         end: Offset(300),
         messages: 200,
         groups: 1,
+        matching: Some(3),
     }
 }
 
@@ -99,6 +100,7 @@ fn group_info() -> GroupInfo {
         waiting: 299,
         in_flight: 2,
         retries: 0,
+        parked: 4,
         consumers: 1,
     }
 }
