@@ -124,6 +124,15 @@ pub fn free(folder: &Path) -> io::Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
+/// Bytes of the file system that holds a folder, free or not.
+///
+/// # Errors
+/// Where the file system cannot be asked.
+pub fn size(folder: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(folder)?;
+    Ok(stat.f_blocks.saturating_mul(stat.f_frsize))
+}
+
 /// A copy of a file that is made step by step, so that something can be done in between.
 #[derive(Debug)]
 pub struct Copying {

@@ -1155,7 +1155,14 @@ fn a_million_messages_and_a_slow_consumer_stay_within_the_limits() {
         // The consumer is slow, and fails at every second message.
         let settle = |settlement, at| {
             let ranges = vec![OffsetRange::new(at, at + 1)];
-            Command::Settle(Settle { request: 0, consumer: 0, topic: TopicId(0), settlement, ranges })
+            Command::Settle(Settle {
+                request: 0,
+                consumer: 0,
+                topic: TopicId(0),
+                generation: 0,
+                settlement,
+                ranges,
+            })
         };
         broker.handle(
             now,

@@ -12,9 +12,8 @@ use super::{Content, Ending, Output, dead_letter, refusals};
 use crate::model::id::{GroupId, SessionId, TopicId};
 use crate::model::limits::LISTED_MAX;
 use crate::model::name::Name;
-use crate::model::pattern::is_pattern;
 use crate::model::record::Record;
-use crate::model::settings::{GroupSettings, Start, TopicSettings};
+use crate::model::settings::{GroupSettings, Start};
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::request::{Admin, AdminCommand};
 use crate::protocol::response::{GroupInfo, Reply, TopicInfo};
@@ -46,6 +45,18 @@ impl Broker {
             AdminCommand::ChangeGroup { topic, name, settings } => {
                 self.change_group(&topic, &name, settings, out)
             }
+            AdminCommand::ChangeTopic { name, settings } => self.change_topic(&name, settings, out),
+            AdminCommand::PurgeTopic { name } => self.purge_topic(&name, out),
+            AdminCommand::PurgeGroup { topic, name } => {
+                self.group_named(&topic, &name).and_then(|group| self.purge_group(group, out))
+            }
+            AdminCommand::Seek { topic, name, to } => match self.group_named(&topic, &name) {
+                Ok(group) => {
+                    self.seek((session, id), group, to, out);
+                    return;
+                }
+                Err(refusal) => Err(refusal),
+            },
             AdminCommand::Browse { topic, from, messages_max } => match self.topic_named(&topic) {
                 Ok(topic) if self.patterns.contains_key(&topic) => Err(Refusal::new(
                     ErrorCode::Invalid,
@@ -88,7 +99,7 @@ impl Broker {
         out.effect(session, Content::Reply(id, answer));
     }
 
-    fn topic_named(&self, name: &str) -> Result<TopicId, Refusal> {
+    pub(super) fn topic_named(&self, name: &str) -> Result<TopicId, Refusal> {
         if let Some(id) = self.topic_names.get(name) {
             return Ok(*id);
         }
@@ -168,17 +179,13 @@ impl Broker {
     pub(super) fn group_info(&self, group: &Group) -> Option<GroupInfo> {
         let topic = self.topics.get(&group.topic)?;
         let main = group.main()?;
-        let waiting = group.parts.iter().filter_map(|(topic, part)| {
-            let end = self.topics.get(topic)?.state.end;
-            Some(end.0 - part.state.floor.0 - part.state.settled.offset_count())
-        });
         Some(GroupInfo {
             group: group.id,
             name: main.state.name.to_string(),
             topic: topic.state.name.to_string(),
             settings: group.settings.clone(),
             floor: main.state.floor,
-            waiting: waiting.sum(),
+            waiting: self.waiting_of(group),
             in_flight: group.members.in_flight,
             retries: group.parts.values().map(|part| part.redelivery.count()).sum(),
             parked: group.parts.values().map(Part::parked_count).sum(),
@@ -186,25 +193,13 @@ impl Broker {
         })
     }
 
-    fn create_topic_asked(
-        &mut self,
-        name: &str,
-        settings: TopicSettings,
-        out: &mut Output,
-    ) -> Result<Reply, Refusal> {
-        if is_pattern(name) {
-            let text = format!("{name} is a pattern: it is made with its first group");
-            return Err(Refusal::new(ErrorCode::Invalid, text));
-        }
-        let name = Name::new(name).map_err(|error| refusals::invalid(&error))?;
-        match self.topic_names.get(&name).and_then(|id| self.topics.get(id)) {
-            Some(topic) if topic.state.settings == settings => Ok(Reply::Done),
-            Some(_) => {
-                let text = format!("topic {name} exists with other settings");
-                Err(Refusal::new(ErrorCode::AlreadyExists, text))
-            }
-            None => self.create_topic(name, settings, out).map(|_| Reply::Done),
-        }
+    /// Messages that a group has not settled, over all its parts.
+    pub(super) fn waiting_of(&self, group: &Group) -> u64 {
+        let waiting = group.parts.iter().filter_map(|(topic, part)| {
+            let end = self.topics.get(topic)?.state.end;
+            Some(end.0 - part.state.floor.0 - part.state.settled.offset_count())
+        });
+        waiting.sum()
     }
 
     fn create_group_asked(

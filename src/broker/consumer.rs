@@ -1,6 +1,6 @@
 //! A consumer: its credit, what is in flight to it, the pulls it waits for, and what this cycle hands out to it.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 
@@ -13,7 +13,7 @@ use crate::model::id::{Offset, OffsetRange, Sequence, SessionId, TopicId};
 use crate::model::retry::Retry;
 use crate::model::time::Timestamp;
 use crate::protocol::request::{Handle, RequestId, Window};
-use crate::protocol::response::{Activity, FailureRun, Reply, Run};
+use crate::protocol::response::{Activity, ConsumerRecalled, FailureRun, Reply, Run};
 
 /// Bytes of messages after which a delivery is sent and the next one begun; a larger message goes alone.
 pub(super) const DELIVERY_BYTES: u64 = 1 << 20;
@@ -102,6 +102,8 @@ pub(super) struct Consumer {
     pub pulls: VecDeque<Pull>,
     /// Topics that it was told the names of.
     pub known_topics: BTreeSet<TopicId>,
+    /// How often what it had of a topic was recalled, where it was.
+    recalls: BTreeMap<TopicId, u32>,
     outbox: Outbox,
 }
 
@@ -122,6 +124,7 @@ impl Consumer {
             flights: Flights::default(),
             pulls: VecDeque::new(),
             known_topics: BTreeSet::new(),
+            recalls: BTreeMap::new(),
             outbox: Outbox::default(),
         }
     }
@@ -197,6 +200,19 @@ impl Consumer {
         if self.outbox.bytes >= DELIVERY_BYTES || runs >= DELIVERY_RUNS {
             self.send(effects);
         }
+    }
+
+    /// How often what it had of a topic was recalled.
+    pub fn generation(&self, topic: TopicId) -> u32 {
+        self.recalls.get(&topic).copied().unwrap_or(0)
+    }
+
+    /// What it had of a topic is not its any more. Answers how it is told.
+    pub fn recalled(&mut self, topic: TopicId) -> Effect {
+        let generation = self.recalls.entry(topic).or_insert(0);
+        *generation = generation.wrapping_add(1);
+        let recalled = ConsumerRecalled { consumer: self.handle, topic, generation: *generation };
+        Effect { session: self.session, content: Content::ConsumerRecalled(recalled) }
     }
 
     /// Whether nothing is in its hands that has not been sent.

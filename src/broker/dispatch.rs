@@ -4,6 +4,8 @@
 //! whose body is not in memory is read first; what stands behind it in the line of retries does not wait for that,
 //! and neither does what is new.
 
+use std::collections::BTreeMap;
+
 use super::cache::{CachedChunk, TopicCache};
 use super::consumer::{DELIVERY_BYTES, HandOut, Redelivered};
 use super::group::Group;
@@ -12,6 +14,7 @@ use super::members::Members;
 use super::part::Part;
 use super::reading::{READ_BYTES, READ_ONE_BYTES, RETRY_READS_MAX, Reads, Want};
 use super::sieve::{Sieve, Verdict};
+use super::topic::Topic;
 use super::turns::{Slot, Turn};
 use super::{Content, Effect, Output, Read, dead_letter};
 use crate::model::id::{GroupId, Offset, OffsetRange, TopicId};
@@ -108,7 +111,9 @@ impl Broker {
             if part.wants.not_before.is_some_and(|at| at <= self.now) {
                 part.wants.not_before = None;
             }
-            if self.topics.get(topic).is_some_and(|topic| part.has_more(topic.state.end)) {
+            if !is_paused(&self.topics, group.topic, *topic)
+                && self.topics.get(topic).is_some_and(|topic| part.has_more(topic.state.end))
+            {
                 group.lineup.enter(&mut part.place, part.priority, *topic);
             }
             group.note(*topic);
@@ -155,6 +160,10 @@ impl Broker {
         {
             let Some(part) = parts.get_mut(&topic_id) else { break };
             let Some(topic) = self.topics.get(&topic_id) else { break };
+            if is_paused(&self.topics, group.topic, topic_id) {
+                lineup.leave(&mut part.place);
+                continue;
+            }
             let log = Log {
                 topic: topic_id,
                 name: topic.state.name.as_str(),
@@ -214,7 +223,8 @@ impl Broker {
 
 impl Dispatch<'_> {
     pub fn may_hand_out(&self) -> bool {
-        self.passes_left > 0
+        !self.settings.paused
+            && self.passes_left > 0
             && !self.members.turns.is_empty()
             && self.members.in_flight < self.limits.in_flight_max
     }
@@ -508,6 +518,14 @@ impl Dispatch<'_> {
             }
         }
     }
+}
+
+/// Whether nothing is handed out of a topic to a group of the topic `own`.
+fn is_paused(topics: &BTreeMap<TopicId, Topic>, own: TopicId, id: TopicId) -> bool {
+    let settings = |id| topics.get(&id).map(|topic| &topic.state.settings);
+    let whole = topics.get(&id).and_then(|topic| topic.state.kind.part_of()).unwrap_or(id);
+    settings(whole).is_some_and(|settings| settings.paused)
+        || settings(own).is_some_and(|settings| settings.paused)
 }
 
 /// How many messages in a row the consumer whose turn it is gets before somebody else's turn comes.

@@ -47,6 +47,12 @@ impl Flights {
         ranges.map(|(&(_, start), flight)| OffsetRange { start, end: flight.end })
     }
 
+    /// The ranges of a topic that are in flight and begin below `end`, lowest first.
+    pub fn below(&self, topic: TopicId, end: Offset) -> impl Iterator<Item = OffsetRange> + '_ {
+        let ranges = self.ranges.range((topic, Offset(0))..(topic, end));
+        ranges.map(|(&(_, start), flight)| OffsetRange { start, end: flight.end })
+    }
+
     /// Adds a range that is handed out. None of it is in flight yet.
     pub fn add(&mut self, topic: TopicId, range: OffsetRange, bytes: u64, deadline: Timestamp) {
         self.count += range.len();

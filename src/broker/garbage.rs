@@ -58,6 +58,11 @@ impl Garbage {
         (self.settled, self.from) = (u64::MAX, Offset(0));
     }
 
+    /// Nothing is to be looked for: what is settled stays.
+    pub fn forget(&mut self) {
+        (self.settled, self.from) = (0, Offset(0));
+    }
+
     /// Whether enough was settled to look.
     pub fn may_be_much(&self, bytes_max: u64) -> bool {
         self.settled >= self.messages_in(bytes_max).max(self.settled_min)

@@ -7,13 +7,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::Effect;
 use super::lineup::Lineup;
 use super::members::Members;
 use super::part::Part;
 use super::rate::Rate;
 use super::turns::Slot;
 use crate::model::filter::Filter;
-use crate::model::id::{GroupId, OffsetRange, TopicId};
+use crate::model::id::{GroupId, Offset, OffsetRange, TopicId};
 use crate::model::settings::GroupSettings;
 use crate::model::time::Timestamp;
 
@@ -192,6 +193,33 @@ impl Group {
         let pieces = part.settle_unheld(range, flights);
         self.touch(topic);
         pieces
+    }
+
+    /// Is done with what it has of a range of a topic that is gone; what is in flight comes back first.
+    pub fn drop_below(&mut self, topic: TopicId, range: OffsetRange) {
+        let Some(part) = self.parts.get_mut(&topic) else { return };
+        let flights = self.members.iter().flat_map(|(_, consumer)| consumer.flights.below(topic, range.end));
+        part.drop_below(range, flights);
+    }
+
+    /// Takes out of flight all that consumers have of a topic: it is not theirs any more. Tells them so.
+    pub fn recall(&mut self, topic: TopicId, effects: &mut Vec<Effect>) {
+        let whole = OffsetRange { start: Offset(0), end: Offset(u64::MAX) };
+        let mut recalled = Vec::new();
+        for (slot, consumer) in self.members.iter_mut() {
+            let before = consumer.flights.count();
+            consumer.flights.take(topic, whole, |_, _| {});
+            let taken = before - consumer.flights.count();
+            if taken > 0 {
+                consumer.stuck = false;
+                effects.push(consumer.recalled(topic));
+                recalled.push((slot, taken));
+            }
+        }
+        for (slot, taken) in recalled {
+            self.members.in_flight -= taken;
+            self.members.refresh(slot);
+        }
     }
 
     /// Has the leases looked at by `deadline` at the latest.

@@ -13,7 +13,9 @@ use super::group::Group;
 use super::producer::Producers;
 use super::reading::{READ_BYTES, Reads};
 use super::schedule::Schedule;
+use super::seek::Seeks;
 use super::session::Session;
+use super::time_search::Searches;
 use super::topic::Topic;
 use super::turns::Slot;
 use super::{Command, Output, Read};
@@ -69,6 +71,8 @@ pub(super) struct Cycle {
     dirty_groups: Vec<GroupId>,
     /// Producers to be confirmed.
     pub unconfirmed: Vec<ProducerId>,
+    /// Topics whose messages, number of messages or producers in line may have to be seen to.
+    pub topics_to_look_at: Vec<TopicId>,
 }
 
 impl Cycle {
@@ -114,6 +118,11 @@ pub struct Broker {
     pub(super) cycle: Cycle,
     /// Bytes of messages that this cycle may still put out.
     pub(super) space: u64,
+    /// Searches for times that wait for their turn.
+    pub(super) searches: Searches,
+    pub(super) seeks: Seeks,
+    /// When topics are to be looked at by themselves.
+    pub(super) topic_timers: BTreeSet<(Timestamp, TopicId)>,
     /// When groups are to be looked at by themselves.
     timers: BTreeSet<(Timestamp, GroupId)>,
     /// When waiting pulls are to be answered in vain, by the number of the pull.
@@ -150,6 +159,9 @@ impl Broker {
             schedule: Schedule::new(limits.scheduled_known_max),
             cycle: Cycle::default(),
             space: u64::MAX,
+            searches: Searches::default(),
+            seeks: Seeks::default(),
+            topic_timers: BTreeSet::new(),
             timers: BTreeSet::new(),
             pull_timers: BTreeMap::new(),
             next_pull: 1,
@@ -172,6 +184,10 @@ impl Broker {
         let topics: Vec<TopicId> = broker.topics.keys().copied().collect();
         for topic in topics {
             broker.check_floor(topic);
+            broker.recount(topic);
+            if broker.topics.get(&topic).is_some_and(|topic| topic.state.settings.temporary) {
+                broker.look_at_topic(topic);
+            }
         }
         broker.work_left = true;
         broker
@@ -225,6 +241,7 @@ impl Broker {
         self.fire_timers(out);
         self.advance_schedule(out);
         self.move_dead(out);
+        self.keep_retention(out);
         self.mark_groups_of_fresh_topics();
         let groups = std::mem::take(&mut self.cycle.dirty_groups);
         for &group in &groups {
@@ -247,7 +264,9 @@ impl Broker {
             self.producers.confirm(producer, out);
         }
         self.cycle.unconfirmed = recycled(producers);
+        self.start_next_searches(out);
         self.serve_browses(out);
+        self.work_left |= !self.cycle.topics_to_look_at.is_empty();
         self.cache.evict();
     }
 
@@ -261,7 +280,8 @@ impl Broker {
         let pull = self.pull_timers.first_key_value().map(|((at, _), _)| *at);
         let producer = self.producers.next_expiry(self.producer_idle());
         let scheduled = self.schedule.next_timeout();
-        [group, pull, producer, scheduled].into_iter().flatten().min()
+        let topic = self.topic_timers.first().map(|(at, _)| *at);
+        [group, pull, producer, scheduled, topic].into_iter().flatten().min()
     }
 
     /// The durable state: the fold of all records put out. To be asked for between cycles.

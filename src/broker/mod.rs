@@ -19,6 +19,7 @@ mod explain;
 mod flights;
 mod garbage;
 mod group;
+mod holdings;
 mod in_order;
 mod keyed;
 mod keys;
@@ -26,6 +27,7 @@ mod lifetime;
 mod lineup;
 mod machine;
 mod members;
+mod overflow;
 mod part;
 mod pattern;
 mod placing;
@@ -35,14 +37,19 @@ mod rate;
 mod reading;
 mod redelivery;
 mod refusals;
+mod retention;
 mod schedule;
+mod seek;
 mod session;
 mod settle;
 mod sieve;
 mod subscription;
+mod time_search;
 mod topic;
+mod topic_admin;
 mod topic_parts;
 mod turns;
+mod waiting_line;
 
 pub use machine::{AutoCreate, Broker, Counts};
 
@@ -57,8 +64,8 @@ use crate::protocol::request::{
     Unsubscribe,
 };
 use crate::protocol::response::{
-    Confirm, ConsumerClosed, ConsumerRecalled, ConsumerRole, ConsumerTopic, FailureRun, PublishRefused,
-    Reply, Run,
+    Confirm, ConsumerClosed, ConsumerRecalled, ConsumerRole, ConsumerTopic, FailureRun, PublishReady,
+    PublishRefused, Reply, Run,
 };
 
 /// What a session wants. The session is named beside it.
@@ -126,6 +133,8 @@ pub enum Content {
     Confirm(Confirm),
     /// Messages were not taken.
     PublishRefused(PublishRefused),
+    /// There is room again for a producer whose messages were not taken.
+    PublishReady(PublishReady),
     /// Messages for a consumer.
     Deliver(Delivery),
     /// Messages for somebody who browses.

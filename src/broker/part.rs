@@ -255,6 +255,39 @@ impl Part {
         pieces
     }
 
+    /// Is done with what of `range` is not among the `flights`: those messages are gone, whatever they waited for.
+    pub fn drop_below(&mut self, range: OffsetRange, flights: impl Iterator<Item = OffsetRange>) {
+        let range = OffsetRange { start: range.start.max(self.state.floor), end: range.end };
+        self.cursor = self.cursor.max(range.end);
+        if range.start >= range.end {
+            return;
+        }
+        let dying: Vec<Offset> = self.redelivery.dying.range(range.start..range.end).copied().collect();
+        for piece in self.unheld(range, flights) {
+            self.settle(piece);
+        }
+        for offset in dying {
+            self.settle(OffsetRange::one(offset));
+        }
+        if self.state.retries.within(range).next().is_some() {
+            self.redelivery.forget(range);
+        }
+    }
+
+    /// Goes on at another place, where nothing is in flight: what is before it is settled, and what is from there on
+    /// and not `removed` from the topic, which ends at `end`, is not.
+    pub fn seek(&mut self, floor: Offset, removed: &RangeSet, end: Offset) {
+        let handed_out = self.cursor;
+        self.state.seek(floor, removed);
+        self.cursor = self.state.floor;
+        self.known_from = self.known_from.max(handed_out).min(end);
+        let settled_end = self.state.settled.iter().last().map_or(Offset(0), |range| range.end);
+        self.fresh_from = self.known_from.max(settled_end);
+        self.redelivery = Redelivery::default();
+        self.wants.ahead = Offset(0);
+        (self.wants.not_before, self.dying_not_before) = (None, None);
+    }
+
     /// What is known of the message at `at`, and up to where, at most `end`, the same is known of the others.
     pub fn retry_run(&self, at: Offset, end: Offset) -> (Option<&Retry>, Offset) {
         match self.state.retries.run_from(at) {

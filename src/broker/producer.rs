@@ -13,7 +13,7 @@ use super::refusals;
 use super::topic::{Topic, scattered_bytes, stored_bytes};
 use super::{Content, Effect, Output};
 use crate::model::chunk::Origin;
-use crate::model::id::{ProducerId, Sequence, SessionId};
+use crate::model::id::{ProducerId, Sequence, SessionId, TopicId};
 use crate::model::limits::PUBLISH_PARTS_MAX;
 use crate::model::message::MessageBlock;
 use crate::model::name::Name;
@@ -40,6 +40,15 @@ pub(super) struct Producer {
     idle_since: Timestamp,
     /// Whether its owner is to get a confirm when the cycle ends.
     unconfirmed: bool,
+    /// The topic in whose line it is, for room.
+    waits_for: Option<TopicId>,
+}
+
+impl Producer {
+    /// One that is not open.
+    fn new(state: ProducerState, idle_since: Timestamp) -> Self {
+        Self { state, owner: None, idle_since, unconfirmed: false, waits_for: None }
+    }
 }
 
 /// All producers that are remembered.
@@ -51,6 +60,8 @@ pub(super) struct Producers {
     idle: BTreeSet<(Timestamp, ProducerId)>,
     /// When the first command came.
     started_at: Option<Timestamp>,
+    /// Those that wait for room no more, with the topic in whose line each was.
+    left: Vec<(TopicId, ProducerId)>,
 }
 
 impl Producers {
@@ -61,7 +72,7 @@ impl Producers {
             producers.names.insert(state.name.clone(), id);
             producers.idle.insert((state.seen_at, id));
             let idle_since = state.seen_at;
-            producers.by_id.insert(id, Producer { state, owner: None, idle_since, unconfirmed: false });
+            producers.by_id.insert(id, Producer::new(state, idle_since));
         }
         producers
     }
@@ -69,6 +80,34 @@ impl Producers {
     /// Notes that the broker has begun to work.
     pub fn start(&mut self, now: Timestamp) {
         self.started_at.get_or_insert(now);
+    }
+
+    /// When the broker has begun to work.
+    pub fn started_at(&self, now: Timestamp) -> Timestamp {
+        self.started_at.unwrap_or(now)
+    }
+
+    /// The connection that has a producer open, and under which number.
+    pub fn owner(&self, id: ProducerId) -> Option<(SessionId, Handle)> {
+        self.by_id.get(&id)?.owner
+    }
+
+    /// Notes that a producer is in the line of a topic, and in no other.
+    pub fn wait(&mut self, id: ProducerId, topic: TopicId) {
+        let Some(producer) = self.by_id.get_mut(&id) else { return };
+        let before = producer.waits_for.replace(topic).filter(|before| *before != topic);
+        self.left.extend(before.map(|before| (before, id)));
+    }
+
+    /// Notes that a producer is to be in no line.
+    pub fn stop_waiting(&mut self, id: ProducerId) {
+        let before = self.by_id.get_mut(&id).and_then(|producer| producer.waits_for.take());
+        self.left.extend(before.map(|before| (before, id)));
+    }
+
+    /// Takes those that are to be in no line any more, with the topic in whose line each was.
+    pub fn take_left(&mut self) -> Vec<(TopicId, ProducerId)> {
+        std::mem::take(&mut self.left)
     }
 
     /// When the first one is to be forgotten.
@@ -115,6 +154,7 @@ impl Producers {
     /// Takes a producer from whoever has it open. What was not confirmed yet is confirmed before that.
     fn disown(&mut self, id: ProducerId, now: Timestamp, out: &mut Output) {
         self.confirm(id, out);
+        self.stop_waiting(id);
         if let Some(producer) = self.by_id.get_mut(&id)
             && producer.owner.take().is_some()
         {
@@ -206,7 +246,7 @@ impl Broker {
         let state = ProducerState { name: name.clone(), last: Sequence(0), seen_at: at };
         self.producers.names.insert(name, id);
         self.producers.idle.insert((at, id));
-        self.producers.by_id.insert(id, Producer { state, owner: None, idle_since: at, unconfirmed: false });
+        self.producers.by_id.insert(id, Producer::new(state, at));
         Ok(id)
     }
 
@@ -303,12 +343,14 @@ impl Broker {
                 return Err(self.missing_topic(topic));
             }
         }
+        self.check_room(id, &publish.parts, &block, known)?;
         let bytes = stored_bytes(&block) + scattered_bytes(&block);
         let Some(left) = self.space.checked_sub(bytes) else {
             self.totals.refused_for_space += 1;
             return Err(refusals::store_full(bytes));
         };
         self.space = left;
+        let producer = self.producers.by_id.get_mut(&id).ok_or_else(refusals::no_session)?;
         producer.state.last = end;
         producer.state.seen_at = self.now;
         wait_for_confirm(producer, &mut self.cycle.unconfirmed);

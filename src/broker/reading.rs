@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use super::browse::Browse;
 use super::explain::Question;
 use super::machine::Broker;
+use super::time_search::Search;
 use super::{Output, Read};
 use crate::model::chunk::Chunk;
 use crate::model::id::{GroupId, Offset, OffsetRange, TopicId};
@@ -21,6 +22,8 @@ pub(super) const READ_BYTES: usize = 256 << 10;
 pub(super) const READ_ONE_BYTES: usize = 1;
 /// Reads for retries and dead letters that a group has under way at a time.
 pub(super) const RETRY_READS_MAX: usize = 16;
+/// Searches for times that read at a time.
+const SEARCH_READS_MAX: usize = 4;
 /// Messages before a wanted one from which a read under way will probably reach it.
 const NEAR: u64 = 512;
 /// After a read in vain, milliseconds until the next one.
@@ -34,6 +37,7 @@ type Key = (TopicId, Offset, usize);
 struct Waiters {
     groups: Vec<(GroupId, Offset)>,
     browses: Vec<Browse>,
+    searches: Vec<Search>,
     /// Whether the schedule does.
     schedule: bool,
     questions: Vec<Question>,
@@ -59,6 +63,8 @@ pub(super) struct Reads {
     browse_reads: usize,
     /// Questions under way.
     question_count: usize,
+    /// Searches that read.
+    search_count: usize,
 }
 
 impl Reads {
@@ -70,6 +76,7 @@ impl Reads {
             browse_count: 0,
             browse_reads: 0,
             question_count: 0,
+            search_count: 0,
         }
     }
 
@@ -127,6 +134,25 @@ impl Reads {
         waiters.schedule = true;
     }
 
+    /// Whether one more search may read.
+    pub fn may_search(&self) -> bool {
+        self.search_count < SEARCH_READS_MAX
+    }
+
+    /// Has a message read for a search. Answers whether that is possible: few do so at a time.
+    pub fn search(&mut self, read: Read, search: Search, reads: &mut Vec<Read>) -> bool {
+        if !self.may_search() {
+            return false;
+        }
+        let waiters = self.under_way.entry((read.topic, read.from, read.bytes_max)).or_insert_with(|| {
+            reads.push(read);
+            Waiters::default()
+        });
+        waiters.searches.push(search);
+        self.search_count += 1;
+        true
+    }
+
     /// Has something read for a browse. Answers whether that is possible: few reads bring what browses want.
     pub fn browse(&mut self, read: Read, browse: Browse, reads: &mut Vec<Read>) -> bool {
         let key = (read.topic, read.from, read.bytes_max);
@@ -155,6 +181,10 @@ impl Broker {
         self.reads.browse_reads -= usize::from(!waiters.browses.is_empty());
         for browse in waiters.browses {
             self.browsed(read, browse, chunk.as_ref(), out);
+        }
+        self.reads.search_count -= waiters.searches.len();
+        for search in waiters.searches {
+            self.searched(read, search, chunk.as_ref(), out);
         }
         let in_vain = chunk.is_none();
         if waiters.schedule {

@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 
+use crate::model::snapshot::TopicState;
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::request::Handle;
 
@@ -18,10 +19,34 @@ pub(super) fn limit(name: &str, max: u64, of_what: &str) -> Refusal {
 /// There is no space for messages of so many bytes.
 pub(super) fn store_full(bytes: u64) -> Refusal {
     let text = format!(
-        "no space left for messages of {bytes} bytes: free some on the shared disk, or consume what waits; \
-         consuming goes on"
+        "no space left for messages of {bytes} bytes beside what is kept free: free some on the shared disk, or \
+         consume what waits; consuming goes on"
     );
     Refusal::new(ErrorCode::StoreFull, text)
+}
+
+/// A topic is full, and refuses what is published to it.
+pub(super) fn topic_full(topic: &TopicState) -> Refusal {
+    let text =
+        format!("topic {} is full: {}; consume what waits, or raise the limit", topic.name, limits_of(topic));
+    Refusal::new(ErrorCode::TopicFull, text)
+}
+
+/// A topic is full, and its producers wait.
+pub(super) fn topic_blocked(topic: &TopicState) -> Refusal {
+    let text = format!(
+        "topic {} is full: {}; the producer waits until there is room: consume what waits, or raise the limit",
+        topic.name,
+        limits_of(topic)
+    );
+    Refusal::new(ErrorCode::TopicBlocked, text)
+}
+
+fn limits_of(topic: &TopicState) -> String {
+    let settings = &topic.settings;
+    let messages = settings.max_messages.map(|max| format!("max_messages is {max}"));
+    let bytes = settings.max_bytes.map(|max| format!("max_bytes is {max}"));
+    messages.into_iter().chain(bytes).collect::<Vec<_>>().join(", ")
 }
 
 /// No such topic, and it may not be created by using it.

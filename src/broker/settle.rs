@@ -69,6 +69,10 @@ impl Broker {
         };
         let (now, topic) = (self.now, request.topic);
         let Some(group) = self.groups.get_mut(&id) else { return Ok(0) };
+        // What is settled here may be of a hand-over that was recalled, and be with the consumer once more.
+        if group.members.get(slot).is_none_or(|consumer| consumer.generation(topic) != request.generation) {
+            return Ok(0);
+        }
         let count = match back {
             None if request.settlement == Settlement::Ack => group.ack(slot, topic, &request.ranges, now),
             None => group.extend(slot, topic, &request.ranges, now),
@@ -145,8 +149,14 @@ impl Broker {
         let Some(topic) = self.topics.get(&topic_id) else { return };
         let mortal = dead_letter::target(&topic.state.name, &group.settings).is_some();
         let Some(part) = group.parts.get_mut(&topic_id) else { return };
+        let start = topic.state.start;
         for piece in pieces {
-            let mut at = piece.start;
+            // What is gone from the topic is not handed out again.
+            let gone = OffsetRange { start: piece.start, end: piece.end.min(start) };
+            if gone.start < gone.end {
+                part.settle(gone);
+            }
+            let mut at = piece.start.max(start);
             while at < piece.end {
                 let (known, end) = part.retry_run(at, piece.end);
                 let range = OffsetRange { start: at, end };

@@ -8,7 +8,7 @@ use super::machine::Broker;
 use super::part::Part;
 use super::topic_parts::floor_at;
 use super::{Content, Ending, Output, dead_letter, refusals};
-use crate::model::id::{GroupId, SessionId, TopicId};
+use crate::model::id::{GroupId, Offset, OffsetRange, SessionId, TopicId};
 use crate::model::name::Name;
 use crate::model::record::Record;
 use crate::model::settings::{
@@ -183,6 +183,9 @@ impl Broker {
                 let name = topics.get(topic).map(|topic| &topic.state.name);
                 let mortal = name.is_some_and(|name| dead_letter::target(name, &group.settings).is_some());
                 part.resume_retries(mortal, &group.settings);
+                // What was dropped while it was in flight will not come back.
+                let start = topics.get(topic).map_or(Offset(0), |topic| topic.state.start);
+                part.drop_below(OffsetRange { start: Offset(0), end: start }, std::iter::empty());
                 if !part.redelivery.dying.is_empty() {
                     dying.insert((group.id, *topic));
                 }
@@ -216,6 +219,10 @@ impl Broker {
         self.unnote(&group);
         if let Some(topic) = self.topics.get_mut(&group.topic) {
             topic.groups.remove(name.as_str());
+            topic.was_left = true;
+            if topic.state.settings.temporary {
+                self.look_at_topic(group.topic);
+            }
         }
         // What it is a group of comes last: the others are its parts.
         let own = group.topic;

@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::garbage::Garbage;
+use super::holdings::Holdings;
 use super::machine::{AutoCreate, Broker};
 use super::rate::Rate;
 use super::refusals;
+use super::waiting_line::WaitingLine;
 use super::{Content, Output};
 use crate::model::chunk::Stamp;
 use crate::model::id::{GroupId, Offset, OffsetRange, SessionId, TopicId};
@@ -15,6 +17,7 @@ use crate::model::pattern::is_pattern;
 use crate::model::record::{Published, Record, Source};
 use crate::model::settings::TopicSettings;
 use crate::model::snapshot::{GroupState, TopicState};
+use crate::model::time::Timestamp;
 use crate::model::topic_kind::TopicKind;
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::request::FindTopic;
@@ -61,12 +64,36 @@ pub(super) struct Topic {
     pub fresh: bool,
     /// Whether it is on the list of topics whose lowest floor may have changed in this cycle.
     pub floor_moved: bool,
+    /// Messages that are there.
+    pub messages: u64,
+    /// What of it is in the total of the topic that it is, or is a part of.
+    pub counted: Holdings,
+    /// What it holds with its parts. Of a part, nothing.
+    pub total: Holdings,
+    /// Whether it is on the list of topics to look at: what they hold has changed, or time has passed.
+    pub to_look_at: bool,
+    /// Producers that wait for room in it.
+    pub line: WaitingLine,
+    /// When it is looked at by itself.
+    pub timer: Option<Timestamp>,
+    /// Before this no message is looked for that is too old.
+    pub next_look: Option<Timestamp>,
+    /// When the message at this offset was published, where that came up.
+    pub oldest: Option<(Offset, Timestamp)>,
+    /// Whether messages that are too old are being looked for.
+    pub is_searched: bool,
+    /// When it was made, or a producer last published to it.
+    pub used_at: Timestamp,
+    /// Whether its last group is gone.
+    pub was_left: bool,
 }
 
 impl Topic {
     pub fn new(state: TopicState) -> Self {
         let (floor, garbage) = (state.start, Garbage::default());
         Self {
+            messages: state.message_count(),
+            used_at: state.marks.last_at(),
             state,
             groups: BTreeMap::new(),
             holders: BTreeSet::new(),
@@ -77,6 +104,15 @@ impl Topic {
             published: Rate::default(),
             fresh: false,
             floor_moved: false,
+            counted: Holdings::default(),
+            total: Holdings::default(),
+            to_look_at: false,
+            line: WaitingLine::default(),
+            timer: None,
+            next_look: None,
+            oldest: None,
+            is_searched: false,
+            was_left: false,
         }
     }
 
@@ -141,8 +177,14 @@ impl Broker {
         self.next.topic = id.next();
         let state = TopicState::new(name.clone(), kind, settings.clone());
         out.records.push(Record::TopicCreated { topic: id, name: name.clone(), kind, settings });
-        self.topics.insert(id, Topic::new(state));
+        let mut topic = Topic::new(state);
+        topic.used_at = self.now;
+        let is_temporary = topic.state.settings.temporary;
+        self.topics.insert(id, topic);
         self.topic_names.insert(name, id);
+        if is_temporary {
+            self.look_at_topic(id);
+        }
         Ok(id)
     }
 
@@ -167,8 +209,12 @@ impl Broker {
         if self.patterns.remove(&id).is_none() {
             self.remove_from_patterns(&name);
         }
+        self.call_all_producers(id, out);
         if let Some(topic) = self.topics.remove(&id) {
-            self.totals.messages -= topic.state.message_count();
+            self.totals.messages -= topic.messages;
+            if let Some(timer) = topic.timer {
+                self.topic_timers.remove(&(timer, id));
+            }
         }
         self.cache.remove_topic(id);
         out.records.push(Record::TopicDeleted { topic: id });
@@ -196,6 +242,7 @@ impl Broker {
         topic.state.append(count, block.bytes().len() as u64, self.now);
         topic.garbage.seen(&block);
         topic.published.add(self.now, count);
+        topic.messages += count;
         self.totals.messages += count;
         self.time = self.time.max(self.now);
         if !topic.fresh {
@@ -209,6 +256,7 @@ impl Broker {
         self.cache.insert(id, first, block.clone(), &stamps);
         let published = Published { targets: vec![(id, first)], source, at: self.now, block };
         out.records.push(Record::Published(published));
+        self.recount(id);
     }
 
     /// Drops messages of a topic that nobody is to get any more. The ranges are there, in order and apart.
@@ -220,6 +268,7 @@ impl Broker {
         let mut merged: Vec<OffsetRange> = Vec::with_capacity(ranges.len());
         for range in ranges {
             self.totals.messages -= range.len();
+            topic.messages -= range.len();
             topic.state.removed.insert(range);
             match merged.last_mut() {
                 Some(last) if last.end == range.start => last.end = range.end,
@@ -237,6 +286,7 @@ impl Broker {
             self.cache.trim(id, start);
             out.records.push(Record::Trimmed { topic: id, start });
         }
+        self.recount(id);
     }
 
     /// Has the lowest floor of a topic's groups looked for when the cycle ends.
@@ -249,8 +299,11 @@ impl Broker {
         }
     }
 
-    /// Drops what all groups of a topic are done with: in steps, or all there is. Without a group nothing goes.
+    /// Drops what all groups of a topic are done with: in steps, or all there is. Without a group nothing goes, and
+    /// where settled messages are kept.
     pub(super) fn trim(&mut self, id: TopicId, out: &mut Output) {
+        let whole = self.whole_of(id);
+        let goes = self.topics.get(&whole).is_some_and(|whole| whole.state.settings.retention.acked);
         let Some(topic) = self.topics.get_mut(&id) else { return };
         topic.floor_moved = false;
         let holders = topic.holders.iter().filter_map(|group| self.groups.get(group)?.parts.get(&id));
@@ -261,6 +314,10 @@ impl Broker {
             return;
         };
         topic.floor = floor;
+        if !goes {
+            topic.garbage.forget();
+            return;
+        }
         let pinned_max = self.limits.pinned_bytes_max;
         let mut ranges = if topic.garbage.may_be_much(pinned_max) {
             topic.garbage.find(pinned_max, &topic.state, &groups)
@@ -269,7 +326,9 @@ impl Broker {
         };
         let gone = floor.0.saturating_sub(topic.state.start.0);
         if gone >= TRIM_STEP || (gone > 0 && (floor == topic.state.end || !ranges.is_empty())) {
-            self.totals.messages -= topic.state.message_count_below(floor);
+            let gone = topic.state.message_count_below(floor);
+            topic.messages -= gone;
+            self.totals.messages -= gone;
             topic.state.trim(floor);
             self.cache.trim(id, floor);
             out.records.push(Record::Trimmed { topic: id, start: floor });
@@ -278,6 +337,7 @@ impl Broker {
         if !ranges.is_empty() {
             for &range in &ranges {
                 topic.state.removed.insert(range);
+                topic.messages -= range.len();
                 self.totals.messages -= range.len();
             }
             out.records.push(Record::Removed { topic: id, ranges });
@@ -286,5 +346,6 @@ impl Broker {
             self.work_left = true;
             self.check_floor(id);
         }
+        self.recount(id);
     }
 }

@@ -4,16 +4,15 @@
 //! group of it has a part of its own for each lane. Slots have no groups: only the [schedule](super::schedule) reads
 //! them.
 
+use super::Output;
 use super::machine::Broker;
 use super::part::Part;
 use super::topic::Topic;
-use super::{Content, Output};
 use crate::model::id::{GroupId, Offset, TopicId};
 use crate::model::record::Record;
 use crate::model::settings::Start;
 use crate::model::snapshot::{GroupState, TopicState};
 use crate::model::topic_kind::TopicKind;
-use crate::protocol::response::ConsumerRecalled;
 
 impl Broker {
     /// Where the messages of a priority of a topic are. Makes the lane where there is none.
@@ -65,8 +64,9 @@ impl Broker {
     /// Deletes a part of a topic. Groups that have it forget what they have of it.
     pub(super) fn delete_topic_part(&mut self, id: TopicId, out: &mut Output) {
         self.forget_parts_of(id, out);
+        self.uncount(id);
         let Some(topic) = self.topics.remove(&id) else { return };
-        self.totals.messages -= topic.state.message_count();
+        self.totals.messages -= topic.messages;
         if let Some(whole) = topic.state.kind.part_of().and_then(|whole| self.topics.get_mut(&whole)) {
             whole.lanes.retain(|_, lane| *lane != id);
             whole.slots.remove(&id);
@@ -84,9 +84,8 @@ impl Broker {
             if let Some(mut group) = self.groups.remove(&id) {
                 self.forget_part(&mut group, topic_id, out);
                 for slot in group.members.forget_topic(topic_id) {
-                    let Some(consumer) = group.members.get(slot) else { continue };
-                    let recalled = ConsumerRecalled { consumer: consumer.handle, topic: topic_id };
-                    out.effect(consumer.session, Content::ConsumerRecalled(recalled));
+                    out.effects
+                        .extend(group.members.get_mut(slot).map(|consumer| consumer.recalled(topic_id)));
                 }
                 self.cycle.mark_consumers(&mut group);
                 self.groups.insert(id, group);

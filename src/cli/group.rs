@@ -1,4 +1,4 @@
-//! `baton group`: list, create, delete, change and describe groups.
+//! `baton group`: list, create, delete, change, set back, purge, pause and describe groups.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use serde::Serialize;
 
 use super::client::ClientArgs;
 use super::exit::End;
-use super::output::{Output, Table, grouped, milliseconds_text};
+use super::output::{Output, Table, counted, grouped, milliseconds_text};
 use super::value;
 
-/// List, create, delete, change and describe groups.
+/// List, create, delete, change, set back, purge, pause and describe groups.
 #[derive(Debug, Subcommand)]
 pub enum GroupCommand {
     /// All groups, or those of one topic: how far they are
@@ -26,6 +26,14 @@ pub enum GroupCommand {
     Delete(OneArgs),
     /// Change settings of a group; the others stay
     Set(SetArgs),
+    /// Set a group to another place: what is before it is settled, the rest comes again
+    Seek(SeekArgs),
+    /// Settle all that a group has not settled, at once and for good
+    Purge(OneArgs),
+    /// Hand nothing out to it; settling goes on
+    Pause(OneArgs),
+    /// Hand out again
+    Resume(OneArgs),
     /// A group and its settings
     Describe(DescribeArgs),
 }
@@ -83,6 +91,19 @@ pub struct SetArgs {
     one: OneArgs,
     #[command(flatten)]
     settings: SettingsArgs,
+}
+
+/// For another place of a group.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Example: everything that was published since this morning once more
+  baton group seek orders billing --to 2026-11-26T06:00:00Z")]
+pub struct SeekArgs {
+    #[command(flatten)]
+    one: OneArgs,
+    /// Where it goes on: earliest, latest, an offset, or a time in UTC
+    #[arg(long, value_name = "WHERE", value_parser = value::start)]
+    to: Start,
 }
 
 /// For one group and its settings.
@@ -252,6 +273,26 @@ pub async fn run(command: GroupCommand) -> anyhow::Result<()> {
         GroupCommand::Describe(args) => describe(&args).await,
         GroupCommand::Create(args) => create(&args).await,
         GroupCommand::Set(args) => set(&args).await,
+        GroupCommand::Seek(args) => {
+            let client = args.one.client.connect().await?;
+            client.seek(args.one.topic.as_str(), args.one.group.as_str(), args.to).await?;
+            client.close().await;
+            Ok(())
+        }
+        GroupCommand::Purge(args) => {
+            let client = args.client.connect().await?;
+            let count = client.purge_group(args.topic.as_str(), args.group.as_str()).await?;
+            client.close().await;
+            let mut output = Output::new();
+            output.line(format_args!("{} settled", counted(count, "message")))?;
+            output.flush()
+        }
+        GroupCommand::Pause(args) => {
+            change(&args, |settings| GroupSettings { paused: true, ..settings }).await
+        }
+        GroupCommand::Resume(args) => {
+            change(&args, |settings| GroupSettings { paused: false, ..settings }).await
+        }
         GroupCommand::Delete(args) => {
             let client = args.client.connect().await?;
             client.delete_group(args.topic.as_str(), args.group.as_str()).await?;
@@ -295,6 +336,15 @@ async fn set(args: &SetArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Changes the settings of a group.
+async fn change(args: &OneArgs, other: impl Fn(GroupSettings) -> GroupSettings) -> anyhow::Result<()> {
+    let client = args.client.connect().await?;
+    let info = find(&client, args).await?;
+    client.change_group(args.topic.as_str(), args.group.as_str(), other(info.settings)).await?;
+    client.close().await;
+    Ok(())
+}
+
 async fn describe(args: &DescribeArgs) -> anyhow::Result<()> {
     let client = args.one.client.connect().await?;
     let info = find(&client, &args.one).await?;
@@ -313,6 +363,9 @@ async fn describe(args: &DescribeArgs) -> anyhow::Result<()> {
         }
         attempts => format!("{attempts}, then to {}", dead_letter_topic(&info.topic, dead_letter.as_ref())),
     };
+    if info.settings.paused {
+        output.line("paused: nothing is handed out to it")?;
+    }
     output.line(format_args!("lease: {}", milliseconds_text(*lease_ms)))?;
     output.line(format_args!("attempts: {attempts}"))?;
     output.line(format_args!(

@@ -25,6 +25,7 @@ mod store;
 mod switchover;
 mod topic;
 mod topic_description;
+mod topic_settings;
 mod value;
 
 use clap::error::{ContextKind, ContextValue};

@@ -1,23 +1,35 @@
-//! `baton topic`: list, create, delete and describe topics.
+//! `baton topic`: list, create, change, purge, pause, delete and describe topics.
 
+use anyhow::Context;
+use batonmq::client::Client;
 use batonmq::model::name::Name;
-use batonmq::model::settings::{Retention, TopicSettings};
+use batonmq::model::settings::TopicSettings;
 use batonmq::protocol::response::TopicInfo;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::client::ClientArgs;
-use super::output::{Output, Table, grouped};
+use super::exit::End;
+use super::output::{Output, Table, counted, grouped};
 use super::topic_description::{self, DescribedTopic};
+use super::topic_settings::TopicSettingsArgs;
 use super::value;
 
-/// List, create, delete and describe topics.
+/// List, create, change, purge, pause, delete and describe topics.
 #[derive(Debug, Subcommand)]
 pub enum TopicCommand {
     /// All topics: how many messages they hold
     List(ListArgs),
-    /// Make a topic; no error if it exists
-    Create(OneArgs),
+    /// Make a topic; no error if it exists with the same settings
+    Create(SettingsArgs),
+    /// Change settings of a topic; the others stay
+    Set(SettingsArgs),
+    /// Drop all messages of a topic for all its groups, at once and for good
+    Purge(OneArgs),
+    /// Hand nothing out, to no group; publishing and settling go on
+    Pause(OneArgs),
+    /// Hand out again
+    Resume(OneArgs),
     /// Delete a topic with its messages and groups, at once and for good
     Delete(OneArgs),
     /// A topic and its groups: how far each is
@@ -44,6 +56,20 @@ pub struct OneArgs {
     client: ClientArgs,
 }
 
+/// For the settings of a topic.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Example: a queue of at most a million messages, whose producers wait when it is full
+  baton topic create orders --max-messages 1000000
+Example: a log of a week or 50 GiB, read by any number of groups
+  baton topic create events --retention age=7d,size=50GiB")]
+pub struct SettingsArgs {
+    #[command(flatten)]
+    one: OneArgs,
+    #[command(flatten)]
+    settings: TopicSettingsArgs,
+}
+
 /// For one topic and its groups.
 #[derive(Args, Debug)]
 pub struct DescribeArgs {
@@ -67,7 +93,7 @@ struct TopicView<'a> {
     /// Of a pattern, the topics that it stands for.
     #[serde(skip_serializing_if = "Option::is_none")]
     matching: Option<u64>,
-    retention: Retention,
+    settings: &'a TopicSettings,
 }
 
 impl<'a> TopicView<'a> {
@@ -79,7 +105,7 @@ impl<'a> TopicView<'a> {
             end: info.end.0,
             groups: info.groups,
             matching: info.matching,
-            retention: info.settings.retention,
+            settings: &info.settings,
         }
     }
 }
@@ -98,10 +124,31 @@ pub async fn run(command: TopicCommand) -> anyhow::Result<()> {
         TopicCommand::List(args) => list(&args).await,
         TopicCommand::Describe(args) => describe(&args).await,
         TopicCommand::Create(args) => {
-            let client = args.client.connect().await?;
-            client.create_topic(args.topic.as_str(), TopicSettings::default()).await?;
+            let client = args.one.client.connect().await?;
+            let settings = args.settings.apply(TopicSettings::default());
+            client.create_topic(args.one.topic.as_str(), settings).await?;
             client.close().await;
             Ok(())
+        }
+        TopicCommand::Set(args) => {
+            if args.settings == TopicSettingsArgs::NONE {
+                return Err(End::Usage("nothing to change: name at least one setting".to_owned()).into());
+            }
+            change(&args.one, |settings| args.settings.apply(settings)).await
+        }
+        TopicCommand::Pause(args) => {
+            change(&args, |settings| TopicSettings { paused: true, ..settings }).await
+        }
+        TopicCommand::Resume(args) => {
+            change(&args, |settings| TopicSettings { paused: false, ..settings }).await
+        }
+        TopicCommand::Purge(args) => {
+            let client = args.client.connect().await?;
+            let count = client.purge_topic(args.topic.as_str()).await?;
+            client.close().await;
+            let mut output = Output::new();
+            output.line(format_args!("{} dropped", counted(count, "message")))?;
+            output.flush()
         }
         TopicCommand::Delete(args) => {
             let client = args.client.connect().await?;
@@ -110,6 +157,21 @@ pub async fn run(command: TopicCommand) -> anyhow::Result<()> {
             Ok(())
         }
     }
+}
+
+/// Changes the settings of a topic.
+async fn change(args: &OneArgs, other: impl Fn(TopicSettings) -> TopicSettings) -> anyhow::Result<()> {
+    let client = args.client.connect().await?;
+    let info = find(&client, &args.topic).await?;
+    let info = info.with_context(|| format!("there is no topic {}", args.topic))?;
+    client.change_topic(args.topic.as_str(), other(info.settings)).await?;
+    client.close().await;
+    Ok(())
+}
+
+/// What there is to know of one topic.
+pub async fn find(client: &Client, name: &Name) -> anyhow::Result<Option<TopicInfo>> {
+    Ok(client.topics().await?.into_iter().find(|topic| topic.name == name.as_str()))
 }
 
 async fn list(args: &ListArgs) -> anyhow::Result<()> {

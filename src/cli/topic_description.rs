@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::group::{GroupView, policy_text};
 use super::output::{Output, Table, bytes_text, counted, grouped, milliseconds_text};
+use super::topic_settings::{lines as settings_lines, retention_text};
 
 /// A topic in JSON.
 #[derive(Serialize)]
@@ -97,13 +98,15 @@ pub fn write(output: &mut Output, description: &TopicDescription) -> anyhow::Res
     }
     let of_lanes: u64 = lanes.iter().map(|(_, messages)| messages).sum();
     output.line(format_args!(
-        "{}: {} ({}), offsets {} to {}",
+        "{}: {} ({}), offsets {} to {}, {}",
         topic.name,
         counted(topic.messages + of_lanes, "message"),
         bytes_text(*bytes),
         topic.start,
-        topic.end
+        topic.end,
+        retention_text(&topic.settings.retention)
     ))?;
+    settings_lines(&topic.settings).into_iter().try_for_each(|line| output.line(line))?;
     if !lanes.is_empty() {
         let lanes: Vec<String> = lanes
             .iter()

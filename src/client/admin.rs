@@ -181,6 +181,23 @@ impl Client {
         self.carry_out(AdminCommand::CreateTopic { name: name.to_owned(), settings }).await
     }
 
+    /// Changes the settings of a topic; what it is not to keep any more goes at once.
+    ///
+    /// # Errors
+    /// Where it does not exist, or the settings contradict each other.
+    pub async fn change_topic(&self, name: &str, settings: TopicSettings) -> Result<(), ClientError> {
+        self.carry_out(AdminCommand::ChangeTopic { name: name.to_owned(), settings }).await
+    }
+
+    /// Drops all messages of a topic, for all its groups. Answers how many. Consumers are left nothing of them.
+    ///
+    /// # Errors
+    /// Where it does not exist. [`ClientError::ConnectionLost`] where that was lost before the answer: it may have been
+    /// done, and is not tried again, since it would drop what was published meanwhile.
+    pub async fn purge_topic(&self, name: &str) -> Result<u64, ClientError> {
+        self.purge(AdminCommand::PurgeTopic { name: name.to_owned() }).await
+    }
+
     /// Deletes a topic with its messages and groups.
     ///
     /// # Errors
@@ -238,6 +255,31 @@ impl Client {
     ) -> Result<(), ClientError> {
         let (topic, name) = (topic.to_owned(), name.to_owned());
         self.carry_out(AdminCommand::ChangeGroup { topic, name, settings }).await
+    }
+
+    /// Settles all that a group has not settled. Answers how many messages that were. Consumers are left nothing of
+    /// them.
+    ///
+    /// # Errors
+    /// Where it does not exist. [`ClientError::ConnectionLost`] as for [`purge_topic`](Self::purge_topic).
+    pub async fn purge_group(&self, topic: &str, name: &str) -> Result<u64, ClientError> {
+        let (topic, name) = (topic.to_owned(), name.to_owned());
+        self.purge(AdminCommand::PurgeGroup { topic, name }).await
+    }
+
+    /// Sets a group to another place: what is before it is settled, and what is from there on and still in the topic is
+    /// not. A time is exact. Consumers are left nothing of what they had.
+    ///
+    /// # Errors
+    /// Where it does not exist, or has several topics or priorities and the place is an offset.
+    /// [`ClientError::ConnectionLost`] where that was lost before the answer: it may have been done, and is not tried
+    /// again, since it would undo what was settled meanwhile.
+    pub async fn seek(&self, topic: &str, name: &str, to: Start) -> Result<(), ClientError> {
+        let (topic, name) = (topic.to_owned(), name.to_owned());
+        match self.administer_once(AdminCommand::Seek { topic, name, to }).await? {
+            Reply::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// Deletes a group with its progress.
@@ -380,6 +422,19 @@ impl Client {
             Reply::Done | Reply::Topic { .. } => Ok(()),
             other => Err(unexpected(&other)),
         }
+    }
+
+    async fn purge(&self, command: AdminCommand) -> Result<u64, ClientError> {
+        match self.administer_once(command).await? {
+            Reply::Dropped { count } => Ok(count),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Asks for something that must not be done twice.
+    async fn administer_once(&self, command: AdminCommand) -> Result<Reply, ClientError> {
+        let make = |request| Request::Admin(Admin { request, command: command.clone() });
+        self.alive.call(Repeat::Never, make).await
     }
 
     async fn administer(&self, command: AdminCommand) -> Result<Reply, ClientError> {

@@ -56,6 +56,8 @@ pub struct Consumer {
     subscription: Subscription,
     /// What has been taken over from the reader and not been handed out.
     local: VecDeque<Delivery>,
+    /// Recalls up to this one have been seen to.
+    recalls_seen: u32,
 }
 
 /// Keeps the subscription of a consumer, from before the node has answered; leaves the group when dropped.
@@ -122,7 +124,7 @@ impl Consumer {
         };
         let opened = timeout(member.alive.options.timeout, opened).await;
         let subscription = opened.unwrap_or_else(|_| Err(member.alive.no_answer()))?;
-        Ok(Self { member, subscription, local: VecDeque::new() })
+        Ok(Self { member, subscription, local: VecDeque::new(), recalls_seen: 0 })
     }
 
     /// What it has joined.
@@ -201,6 +203,7 @@ impl Consumer {
     pub fn try_next(&mut self) -> Option<Delivery> {
         loop {
             let current = self.member.core.current.load(Ordering::Acquire);
+            self.drop_recalled();
             while let Some(delivery) = self.local.pop_front() {
                 if delivery.id.session == current {
                     return Some(delivery);
@@ -230,6 +233,20 @@ impl Consumer {
             Ok(_) | Err(ClientError::ConnectionLost) => flushed,
             Err(ClientError::Refused(refusal)) if refusal.code == ErrorCode::UnknownHandle => flushed,
             Err(error) => flushed.and(Err(error)),
+        }
+    }
+
+    /// Drops what was taken over from the reader and is recalled.
+    fn drop_recalled(&mut self) {
+        let core = &self.member.core;
+        let recalls = core.recalls.load(Ordering::Acquire);
+        if recalls != self.recalls_seen {
+            self.recalls_seen = recalls;
+            let state = core.lock();
+            self.local.retain(|delivery| {
+                let DeliveryId { session, topic, generation, .. } = delivery.id;
+                session == state.session && generation == state.generation(topic)
+            });
         }
     }
 
@@ -497,7 +514,7 @@ impl Settler {
             state.lost += weight(&settlement);
             return;
         }
-        state.settlements.add(delivery.topic, settlement, range(delivery.offset));
+        state.settlements.add((delivery.topic, delivery.generation), settlement, range(delivery.offset));
         if state.settlements.count() >= state.merge_at {
             let mut link = locked(&self.alive.link);
             if link.queued_bytes() > OUTPUT_BYTES_MAX {
@@ -567,7 +584,13 @@ mod tests {
         let settler = Settler { alive: alive.clone(), core };
         for offset in (0..1000).cycle().take(20_000) {
             let topic = TopicId(1);
-            settler.extend(DeliveryId { consumer: 1, session: 1, topic, offset: Offset(offset) });
+            settler.extend(DeliveryId {
+                consumer: 1,
+                session: 1,
+                topic,
+                generation: 0,
+                offset: Offset(offset),
+            });
         }
         assert_eq!(queued_bytes(), before);
         assert!(settler.core.lock().settlements.count() <= 1000);

@@ -19,14 +19,14 @@ use super::delivery::{DeliveredTo, Delivery, delivery, unpack};
 use super::error::ClientError;
 use super::link::{Link, Session, Written};
 use super::options::{ConsumerOptions, SETTLE_BATCH_MAX};
-use super::settlements::Settlements;
+use super::settlements::{Settlements, Taken};
 use super::shared::{Shared, Waiting, locked, unexpected};
 use super::wait::{after_refusal, by_chance};
 use crate::model::id::TopicId;
 use crate::model::message::MessageError;
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::request::{Handle, Request, RequestId, Settle, Subscribe, Unsubscribe, Window};
-use crate::protocol::response::{Activity, ConsumerTopic, Deliver, Reply};
+use crate::protocol::response::{Activity, ConsumerRecalled, ConsumerTopic, Deliver, Reply};
 
 /// Ranges in one settle frame.
 const SETTLE_RANGES_MAX: usize = 16 << 10;
@@ -41,6 +41,8 @@ pub(super) struct ConsumerCore {
     pub(super) settle_batch: u32,
     /// The connection whose deliveries are valid; 0 for none.
     pub(super) current: AtomicU32,
+    /// Counts up whenever deliveries are recalled.
+    pub(super) recalls: AtomicU32,
     pub(super) state: Mutex<State>,
     pub(super) settled: Notify,
     /// Whether it gets messages, in an exclusive group. Told again when the consumer ends.
@@ -54,6 +56,8 @@ pub(super) struct State {
     pub(super) subscription: Option<Subscription>,
     /// Names of the topics whose messages come, but for the one that was subscribed.
     pub(super) topics: HashMap<TopicId, Arc<str>>,
+    /// How often what it had of a topic was recalled on this connection, where it was.
+    pub(super) generations: HashMap<TopicId, u32>,
     /// The wait after the last refusal to let it join, before chance.
     put_off: Option<Duration>,
     pub(super) arrived: VecDeque<Delivery>,
@@ -76,6 +80,11 @@ pub(super) struct State {
 }
 
 impl State {
+    /// How often what the consumer had of a topic was recalled.
+    pub(super) fn generation(&self, topic: TopicId) -> u32 {
+        self.generations.get(&topic).copied().unwrap_or(0)
+    }
+
     /// Whether a consumer that the node did not let join may join a moment later. A limit is told to whoever joins
     /// first; one that had joined before waits until there is room again.
     fn may_join_later(&self, code: ErrorCode) -> bool {
@@ -106,6 +115,7 @@ impl ConsumerCore {
             session: 0,
             subscription: None,
             topics: HashMap::new(),
+            generations: HashMap::new(),
             put_off: None,
             arrived: VecDeque::new(),
             waker: None,
@@ -126,6 +136,7 @@ impl ConsumerCore {
             window,
             settle_batch,
             current: AtomicU32::new(0),
+            recalls: AtomicU32::new(0),
             state: Mutex::new(state),
             settled: Notify::new(),
             activity: watch::Sender::new(None),
@@ -243,9 +254,11 @@ impl ConsumerCore {
             return Ok(());
         }
         let handle = self.handle;
+        let generation = state.generation(head.topic);
         let arrived = &mut state.arrived;
         unpack(&head.runs, messages, |run, at, message| {
-            arrived.push_back(delivery(DeliveredTo { consumer: handle, session }, head, run, at, message));
+            let to = DeliveredTo { consumer: handle, session, generation };
+            arrived.push_back(delivery(to, head, run, at, message));
         })?;
         // The messages of a pull are taken when the pull is complete; those of a dropped one at once.
         state.late |= head.request != 0 && head.request != state.pull;
@@ -272,10 +285,13 @@ impl ConsumerCore {
     }
 
     /// What was handed out of a topic and not settled is not the consumer's any more.
-    pub(super) fn recalled(&self, session: Session, topic: TopicId) {
+    pub(super) fn recalled(&self, session: Session, recalled: ConsumerRecalled) {
+        let ConsumerRecalled { topic, generation, .. } = recalled;
         let mut state = self.lock();
         if state.session == session {
             state.arrived.retain(|delivery| delivery.id.topic != topic);
+            state.generations.insert(topic, generation);
+            self.recalls.fetch_add(1, Ordering::Release);
         }
     }
 
@@ -334,6 +350,7 @@ impl ConsumerCore {
     fn void(&self, state: &mut State) {
         self.current.store(0, Ordering::Release);
         self.activity.send_replace(None);
+        state.generations.clear();
         state.arrived.clear();
         state.with_writer = false;
         state.lost += state.settlements.clear() + state.calls_unanswered;
@@ -367,14 +384,15 @@ impl ConsumerCore {
         if !matches!(state.phase, Phase::Active { .. }) || link.session != state.session {
             return;
         }
-        for (topic, settlement, ranges, calls) in state.settlements.take() {
+        for Taken { topic, generation, settlement, ranges, calls } in state.settlements.take() {
             let last = ranges.len().div_ceil(SETTLE_RANGES_MAX) - 1;
             for (at, ranges) in ranges.chunks(SETTLE_RANGES_MAX).enumerate() {
                 let calls = if at == last { calls } else { 0 };
                 let waiting = Waiting::Settlement(self.clone(), calls);
                 let request = locked(&shared.registry).expect(waiting);
                 let (ranges, settlement) = (ranges.to_vec(), settlement.clone());
-                let settle = Settle { request, consumer: self.handle, topic, settlement, ranges };
+                let consumer = self.handle;
+                let settle = Settle { request, consumer, topic, generation, settlement, ranges };
                 link.put(&Request::Settle(settle));
                 state.frames_sent += 1;
                 state.calls_unanswered += calls;

@@ -46,12 +46,15 @@ impl Delivery {
 /// Names one delivery to one consumer over one connection.
 ///
 /// When the connection is lost, the node takes the message back and will deliver it again; the old delivery can
-/// then not be settled any more, and trying counts as a settlement that was lost.
+/// then not be settled any more, and trying counts as a settlement that was lost. Where the node recalls what was
+/// delivered, because the group was set to another place or purged, settling does nothing, and nothing was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DeliveryId {
     pub(super) consumer: Handle,
     pub(super) session: Session,
     pub(super) topic: TopicId,
+    /// How often what the consumer had of the topic had been recalled.
+    pub(super) generation: u32,
     pub(super) offset: Offset,
 }
 
@@ -113,6 +116,8 @@ pub(super) fn unpack(
 pub(super) struct DeliveredTo {
     pub(super) consumer: Handle,
     pub(super) session: Session,
+    /// That of the topic.
+    pub(super) generation: u32,
 }
 
 /// The delivery that a run says message `at` of it is.
@@ -120,7 +125,13 @@ pub(super) fn delivery(to: DeliveredTo, head: &Deliver, run: &Run, at: u64, mess
     let offset = Offset(run.offset.0.saturating_add(at));
     let failed = head.failures.iter().find(|failed| failed.range.contains(offset));
     Delivery {
-        id: DeliveryId { consumer: to.consumer, session: to.session, topic: head.topic, offset },
+        id: DeliveryId {
+            consumer: to.consumer,
+            session: to.session,
+            topic: head.topic,
+            generation: to.generation,
+            offset,
+        },
         attempt: run.attempt,
         number: run.delivery,
         failure: failed.map(|failed| failed.failure.clone()),

@@ -293,6 +293,12 @@ impl Reader<'_> {
                     producer.refused(self.shared, refused);
                 }
             }
+            Response::PublishReady(ready) => {
+                let producer = locked(&self.shared.registry).producers.get(&ready.producer).cloned();
+                if let Some(producer) = producer {
+                    producer.ready(self.shared, self.session);
+                }
+            }
             Response::ConsumerClosed(closed) => {
                 let consumer = locked(&self.shared.registry).consumers.get(&closed.consumer).cloned();
                 if let Some(consumer) = consumer {
@@ -314,7 +320,7 @@ impl Reader<'_> {
             Response::ConsumerRecalled(recalled) => {
                 let consumer = locked(&self.shared.registry).consumers.get(&recalled.consumer).cloned();
                 if let Some(consumer) = consumer {
-                    consumer.recalled(self.session, recalled.topic);
+                    consumer.recalled(self.session, recalled);
                 }
             }
             Response::Heartbeat(heartbeat) => {

@@ -109,6 +109,8 @@ pub(super) enum Refused {
     TopicGone(TopicId),
     /// Nothing failed: send again after a wait.
     Later,
+    /// Nothing failed: send again when the node says so.
+    WhenReady,
     /// The two sides disagree: open the producer anew and go on from what the node says.
     Resync,
 }
@@ -382,12 +384,15 @@ impl Outbox {
             ErrorCode::StoreFull | ErrorCode::Limit | ErrorCode::Draining | ErrorCode::NotMaster => {
                 return Refused::Later;
             }
+            ErrorCode::TopicBlocked => return Refused::WhenReady,
             _ => {}
         }
         let chunk = &mut self.chunks[at];
         let one_topic = chunk.parts.len() == 1;
-        let concerns_topic =
-            matches!(refusal.code, ErrorCode::UnknownTopic | ErrorCode::Deleted | ErrorCode::Unauthorized);
+        let concerns_topic = matches!(
+            refusal.code,
+            ErrorCode::UnknownTopic | ErrorCode::Deleted | ErrorCode::Unauthorized | ErrorCode::TopicFull
+        );
         if chunk.count == 1 || (one_topic && concerns_topic) {
             let topic = chunk.parts[0].0;
             self.fail(at, refusal);

@@ -267,6 +267,10 @@ impl ProducerCore {
                     let wait = state.put_off(refusal);
                     self.later(shared, state.session, wait);
                 }
+                Refused::WhenReady => {
+                    state.phase = Phase::Waiting;
+                    state.put_off(refusal);
+                }
                 Refused::Resync => self.ask_later(&mut state, shared, refusal),
             }
         }
@@ -311,6 +315,17 @@ impl ProducerCore {
                 self.ask_open(&mut state, shared);
             }
             Phase::Open | Phase::Ended(_) => {}
+        }
+        drop(state);
+        shared.write();
+    }
+
+    /// There is room again where there was none.
+    pub(super) fn ready(&self, shared: &Shared, session: Session) {
+        let mut state = self.lock();
+        if state.session == session && matches!(state.phase, Phase::Waiting) {
+            state.phase = Phase::Open;
+            self.put_frames(&mut state, &mut locked(&shared.link));
         }
         drop(state);
         shared.write();

@@ -17,10 +17,25 @@ pub(super) struct Settlements {
 #[derive(Debug)]
 struct Entry {
     topic: TopicId,
+    generation: u32,
     settlement: Settlement,
     ranges: Vec<OffsetRange>,
     /// Calls that made it, by their [`weight`].
     count: u64,
+}
+
+/// Settlements that leave together.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Taken {
+    pub(super) topic: TopicId,
+    /// How often what the consumer had of the topic had been recalled when the messages came.
+    pub(super) generation: u32,
+    /// What to do,
+    pub(super) settlement: Settlement,
+    /// to which offsets,
+    pub(super) ranges: Vec<OffsetRange>,
+    /// by calls of which weight.
+    pub(super) calls: u64,
 }
 
 /// What one call counts for among those settled or lost: an extension settles nothing, and nobody misses it.
@@ -34,12 +49,17 @@ impl Settlements {
         self.count
     }
 
-    /// Adds a range of a topic.
-    pub(super) fn add(&mut self, topic: TopicId, settlement: Settlement, range: OffsetRange) {
+    /// Adds a range of a topic, of messages that came in this generation.
+    pub(super) fn add(
+        &mut self,
+        (topic, generation): (TopicId, u32),
+        settlement: Settlement,
+        range: OffsetRange,
+    ) {
         self.count += 1;
         let count = weight(&settlement);
         if let Some(entry) = self.entries.last_mut()
-            && (entry.topic, &entry.settlement) == (topic, &settlement)
+            && (entry.topic, entry.generation, &entry.settlement) == (topic, generation, &settlement)
         {
             entry.count += count;
             match entry.ranges.last_mut() {
@@ -48,7 +68,7 @@ impl Settlements {
             }
             return;
         }
-        self.entries.push(Entry { topic, settlement, ranges: vec![range], count });
+        self.entries.push(Entry { topic, generation, settlement, ranges: vec![range], count });
     }
 
     /// Makes it as small as it can be: what is there twice goes.
@@ -62,14 +82,13 @@ impl Settlements {
         }
     }
 
-    /// Takes everything out, in order: in which topic what to do, to which offsets, by calls of which weight.
-    pub(super) fn take(
-        &mut self,
-    ) -> impl Iterator<Item = (TopicId, Settlement, Vec<OffsetRange>, u64)> + use<> {
+    /// Takes everything out, in order.
+    pub(super) fn take(&mut self) -> impl Iterator<Item = Taken> + use<> {
         self.count = 0;
         std::mem::take(&mut self.entries).into_iter().map(|mut entry| {
             merge(&mut entry.ranges);
-            (entry.topic, entry.settlement, entry.ranges, entry.count)
+            let Entry { topic, generation, settlement, ranges, count: calls } = entry;
+            Taken { topic, generation, settlement, ranges, calls }
         })
     }
 
@@ -107,7 +126,7 @@ pub(super) fn up_to(offset: Offset) -> OffsetRange {
 mod tests {
     use super::*;
 
-    const TOPIC: TopicId = TopicId(1);
+    const TOPIC: (TopicId, u32) = (TopicId(1), 0);
 
     #[test]
     fn acks_in_any_order_become_few_ranges() {
@@ -117,7 +136,8 @@ mod tests {
         }
         let taken: Vec<_> = settlements.take().collect();
         let ranges = vec![OffsetRange::new(0, 2), OffsetRange::new(3, 6), OffsetRange::new(9, 10)];
-        assert_eq!(taken, [(TOPIC, Settlement::Ack, ranges, 6)]);
+        let (topic, generation) = TOPIC;
+        assert_eq!(taken, [Taken { topic, generation, settlement: Settlement::Ack, ranges, calls: 6 }]);
         assert_eq!(settlements.take().count(), 0);
     }
 
@@ -128,7 +148,7 @@ mod tests {
         settlements.add(TOPIC, Settlement::Extend, one(1));
         settlements.add(TOPIC, Settlement::Ack, one(1));
         settlements.add(TOPIC, Settlement::Extend, one(2));
-        let kinds: Vec<_> = settlements.take().map(|(_, settlement, ..)| settlement).collect();
+        let kinds: Vec<_> = settlements.take().map(|taken| taken.settlement).collect();
         assert_eq!(kinds, [Settlement::Extend, Settlement::Ack, Settlement::Extend]);
     }
 

@@ -83,6 +83,7 @@ static SINGLE: &[NodeKey] = keys! {
     "heartbeat": |draft, text| draft.config.heartbeat = value::duration(text)?;
     "drain_timeout": |draft, text| draft.config.drain_timeout = value::duration(text)?;
     "auto_create": |draft, text| draft.config.auto_create = value::switch(text)?;
+    "disk_free_min": |draft, text| draft.config.disk_free_min = value::free_min(text)?;
     "segment_bytes": |draft, text| draft.config.segment_bytes = value::size(text)?;
     "fence_read": |draft, text| draft.config.fence_read = value::choice(text, FENCE_READS)?;
     "log": |draft, text| draft.log.filter = text.to_owned();

@@ -23,6 +23,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use crate::ha::fence::FenceRead;
+use crate::model::free_min::FreeMin;
 use crate::model::limits::Limits;
 use crate::model::name::Name;
 use crate::model::settings::GroupSettings;
@@ -63,6 +64,8 @@ pub struct Config {
     pub group_defaults: GroupSettings,
     /// Bytes of a journal segment; bytes of the write-ahead log between two checkpoints.
     pub segment_bytes: u64,
+    /// What is kept free on the disk of the shared directory: with less, publishes are refused.
+    pub disk_free_min: FreeMin,
     /// How the fence is read.
     pub fence_read: FenceRead,
     /// The limits.
@@ -89,6 +92,7 @@ impl Config {
             auto_create: true,
             group_defaults: GroupSettings::default(),
             segment_bytes: 64 << 20,
+            disk_free_min: FreeMin::default(),
             fence_read: FenceRead::default(),
             limits: Limits::default(),
         }

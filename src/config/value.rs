@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use crate::model::free_min::FreeMin;
 use crate::protocol::CLIENT_PORT;
 
 /// A text that does not mean what it should.
@@ -64,6 +65,18 @@ pub fn size(text: &str) -> Result<u64, ValueError> {
         .zip(factor)
         .and_then(|(value, factor)| value.checked_mul(factor))
         .ok_or_else(|| ValueError::new(text, "a size, such as 64MiB, 512KiB or a number of bytes"))
+}
+
+/// Reads how much is kept free: a size, or a part of the disk such as `10%`.
+///
+/// # Errors
+/// Where it is something else, or all of the disk.
+pub fn free_min(text: &str) -> Result<FreeMin, ValueError> {
+    let Some(percent) = text.trim().strip_suffix('%') else { return size(text).map(FreeMin::Bytes) };
+    let percent = percent.trim_end().parse().ok().filter(|percent| *percent < 100);
+    percent
+        .map(FreeMin::Percent)
+        .ok_or_else(|| ValueError::new(text, "a size, or a part of the disk from 0% to 99%"))
 }
 
 /// Writes a size with the largest binary unit in which it is whole.

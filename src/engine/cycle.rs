@@ -13,6 +13,7 @@ use super::reading::Reading;
 use super::sending::Sending;
 use super::space_wait::{Refusing, SpaceWait};
 use super::staging::{Batch, Large, Staging, Waiting};
+use super::watermark::Watermark;
 use super::{EngineError, Guard, Parts, Shared};
 use crate::broker::{Broker, Command, Content, Output};
 use crate::model::id::SessionId;
@@ -39,6 +40,7 @@ pub(super) struct Cycle {
     staged: Vec<Bytes>,
     /// Bytes of messages for which this cycle's commit finds space.
     space: u64,
+    watermark: Watermark,
     refusing: Refusing,
     output: Output,
     poll_interval: Duration,
@@ -56,7 +58,8 @@ pub(super) struct Cycle {
 impl Cycle {
     /// Puts the parts together and starts the readers.
     pub(super) fn new(shared: Arc<Shared>, parts: Parts) -> Result<Self, EngineError> {
-        let Parts { store, snapshot, guard, poll_interval, limits, auto_create } = parts;
+        let Parts { store, snapshot, guard, poll_interval, limits, auto_create, disk: (dir, free_min) } =
+            parts;
         Ok(Self {
             reading: Reading::start(store.as_ref(), &shared.inbox)?,
             querying: Querying::start(store.as_ref(), &shared.inbox)?,
@@ -71,6 +74,7 @@ impl Cycle {
             staging: Staging::new(),
             staged: Vec::new(),
             space: 0,
+            watermark: Watermark::new(&dir, free_min),
             refusing: Refusing::default(),
             output: Output::default(),
             poll_interval,
@@ -147,7 +151,7 @@ impl Cycle {
     /// One cycle of the broker: a commit's worth of what was taken, durable, and its effects out.
     fn round(&mut self) -> Result<(), EngineError> {
         let now = self.clock.now();
-        self.space = self.store.space()?;
+        self.space = self.watermark.below(self.store.space()?)?;
         self.broker.begin_cycle(self.space);
         self.work(now)?;
         self.broker.finish(now, &mut self.output);
@@ -266,6 +270,7 @@ impl Cycle {
     fn release(&mut self) -> Result<(), EngineError> {
         if !self.output.records.is_empty() {
             self.commit()?;
+            self.watermark.spend(&self.output.records);
             self.output.records.clear();
         }
         for block in self.staged.drain(..) {

@@ -4,13 +4,13 @@
 //! Many threads put in, the engine takes out. What one connection may have in it is bounded by its [`Budget`]; the
 //! rest of what can be in it is bounded by the number of connections, and of reads and queries under way.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 
+use super::memory::{Holding, Memory};
 use super::outbox::Outbox;
 use super::reading::Loaded;
 use crate::broker::{Command, Read};
@@ -24,6 +24,9 @@ use crate::store::query::QueryError;
 
 /// Where an image goes.
 pub(super) type ImageSender = SyncSender<Result<Box<dyn Image>, StoreError>>;
+
+/// How soon a connection that waits for its turn sees that memory is not scarce any more.
+const SCARCE_AGAIN: Duration = Duration::from_millis(20);
 
 /// Something for the engine to do.
 #[derive(Debug)]
@@ -54,43 +57,76 @@ impl Input {
     }
 }
 
-/// Bytes of one connection that the engine has not taken yet.
+/// Bytes of one connection that the engine has not taken yet, and of a frame that has not come to its end.
 #[derive(Debug)]
 pub struct Budget {
-    used: AtomicU64,
+    used: Holding,
+    /// Of a frame, and what stands behind it.
+    unfinished: Holding,
     max: u64,
     freed: Notify,
 }
 
 impl Budget {
-    /// A budget of `max` bytes. One batch may go over it.
+    /// A budget of `max` bytes for a connection that shares `memory` with others. One batch may go over it.
     #[must_use]
-    pub fn new(max: u64) -> Arc<Self> {
-        Arc::new(Self { used: AtomicU64::new(0), max, freed: Notify::new() })
+    pub fn new(max: u64, memory: &Arc<Memory>) -> Arc<Self> {
+        let used = Holding::of_connection(memory);
+        Arc::new(Self { used, unfinished: Holding::of(memory), max, freed: Notify::new() })
     }
 
     /// Whether nothing more may be submitted.
     #[must_use]
     pub fn is_used_up(&self) -> bool {
-        self.used.load(Ordering::Acquire) >= self.max
+        self.used.bytes() >= self.max || self.is_over_share()
     }
 
-    /// Waits until less than the budget is used. Cancel-safe: it changes nothing.
-    pub async fn available(&self) {
-        while self.is_used_up() {
+    /// Whether memory is scarce and the connection has more of it than its share.
+    fn is_over_share(&self) -> bool {
+        let held = self.used.bytes() + self.unfinished.bytes();
+        held > 0 && held >= self.used.memory().bound(u64::MAX)
+    }
+
+    /// Waits until something may be read: less than the budget is used, and of scarce memory no more than a share, or
+    /// it is the turn of this connection to have more. The turn is kept until it is not needed any more. Cancel-safe:
+    /// nothing else is changed.
+    pub async fn available(&self, turn: &mut Option<Turn>) {
+        loop {
             let freed = self.freed.notified();
             if !self.is_used_up() {
+                *turn = None;
                 return;
             }
-            freed.await;
+            if self.used.bytes() > 0 {
+                // The engine will have taken it in a moment.
+                freed.await;
+                continue;
+            }
+            if turn.is_some() {
+                return;
+            }
+            let next = Arc::clone(&self.used.memory().turn).acquire_owned();
+            tokio::select! {
+                permit = next => *turn = permit.ok().map(Turn),
+                () = tokio::time::sleep(SCARCE_AGAIN) => {}
+            }
         }
     }
 
+    /// Notes how much has been read of a frame that is not complete.
+    pub fn hold_unfinished(&self, bytes: usize) {
+        self.unfinished.set(bytes as u64);
+    }
+
     fn hold(self: &Arc<Self>, bytes: u64) -> Held {
-        self.used.fetch_add(bytes, Ordering::AcqRel);
+        self.used.add(bytes);
         Held { budget: Arc::clone(self), bytes }
     }
 }
+
+/// The right to read more than a share of scarce memory, for one connection at a time.
+#[derive(Debug)]
+pub struct Turn(#[expect(dead_code, reason = "it is given back when it is dropped")] OwnedSemaphorePermit);
 
 /// A part of a budget, given back when dropped.
 #[derive(Debug)]
@@ -101,10 +137,8 @@ pub(super) struct Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        let before = self.budget.used.fetch_sub(self.bytes, Ordering::AcqRel);
-        if before >= self.budget.max {
-            self.budget.freed.notify_one();
-        }
+        self.budget.used.take(self.bytes);
+        self.budget.freed.notify_one();
     }
 }
 
@@ -176,37 +210,37 @@ mod tests {
 
     #[tokio::test]
     async fn a_budget_lets_one_batch_go_over_it_and_no_further_one() {
-        let budget = Budget::new(100);
+        let budget = Budget::new(100, &Memory::new(u64::MAX));
         let first = budget.hold(90);
         assert!(!budget.is_used_up());
         let second = budget.hold(90);
         assert!(budget.is_used_up());
         let waiting = Arc::clone(&budget);
-        let waiter = tokio::spawn(async move { waiting.available().await });
+        let waiter = tokio::spawn(async move { waiting.available(&mut None).await });
         tokio::task::yield_now().await;
         assert!(!waiter.is_finished());
         drop(first);
         tokio::time::timeout(PATIENCE, waiter).await.unwrap().unwrap();
         assert!(!budget.is_used_up());
         drop(second);
-        assert_eq!(budget.used.load(Ordering::Acquire), 0);
+        assert_eq!(budget.used.bytes(), 0);
     }
 
     /// Budgets are given back by the engine's thread at any moment, also right before somebody begins to wait.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn nobody_waits_for_a_budget_that_is_free() {
-        let budget = Budget::new(1);
+        let budget = Budget::new(1, &Memory::new(u64::MAX));
         for _ in 0..2_000 {
             let held = budget.hold(1);
             let free = std::thread::spawn(move || drop(held));
-            tokio::time::timeout(PATIENCE, budget.available()).await.expect("a wake-up was missed");
+            tokio::time::timeout(PATIENCE, budget.available(&mut None)).await.expect("a wake-up was missed");
             free.join().unwrap();
         }
     }
 
     #[test]
     fn what_is_put_in_comes_out_in_order_and_frees_its_budget_when_it_is_dropped() {
-        let (inbox, budget) = (Inbox::default(), Budget::new(100));
+        let (inbox, budget) = (Inbox::default(), Budget::new(100, &Memory::new(u64::MAX)));
         for session in 1..=3 {
             let (session, commands) = commands(session);
             inbox.put_commands(session, commands, 50, &budget);

@@ -25,6 +25,7 @@ mod backup;
 mod clock;
 mod cycle;
 mod inbox;
+mod memory;
 mod outbox;
 mod querying;
 mod reading;
@@ -33,8 +34,10 @@ mod space_wait;
 mod staging;
 #[cfg(test)]
 mod tests;
+mod watermark;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -42,10 +45,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub use backup::{Backup, none_under_way};
-pub use inbox::Budget;
+pub use inbox::{Budget, Turn};
+pub use memory::Memory;
 pub use outbox::{Outbox, Sent};
 
 use crate::broker::{AutoCreate, Command, Counts};
+use crate::model::free_min::FreeMin;
 use crate::model::id::SessionId;
 use crate::model::limits::Limits;
 use crate::model::snapshot::Snapshot;
@@ -121,6 +126,8 @@ pub struct Parts {
     pub limits: Limits,
     /// Whether topics and groups come into being by being used.
     pub auto_create: AutoCreate,
+    /// The shared directory, and what is kept free on its disk.
+    pub disk: (PathBuf, FreeMin),
 }
 
 /// The way to a running engine. Cloning it is cheap.

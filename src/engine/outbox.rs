@@ -7,11 +7,13 @@
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, IoSlice};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Buf, Bytes};
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
+
+use super::memory::{Holding, Memory};
 
 /// Pieces handed to the system in one call.
 const PIECES_PER_WRITE: usize = 64;
@@ -28,6 +30,8 @@ pub struct Outbox {
     /// The outbox is not full any more.
     drained: Notify,
     bytes_max: usize,
+    /// The bytes of the queue.
+    held: Holding,
     /// Given back with the socket: the engine may hold that longer than the connection's task.
     _place: Option<OwnedSemaphorePermit>,
 }
@@ -72,15 +76,17 @@ enum Written {
 }
 
 impl Outbox {
-    /// The outbox of a connection, full at `bytes_max` bytes that the socket has not taken.
+    /// The outbox of a connection that shares `memory` with others, full at `bytes_max` bytes that the socket has not
+    /// taken, or at its share while memory is scarce.
     #[must_use]
-    pub fn new(socket: OwnedWriteHalf, bytes_max: usize) -> Self {
+    pub fn new(socket: OwnedWriteHalf, bytes_max: usize, memory: &Arc<Memory>) -> Self {
         Self {
             socket,
             queue: Mutex::default(),
             changed: Notify::new(),
             drained: Notify::new(),
             bytes_max,
+            held: Holding::of(memory),
             _place: None,
         }
     }
@@ -104,13 +110,14 @@ impl Outbox {
         if was_idle {
             self.write(&mut queue, usize::MAX);
         }
+        self.held.set(queue.bytes as u64);
         if queue.pieces.is_empty() {
             return Sent::Ready;
         }
         if was_idle {
             self.changed.notify_one();
         }
-        if queue.bytes > self.bytes_max && !queue.full {
+        if queue.bytes > self.bound() && !queue.full {
             queue.full = true;
             return Sent::Full;
         }
@@ -125,7 +132,8 @@ impl Outbox {
             let (written, closing) = {
                 let mut queue = self.lock();
                 let written = self.write(&mut queue, WRITES_PER_TURN);
-                if queue.full && queue.bytes <= self.bytes_max / 2 {
+                self.held.set(queue.bytes as u64);
+                if queue.full && queue.bytes <= self.bound() / 2 {
                     queue.full = false;
                     self.drained.notify_waiters();
                     ready();
@@ -191,9 +199,15 @@ impl Outbox {
         self.die(&mut self.lock());
     }
 
+    /// Bytes at which it is full.
+    fn bound(&self) -> usize {
+        usize::try_from(self.held.memory().bound(self.bytes_max as u64)).unwrap_or(usize::MAX)
+    }
+
     /// Drops everything, and wakes whoever waits for the outbox.
     fn die(&self, queue: &mut Queue) {
         *queue = Queue { closing: Closing::Dead, ..Queue::default() };
+        self.held.set(0);
         self.drained.notify_waiters();
         self.changed.notify_one();
     }
@@ -240,7 +254,6 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
 
@@ -260,7 +273,7 @@ mod tests {
         let (read, write) = accepted.unwrap().0.into_split();
         // The reading half would end the connection for good when it is dropped with the writing one.
         drop(read);
-        (Arc::new(Outbox::new(write, BYTES_MAX)), client.unwrap())
+        (Arc::new(Outbox::new(write, BYTES_MAX, &Memory::new(u64::MAX))), client.unwrap())
     }
 
     fn piece(number: usize, len: usize) -> Bytes {

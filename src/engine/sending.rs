@@ -64,6 +64,7 @@ impl Sending {
             Content::Reply(request, result) => Response::Reply(request, result).encode(&mut session.tail),
             Content::Confirm(confirm) => Response::Confirm(confirm).encode(&mut session.tail),
             Content::PublishRefused(refused) => Response::PublishRefused(refused).encode(&mut session.tail),
+            Content::PublishReady(ready) => Response::PublishReady(ready).encode(&mut session.tail),
             Content::ConsumerClosed(closed) => Response::ConsumerClosed(closed).encode(&mut session.tail),
             Content::ConsumerTopic(named) => Response::ConsumerTopic(named).encode(&mut session.tail),
             Content::ConsumerRole(role) => Response::ConsumerRole(role).encode(&mut session.tail),

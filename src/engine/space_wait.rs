@@ -23,8 +23,8 @@ impl Refusing {
         }
         tracing::warn!(
             publishes = count - self.told,
-            "no space left on the shared disk for messages: publishes are refused, consuming goes on; consume what \
-             waits, or make the disk larger, and publishing goes on by itself"
+            "no space left on the shared disk for messages, beside what is kept free: publishes are refused, consuming \
+             goes on; consume what waits, make the disk larger, or lower disk_free_min, and publishing goes on by itself"
         );
         (self.told, self.warned_at) = (count, Some(Instant::now()));
     }

@@ -246,10 +246,11 @@ impl Scene {
             poll_interval: Duration::from_secs(3600),
             limits: Limits::default(),
             auto_create: AutoCreate::Allowed,
+            disk: (PathBuf::new(), FreeMin::default()),
         };
         let (sender, ended): (Sender<_>, _) = channel();
         let engine = Engine::start(parts, move |end| sender.send(end).unwrap()).unwrap();
-        Self { engine, script, ended, budget: Budget::new(1 << 20), sessions: 0 }
+        Self { engine, script, ended, budget: Budget::new(1 << 20, &Memory::new(u64::MAX)), sessions: 0 }
     }
 
     async fn client(&mut self, output_bytes_max: usize) -> Client {
@@ -258,7 +259,7 @@ impl Scene {
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         let (read, write) = listener.accept().await.unwrap().0.into_split();
         drop(read);
-        let outbox = Arc::new(Outbox::new(write, output_bytes_max));
+        let outbox = Arc::new(Outbox::new(write, output_bytes_max, &Memory::new(u64::MAX)));
         let running = Arc::clone(&outbox);
         tokio::spawn(async move { running.run(|| {}).await });
         self.sessions += 1;

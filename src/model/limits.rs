@@ -33,6 +33,8 @@ pub const LISTED_MAX: usize = 1000;
 pub const BROWSES_MAX: usize = 64;
 /// Browses of one connection that wait in line.
 pub const BROWSES_PER_CONNECTION_MAX: usize = 16;
+/// Seeks of groups to a time that are under way, over all clients.
+pub const SEEKS_MAX: usize = 64;
 /// Reads from the store for browses at a time; each brings a mebibyte or one larger message.
 pub const BROWSE_READS_MAX: usize = 2;
 /// Bytes of answers to browses that clients have not taken yet, over all clients. One answer may go over it.
@@ -196,6 +198,8 @@ limits! {
     unprocessed_bytes_max: "bytes", 8 * MIB, 64 * KIB, GIB, "the connection is not read until the engine has caught up";
     /// Bytes for one connection that it has not read yet.
     output_bytes_max: "bytes", 8 * MIB, 64 * KIB, GIB, "nothing more is handed out to that connection until it reads";
+    /// What all connections hold together of the two above, and of frames that have not come to their end.
+    memory_bytes_max: "bytes", 256 * MIB, 16 * MIB, 1024 * GIB, "connections with more than their share of it are neither read nor handed out to until they have less; each may go over it by what one read or one delivery brings, and one by a frame";
     /// Messages held in memory for delivery, over all topics.
     cache_bytes_max: "bytes", 16 * MIB, MIB, 64 * GIB, "the oldest are dropped from memory and read from the store when needed";
     /// Bytes of one commit.

@@ -218,6 +218,22 @@ impl Marks {
         self.list.get(later.saturating_sub(1)).map_or(end, |mark| mark.offset.min(end))
     }
 
+    /// The first offset known to be of a message published at `time` or later, with when that was; `end` and no time
+    /// where none is known to be. Together with [`offset_about`](Self::offset_about) it says where to look for the first
+    /// such message: not below that one and not above this one.
+    #[must_use]
+    pub fn offset_reached(&self, time: Timestamp, end: Offset) -> (Offset, Option<Timestamp>) {
+        let later = self.list.partition_point(|mark| mark.at < time);
+        self.list.get(later).map_or((end, None), |mark| (mark.offset.min(end), Some(mark.at)))
+    }
+
+    /// A time before which the message `offset` was certainly not published.
+    #[must_use]
+    pub fn published_from(&self, offset: Offset) -> Timestamp {
+        let mark = self.last_up_to(offset).and_then(|index| self.list.get(index)).or(self.list.first());
+        mark.map_or(self.last_at, |mark| mark.at)
+    }
+
     /// Whether a block that begins at `first`, at the last time, is far enough from the last mark to get one.
     fn is_due(&self, first: Offset) -> bool {
         let (Some(oldest), Some(newest)) = (self.list.first(), self.list.last()) else {

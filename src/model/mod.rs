@@ -4,6 +4,7 @@
 
 pub mod chunk;
 pub mod filter;
+pub mod free_min;
 pub mod id;
 pub mod limits;
 pub mod marks;

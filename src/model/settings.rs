@@ -20,6 +20,10 @@ pub const MULTIPLIER_PERCENT_MAX: u32 = 10_000;
 pub const JITTER_PERCENT_MAX: u32 = 100;
 /// Shortest age at which messages go, in milliseconds.
 pub const AGE_MS_MIN: u64 = 1_000;
+/// Longest age at which messages go, in milliseconds: 100 years.
+pub const AGE_MS_MAX: u64 = 36_500 * 86_400_000;
+/// How long a temporary topic that never had a group stays without anything published to it, in milliseconds.
+pub const TEMPORARY_IDLE_MS: u64 = 60_000;
 /// Shortest time without a consumer after which a group goes, in milliseconds.
 pub const IDLE_MS_MIN: u64 = 1_000;
 /// How long an ephemeral group whose last consumer was lost waits for it to come back, in milliseconds.
@@ -34,7 +38,7 @@ pub const PRIORITY_SHARE_MIN: u32 = 2;
 pub struct Retention {
     /// As soon as every group of the topic has settled them. A topic without a group keeps its messages.
     pub acked: bool,
-    /// When they are older than this, in milliseconds, settled or not; at least [`AGE_MS_MIN`].
+    /// When they are older than this, in milliseconds, settled or not; [`AGE_MS_MIN`] to [`AGE_MS_MAX`].
     pub max_age_ms: Option<u64>,
     /// When newer ones take so many bytes, settled or not, about.
     pub max_bytes: Option<u64>,
@@ -67,7 +71,8 @@ pub enum Overflow {
 pub struct TopicSettings {
     /// When its messages go.
     pub retention: Retention,
-    /// It is full with so many messages.
+    /// It is full with so many messages, those that wait for their time included. What is published to it while it is
+    /// not full is taken whole.
     pub max_messages: Option<u64>,
     /// It is full with so many bytes of messages, about.
     pub max_bytes: Option<u64>,
@@ -77,8 +82,22 @@ pub struct TopicSettings {
     pub last_value: bool,
     /// Nothing of it is handed out, to no group.
     pub paused: bool,
-    /// It goes with its last group.
+    /// It goes with its last group. One that never had a group goes when nothing was published to it for
+    /// [`TEMPORARY_IDLE_MS`].
     pub temporary: bool,
+}
+
+impl TopicSettings {
+    /// Whether anything depends on how many messages there are, or how old.
+    #[must_use]
+    pub const fn is_bounded(&self) -> bool {
+        let Retention { max_age_ms, max_bytes, max_messages, .. } = self.retention;
+        max_age_ms.is_some()
+            || max_bytes.is_some()
+            || max_messages.is_some()
+            || self.max_bytes.is_some()
+            || self.max_messages.is_some()
+    }
 }
 
 /// How a group shares its messages among its consumers.

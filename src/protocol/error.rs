@@ -49,6 +49,10 @@ pub enum ErrorCode {
     NoStandby,
     /// A backup cannot go on; the text says why. The store goes on.
     BackupFailed,
+    /// A topic is full and refuses what is published to it.
+    TopicFull,
+    /// A topic is full: the producer waits, and is told when there is room.
+    TopicBlocked,
     /// A code of a newer version.
     Other(u16),
 }
@@ -77,6 +81,8 @@ impl From<ErrorCode> for u16 {
             ErrorCode::HeartbeatMissed => 19,
             ErrorCode::NoStandby => 20,
             ErrorCode::BackupFailed => 21,
+            ErrorCode::TopicFull => 22,
+            ErrorCode::TopicBlocked => 23,
             ErrorCode::Other(code) => code,
         }
     }
@@ -106,6 +112,8 @@ impl From<u16> for ErrorCode {
             19 => Self::HeartbeatMissed,
             20 => Self::NoStandby,
             21 => Self::BackupFailed,
+            22 => Self::TopicFull,
+            23 => Self::TopicBlocked,
             code => Self::Other(code),
         }
     }
@@ -136,6 +144,8 @@ impl std::fmt::Display for ErrorCode {
             Self::HeartbeatMissed => "heartbeat-missed",
             Self::NoStandby => "no-standby",
             Self::BackupFailed => "backup-failed",
+            Self::TopicFull => "topic-full",
+            Self::TopicBlocked => "topic-blocked",
             Self::Other(code) => return write!(f, "code-{code}"),
         })
     }

@@ -143,6 +143,9 @@ pub struct Settle {
     pub consumer: Handle,
     /// The topic, as the deliveries named it.
     pub topic: TopicId,
+    /// That of the last [`ConsumerRecalled`](super::response::ConsumerRecalled) of the topic before the deliveries; 0
+    /// where there was none. With another one nothing is settled.
+    pub generation: u32,
     /// What to do.
     pub settlement: Settlement,
     /// Everything within these ranges that is in flight to this consumer. A range from 0 settles cumulatively.
@@ -302,6 +305,34 @@ pub enum AdminCommand {
         position: Position,
         /// The group.
         group: String,
+    },
+    /// Changes the settings of a topic.
+    ChangeTopic {
+        /// Its name.
+        name: String,
+        /// The settings.
+        settings: TopicSettings,
+    },
+    /// Drops all messages of a topic, for all its groups.
+    PurgeTopic {
+        /// Its name.
+        name: String,
+    },
+    /// Settles all that a group has not settled.
+    PurgeGroup {
+        /// Its topic.
+        topic: String,
+        /// Its name.
+        name: String,
+    },
+    /// Sets a group to another place: what is before it is settled, and what is from there on and still there is not.
+    Seek {
+        /// Its topic.
+        topic: String,
+        /// Its name.
+        name: String,
+        /// The place.
+        to: Start,
     },
 }
 

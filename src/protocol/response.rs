@@ -98,6 +98,14 @@ pub struct PublishRefused {
     pub refusal: Refusal,
 }
 
+/// There is room again in a topic that was full: the producer, refused with `topic-blocked`, sends again from what
+/// the refusal said is expected. Comes once after each such refusal; nobody else gets the room for a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishReady {
+    /// The producer.
+    pub producer: Handle,
+}
+
 /// Consecutive messages of one delivery frame that have the rest in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {
@@ -172,13 +180,17 @@ pub struct ConsumerRole {
     pub activity: Activity,
 }
 
-/// What a consumer was handed of a topic and has not settled is not its any more: the group was set to another place.
+/// What a consumer was handed of a topic and has not settled is not its any more: the group was set to another place,
+/// or its messages were purged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConsumerRecalled {
     /// The consumer.
     pub consumer: Handle,
     /// The topic.
     pub topic: TopicId,
+    /// How often that has happened to this consumer and topic. Settlements of what comes from now on name it, so that
+    /// one that was on its way settles nothing that is handed out again.
+    pub generation: u32,
 }
 
 /// A consumer was ended by the node.
@@ -486,7 +498,7 @@ pub enum Reply {
     Description(Box<TopicDescription>),
     /// Why a message is, or is not, being delivered.
     Explanation(Explanation),
-    /// So many messages were dropped, and that is durable.
+    /// So many messages were dropped, or settled by a purge, and that is durable.
     Dropped {
         /// How many.
         count: u64,
@@ -512,6 +524,8 @@ pub enum Response {
     Confirm(Confirm),
     /// Messages were not taken.
     PublishRefused(PublishRefused),
+    /// There is room again for a producer.
+    PublishReady(PublishReady),
     /// The encoded messages behind the head are for a consumer.
     Deliver(Deliver, Bytes),
     /// A consumer was ended.
@@ -533,6 +547,7 @@ impl Response {
     const REPLY: u8 = 0x90;
     const CONFIRM: u8 = 0x91;
     const PUBLISH_REFUSED: u8 = 0x92;
+    const PUBLISH_READY: u8 = 0x93;
     const DELIVER: u8 = 0xa0;
     const CONSUMER_CLOSED: u8 = 0xa1;
     const CONSUMER_TOPIC: u8 = 0xa2;
@@ -563,6 +578,7 @@ impl Response {
             }
             Self::CONFIRM => Self::Confirm(frame.whole()?),
             Self::PUBLISH_REFUSED => Self::PublishRefused(frame.whole()?),
+            Self::PUBLISH_READY => Self::PublishReady(frame.whole()?),
             Self::DELIVER => {
                 let (head, messages) = frame.list_head()?;
                 Self::Deliver(head, messages)
@@ -595,6 +611,7 @@ impl Response {
             }
             Self::Confirm(head) => put_head(out, Self::CONFIRM, head, 0),
             Self::PublishRefused(head) => put_head(out, Self::PUBLISH_REFUSED, head, 0),
+            Self::PublishReady(head) => put_head(out, Self::PUBLISH_READY, head, 0),
             Self::Deliver(head, messages) => {
                 put_deliver(out, head, messages.len());
                 out.extend_from_slice(messages);

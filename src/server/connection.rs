@@ -14,7 +14,7 @@ use super::greeting::{greet, protocol_refusal, send};
 use super::input::{Filled, Input, InputError};
 use super::{SERVER, Server, standby, watch};
 use crate::broker::{Command, Ending};
-use crate::engine::{Backup, Budget, Engine, Outbox, Sent, none_under_way};
+use crate::engine::{Backup, Budget, Engine, Outbox, Sent, Turn, none_under_way};
 use crate::model::id::{Epoch, SessionId};
 use crate::model::limits::QUERY_BYTES_MAX;
 use crate::model::message::{MessageBlock, MessageError};
@@ -132,8 +132,9 @@ pub(super) async fn run(
         engine,
         epoch: standing.epoch,
         session: server.session(),
-        outbox: Arc::new(Outbox::new(write, output_bytes_max).with_place(place)),
-        budget: Budget::new(server.limits.unprocessed_bytes_max),
+        outbox: Arc::new(Outbox::new(write, output_bytes_max, &server.memory).with_place(place)),
+        budget: Budget::new(server.limits.unprocessed_bytes_max, &server.memory),
+        turn: None,
         heard_at: Instant::now(),
         backup: None,
     };
@@ -210,6 +211,8 @@ struct Connection {
     client: String,
     outbox: Arc<Outbox>,
     budget: Arc<Budget>,
+    /// Its right to read more than a share of scarce memory, while it has it.
+    turn: Option<Turn>,
     /// When something was last read.
     heard_at: Instant,
     /// The backup that it makes.
@@ -287,13 +290,14 @@ impl Connection {
     /// Reads what there is and hands it on. Cancel-safe: nothing is read before the last wait is over.
     async fn next(&mut self, input: &mut Input) -> Result<Option<End>, ConnectionError> {
         self.outbox.available().await;
-        self.budget.available().await;
+        self.budget.available(&mut self.turn).await;
         if !input.has_frame() {
             input.readable().await?;
         }
         let mut batch = Batch::default();
         // What the batch before this one had no room for.
         let mut end = self.take(input, &mut batch);
+        self.budget.hold_unfinished(input.unfinished());
         for _ in 0..READS_PER_BATCH {
             if !matches!(end, Ok(None)) || batch.bytes >= BATCH_BYTES {
                 break;
@@ -308,7 +312,8 @@ impl Connection {
             };
             self.heard_at = Instant::now();
             end = self.take(input, &mut batch);
-            if filled == Filled::Part {
+            self.budget.hold_unfinished(input.unfinished());
+            if filled == Filled::Part || self.server.memory.is_scarce() {
                 break;
             }
         }

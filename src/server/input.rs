@@ -102,6 +102,11 @@ impl Input {
         })
     }
 
+    /// Bytes that were read and not cut off as frames.
+    pub(super) fn unfinished(&self) -> usize {
+        self.buffer.len()
+    }
+
     /// Waits until something can be read. Cancel-safe.
     pub(super) async fn readable(&self) -> Result<(), InputError> {
         Ok(self.socket.readable().await?)

@@ -32,7 +32,7 @@ use fence_age::FenceAge;
 use places::Places;
 use watch::Progress;
 
-use crate::engine::Engine;
+use crate::engine::{Engine, Memory};
 use crate::model::id::{Epoch, SessionId};
 use crate::model::limits::Limits;
 use crate::model::settings::GroupSettings;
@@ -87,6 +87,8 @@ pub struct Server {
     followers: AtomicU64,
     next_session: AtomicU64,
     places: Places,
+    /// What all connections hold together.
+    memory: Arc<Memory>,
     fence_age: FenceAge,
 }
 
@@ -106,6 +108,7 @@ impl Server {
         Arc::new(Self {
             node,
             places: Places::new(limits.connections_max),
+            memory: Memory::new(limits.memory_bytes_max),
             fence_age: FenceAge::new(fence_age_max),
             limits,
             heartbeat,

@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::path::PathBuf;
 use std::sync::{Condvar, Mutex};
 
 use bytes::BytesMut;
@@ -11,6 +12,7 @@ use super::*;
 use crate::broker::AutoCreate;
 use crate::engine::{Guard, Parts};
 use crate::model::chunk::Chunk;
+use crate::model::free_min::FreeMin;
 use crate::model::id::{Offset, TopicId};
 use crate::model::record::Record;
 use crate::model::snapshot::Snapshot;
@@ -210,6 +212,7 @@ impl Scene {
             poll_interval: Duration::from_millis(5),
             limits: Limits::default(),
             auto_create: AutoCreate::Allowed,
+            disk: (PathBuf::new(), FreeMin::default()),
         };
         let engine = Engine::start(parts, |_| {}).unwrap();
         let (standing, watched) = state::channel(Standing {

@@ -18,10 +18,10 @@ use batonmq::model::message::{Message, MessageBlock};
 use batonmq::model::position::Position;
 use batonmq::model::record::{Published, Record, Source};
 use batonmq::model::retry::{Retry, ReturnReason};
-use batonmq::model::settings::{GroupSettings, Lifetime, Policy};
+use batonmq::model::settings::{GroupSettings, Lifetime, Overflow, Policy};
 use batonmq::model::snapshot::{GroupState, Snapshot, TopicState};
 use batonmq::model::time::Timestamp;
-use batonmq::model::topic_kind::TopicKind;
+use batonmq::model::topic_kind::{TopicKind, Waiting};
 use batonmq::protocol::error::{ErrorCode, Refusal};
 use batonmq::protocol::request::*;
 use batonmq::protocol::response::{Confirm, Reply};
@@ -59,6 +59,8 @@ pub struct Client {
     pub windows: BTreeMap<Handle, Window>,
     /// Pulls that were not answered yet, with what each has got.
     pub pulls: BTreeMap<RequestId, (Handle, Window, u32, u64)>,
+    /// How often what a consumer had of a topic was recalled.
+    pub generations: BTreeMap<(Handle, TopicId), u32>,
     pub full: bool,
 }
 
@@ -89,6 +91,11 @@ pub struct World {
     pub refused: Vec<(SessionId, Handle, ErrorCode, Sequence)>,
     /// Deliveries of the last cycle: who, group, offset, whether it was new to the group.
     pub delivered: Vec<(SessionId, Handle, GroupId, u64, bool)>,
+    /// Producers that were told that there is room, so far.
+    pub ready: Vec<(SessionId, Handle)>,
+    /// Topics purged in this cycle, groups ever set to another place.
+    pub purged: BTreeSet<TopicId>,
+    pub sought: BTreeSet<GroupId>,
     pub checks_bytes: bool,
     pub order: Order,
     /// Topics that consumers were told the names of.
@@ -120,6 +127,9 @@ impl World {
             replies: Vec::new(),
             refused: Vec::new(),
             delivered: Vec::new(),
+            ready: Vec::new(),
+            purged: BTreeSet::new(),
+            sought: BTreeSet::new(),
             checks_bytes: true,
             order: Order::default(),
             named: BTreeSet::new(),
@@ -213,6 +223,30 @@ impl World {
             }
         }
         last
+    }
+
+    /// Publishes what comes next for a producer. Answers why it was refused, if it was.
+    pub fn try_publish(
+        &mut self,
+        session: u64,
+        handle: Handle,
+        sequence: u64,
+        messages: &[Message],
+        parts: Vec<(TopicId, u32)>,
+    ) -> Option<ErrorCode> {
+        let session = SessionId(session);
+        let block = MessageBlock::encode(messages);
+        let publish = Publish { producer: handle, sequence: Sequence(sequence), parts };
+        self.collect_replies();
+        let refused_before = self.refused.len();
+        self.handle(session, Command::Publish(publish, block));
+        self.collect_replies();
+        let refused = self.refused.get(refused_before).map(|refused| refused.2);
+        if refused.is_none() {
+            let end = Sequence(sequence + messages.len() as u64 - 1);
+            self.confirms.insert((session, handle), end);
+        }
+        refused
     }
 
     /// Publishes, and foretells what comes of it.
@@ -417,10 +451,13 @@ impl World {
         ranges: Vec<OffsetRange>,
     ) -> u64 {
         let (request, session) = (self.request(), SessionId(session));
+        let generations = self.clients.get(&session).map(|client| &client.generations);
+        let generation = generations.and_then(|known| known.get(&(handle, topic))).copied().unwrap_or(0);
         let settle = Settle {
             request,
             consumer: handle,
             topic,
+            generation,
             settlement: settlement.clone(),
             ranges: ranges.clone(),
         };
@@ -557,6 +594,13 @@ impl World {
                     let (code, expected) = (refused.refusal.code, refused.expected);
                     self.refused.push((effect.session, refused.producer, code, expected));
                 }
+                Content::PublishReady(ready) => self.ready.push((effect.session, ready.producer)),
+                Content::ConsumerRecalled(recalled) => {
+                    if let Some(client) = self.clients.get_mut(&effect.session) {
+                        let key = (recalled.consumer, recalled.topic);
+                        client.generations.insert(key, recalled.generation);
+                    }
+                }
                 Content::ConsumerClosed(closed) => {
                     self.order.members.remove(&(effect.session, closed.consumer));
                     self.forget_named((effect.session, closed.consumer));
@@ -574,9 +618,6 @@ impl World {
                 Content::ConsumerTopic(named) => {
                     let told = self.named.insert((effect.session, named.consumer, named.topic));
                     assert!(told, "a topic is named once to a consumer");
-                }
-                Content::ConsumerRecalled(recalled) => {
-                    self.named.remove(&(effect.session, recalled.consumer, recalled.topic));
                 }
                 Content::Confirm(confirm) => self.check_confirm(effect.session, confirm),
                 Content::Browsed(Browsed { request, runs, messages }) => {
@@ -628,7 +669,9 @@ impl World {
         let unanswered: Vec<_> = self.confirms.keys().collect();
         assert!(unanswered.is_empty(), "published, but neither confirmed nor refused: {unanswered:?}");
         self.reads.append(&mut self.out.reads);
+        self.purged.clear();
         self.check_bounds();
+        self.check_kept();
     }
 
     /// A group goes because somebody wants it, or because of its lifetime while it has no consumer.
@@ -664,8 +707,19 @@ impl World {
                     let acked = self.acked.remove(&(*group, offset));
                     let died = dead_now.remove(&(*group, offset));
                     let expired = self.is_expired(*group, offset);
+                    if !acked && !died && !expired && self.is_dropped(*group, offset) {
+                        self.forget_dropped(*group, offset);
+                        continue;
+                    }
                     assert!(acked || died || expired, "settled for a reason: {group} {offset}");
                     assert!(!(acked && died), "settled for one reason: {group} {offset}");
+                }
+            }
+            Record::GroupSought { group, .. } => {
+                self.sought.insert(*group);
+                self.dead.retain(|(id, _)| id != group);
+                for known in self.groups.get_mut(group).unwrap().values_mut() {
+                    *known = Known { handed: known.handed, ..Known::default() };
                 }
             }
             Record::Returned { group, range, retry } => {
@@ -697,27 +751,81 @@ impl World {
                 }
             }
             Record::Trimmed { topic, start } => {
-                let floors: Vec<Offset> = self
-                    .fold
-                    .groups
-                    .values()
-                    .filter(|group| group.topic == *topic)
-                    .map(|g| g.floor)
-                    .collect();
-                assert!(floors.iter().all(|floor| floor >= start), "trimmed too early");
+                self.check_trimmed(*topic, *start);
                 if let Some(messages) = self.store.get_mut(topic) {
-                    let now = self.now;
-                    messages.retain(|offset, stored| {
-                        let expired = stored.message.expires_at.is_some_and(|at| at <= now);
-                        assert!(
-                            *offset >= start.0 || !floors.is_empty() || expired,
-                            "trimmed before a group had it: {offset}"
-                        );
-                        *offset >= start.0
-                    });
+                    messages.retain(|offset, _| *offset >= start.0);
                 }
             }
             _ => {}
+        }
+    }
+
+    /// A message whose topic has dropped it.
+    fn is_dropped(&self, group: GroupId, offset: u64) -> bool {
+        offset < self.fold.topics[&self.fold.groups[&group].topic].start.0
+    }
+
+    /// A group is done with a message that is gone: it was not in flight, or came back, or was recalled.
+    fn forget_dropped(&mut self, group: GroupId, offset: u64) {
+        let came_back = self.returned.remove(&(group, offset)).is_some();
+        let purged = self.purged.contains(&self.whole_topic(self.fold.groups[&group].topic));
+        let now = self.now;
+        let Some(known) = self.groups.get_mut(&group).unwrap().get_mut(&offset) else { return };
+        let held = known.holder.take().is_some() && known.deadline > now;
+        assert!(!held || came_back || purged, "what is in flight stays: {group} {offset}");
+    }
+
+    /// The topic of a part, or the topic itself.
+    pub fn whole_topic(&self, id: TopicId) -> TopicId {
+        self.fold.topics[&id].kind.part_of().unwrap_or(id)
+    }
+
+    /// The messages of a topic with its parts: how many, and their bytes.
+    pub fn held_by(&self, whole: TopicId) -> (u64, u64) {
+        let mut held = (0, 0);
+        for (id, state) in &self.fold.topics {
+            let notes = matches!(state.kind, TopicKind::Slot { waiting: Waiting::Expiring, .. });
+            if self.whole_topic(*id) == whole && !notes {
+                for stored in self.store.get(id).into_iter().flat_map(|messages| messages.values()) {
+                    held.0 += 1;
+                    held.1 += stored.message.encoded_len() as u64;
+                }
+            }
+        }
+        held
+    }
+
+    /// What goes from the front of a topic is settled by all, or more than the topic is to keep.
+    fn check_trimmed(&self, topic: TopicId, start: Offset) {
+        let whole = self.whole_topic(topic);
+        let settings = &self.fold.topics[&whole].settings;
+        let groups: Vec<_> = self.fold.groups.iter().filter(|(_, group)| group.topic == topic).collect();
+        let gone: Vec<_> = self.store.get(&topic).into_iter().flat_map(|all| all.range(..start.0)).collect();
+        let (messages, bytes) = self.held_by(whole);
+        let gone_bytes: u64 = gone.iter().map(|(_, stored)| stored.message.encoded_len() as u64).sum();
+        let dropping = settings.overflow == Overflow::DropOldest;
+        let limits = |kept: Option<u64>, full: Option<u64>| {
+            [kept, full.filter(|_| dropping)].into_iter().flatten().min().unwrap_or(u64::MAX)
+        };
+        let messages_max = limits(settings.retention.max_messages, settings.max_messages);
+        let bytes_max = limits(settings.retention.max_bytes, settings.max_bytes);
+        // As far as the estimate of bytes may be off.
+        let slack = (bytes / 16).max(64 << 10) + gone_bytes / gone.len().max(1) as u64;
+        let too_much =
+            messages - gone.len() as u64 >= messages_max || bytes - gone_bytes + slack >= bytes_max;
+        for (offset, stored) in gone {
+            let settled = settings.retention.acked
+                && !groups.is_empty()
+                && groups.iter().all(|(id, _)| self.is_settled(**id, *offset));
+            let age = settings.retention.max_age_ms;
+            let old = age.is_some_and(|age| stored.published_at.0 + age < self.now.0);
+            let expired = stored.message.expires_at.is_some_and(|at| at <= self.now);
+            let slot = matches!(self.fold.topics[&topic].kind, TopicKind::Slot { .. });
+            let purged = self.purged.contains(&whole);
+            assert!(
+                settled || old || expired || slot || too_much || purged,
+                "trimmed too early: {topic} {offset}"
+            );
         }
     }
 
@@ -892,7 +1000,10 @@ impl World {
                 assert!(known.due_at <= self.now, "handed out before it is due");
                 assert_eq!(run.attempt, known.attempts + 1, "number of the attempt");
                 assert_eq!(run.delivery, known.returns + 1, "number of the hand-over");
-                assert_eq!(run.redelivered, known.handed || offset < fresh_from, "redelivered: {offset}");
+                let redelivered = known.handed || offset < fresh_from;
+                // After a seek it may be said of what was passed over too.
+                let sought = self.sought.contains(&group) && run.redelivered;
+                assert!(sought || run.redelivered == redelivered, "redelivered: {offset}");
                 let new = !known.handed;
                 known.holder = holder;
                 known.handed = true;
@@ -920,10 +1031,26 @@ impl World {
         }
         assert!(held.len() as u32 <= window.messages, "more messages than the window allows");
         if self.checks_bytes {
-            let size =
-                |(topic, offset): &(TopicId, u64)| self.store[topic][offset].message.encoded_len() as u64;
+            // What is gone from the topic while it is in flight is not counted.
+            let size = |(topic, offset): &(TopicId, u64)| {
+                self.store[topic].get(offset).map_or(0, |stored| stored.message.encoded_len() as u64)
+            };
             let bytes: u64 = held.iter().map(size).sum();
             assert!(bytes <= window.bytes || held.len() == 1, "more bytes than the window allows");
+        }
+    }
+
+    /// No topic keeps more messages than it is to keep, but those that wait for their time.
+    fn check_kept(&self) {
+        for (id, state) in self.fold.topics.iter().filter(|(_, state)| state.kind.part_of().is_none()) {
+            let dropping = state.settings.overflow == Overflow::DropOldest;
+            let full = state.settings.max_messages.filter(|_| dropping);
+            let max = [state.settings.retention.max_messages, full].into_iter().flatten().min();
+            let lanes = self.fold.topics.iter().filter(|(lane, state)| {
+                self.whole_topic(**lane) == *id && !matches!(state.kind, TopicKind::Slot { .. })
+            });
+            let there: u64 = lanes.map(|(_, lane)| lane.message_count()).sum();
+            assert!(there == 0 || max.is_none_or(|max| self.held_by(*id).0 <= max), "too many in {id}");
         }
     }
 

@@ -17,8 +17,8 @@ use batonmq::protocol::request::{
 };
 use batonmq::protocol::response::{
     Activity, Confirm, ConsumerClosed, ConsumerRecalled, ConsumerRole, ConsumerTopic, Deliver, Explanation,
-    FailureRun, GroupInfo, Heartbeat, MessageState, NodeStatus, NotMaster, PublishRefused, Reply, Response,
-    Role, Run, SlotInfo, TopicInfo, Welcome,
+    FailureRun, GroupInfo, Heartbeat, MessageState, NodeStatus, NotMaster, PublishReady, PublishRefused,
+    Reply, Response, Role, Run, SlotInfo, TopicInfo, Welcome,
 };
 use bytes::{Bytes, BytesMut};
 use proptest::collection::vec;
@@ -166,6 +166,10 @@ fn command() -> impl Strategy<Value = AdminCommand> {
         (text(), any::<u8>(), offset(), text()).prop_map(|(topic, priority, offset, group)| {
             AdminCommand::Explain { topic, position: Position { priority, offset }, group }
         }),
+        text().prop_map(|name| AdminCommand::ChangeTopic { name, settings: TopicSettings::default() }),
+        text().prop_map(|name| AdminCommand::PurgeTopic { name }),
+        (text(), text()).prop_map(|(topic, name)| AdminCommand::PurgeGroup { topic, name }),
+        (text(), text(), start()).prop_map(|(topic, name, to)| AdminCommand::Seek { topic, name, to }),
     ]
 }
 
@@ -200,10 +204,10 @@ fn request() -> impl Strategy<Value = Request> {
                 Request::Subscribe(subscribe)
             }),
         (any::<u32>(), window()).prop_map(|(consumer, window)| Request::Flow(Flow { consumer, window })),
-        (any::<u32>(), any::<u32>(), any::<u32>(), settlement(), ranges).prop_map(
-            |(request, consumer, topic, settlement, ranges)| {
+        (any::<u32>(), any::<u32>(), any::<u32>(), any::<u32>(), settlement(), ranges).prop_map(
+            |(request, consumer, topic, generation, settlement, ranges)| {
                 let topic = TopicId(topic);
-                Request::Settle(Settle { request, consumer, topic, settlement, ranges })
+                Request::Settle(Settle { request, consumer, topic, generation, settlement, ranges })
             }
         ),
         (any::<u32>(), any::<u32>())
@@ -363,10 +367,11 @@ fn response() -> impl Strategy<Value = Response> {
             let activity = if active { Activity::Active } else { Activity::Waiting };
             Response::ConsumerRole(ConsumerRole { consumer, activity })
         }),
-        (any::<u32>(), any::<u32>()).prop_map(|(consumer, topic)| {
+        (any::<u32>(), any::<u32>(), any::<u32>()).prop_map(|(consumer, topic, generation)| {
             let topic = TopicId(topic);
-            Response::ConsumerRecalled(ConsumerRecalled { consumer, topic })
+            Response::ConsumerRecalled(ConsumerRecalled { consumer, topic, generation })
         }),
+        any::<u32>().prop_map(|producer| Response::PublishReady(PublishReady { producer })),
         (any::<u32>(), refusal())
             .prop_map(|(consumer, refusal)| Response::ConsumerClosed(ConsumerClosed { consumer, refusal })),
     ]

@@ -19,7 +19,8 @@ use batonmq::protocol::request::{
 use batonmq::protocol::response::{
     Activity, Confirm, ConsumerClosed, ConsumerDescription, ConsumerRecalled, ConsumerRole, ConsumerTopic,
     Deliver, Explanation, FailureRun, GroupDescription, GroupInfo, Heartbeat, MessageState, NodeStatus,
-    NotMaster, PublishRefused, Reply, Response, Role, Run, SlotInfo, TopicDescription, TopicInfo, Welcome,
+    NotMaster, PublishReady, PublishRefused, Reply, Response, Role, Run, SlotInfo, TopicDescription,
+    TopicInfo, Welcome,
 };
 use bytes::Bytes;
 
@@ -139,7 +140,7 @@ fn refusal(code: ErrorCode) -> Refusal {
 }
 
 fn settle(settlement: Settlement, ranges: Vec<OffsetRange>) -> Request {
-    Request::Settle(Settle { request: 9, consumer: 2, topic: TopicId(4), settlement, ranges })
+    Request::Settle(Settle { request: 9, consumer: 2, topic: TopicId(4), generation: 1, settlement, ranges })
 }
 
 fn subscribe(start: Start, settings: Option<GroupSettings>) -> Request {
@@ -234,6 +235,10 @@ pub fn requests() -> Vec<Request> {
             position: Position { priority: 9, offset: Offset(17) },
             group: "g".into(),
         }),
+        admin(AdminCommand::ChangeTopic { name: "t".into(), settings: topic_settings() }),
+        admin(AdminCommand::PurgeTopic { name: "t".into() }),
+        admin(AdminCommand::PurgeGroup { topic: "t".into(), name: "g".into() }),
+        admin(AdminCommand::Seek { topic: "t".into(), name: "g".into(), to: Start::Offset(Offset(2)) }),
     ]
 }
 
@@ -312,6 +317,7 @@ pub fn responses() -> Vec<Response> {
             expected: Sequence(253),
             refusal: refusal(ErrorCode::StoreFull),
         }),
+        Response::PublishReady(PublishReady { producer: 1 }),
         Response::Deliver(deliver(0, vec![run()], Vec::new()), messages()),
         Response::Deliver(
             deliver(
@@ -332,6 +338,6 @@ pub fn responses() -> Vec<Response> {
             priority: 9,
         }),
         Response::ConsumerRole(ConsumerRole { consumer: 2, activity: Activity::Waiting }),
-        Response::ConsumerRecalled(ConsumerRecalled { consumer: 2, topic: TopicId(4) }),
+        Response::ConsumerRecalled(ConsumerRecalled { consumer: 2, topic: TopicId(4), generation: 1 }),
     ]
 }

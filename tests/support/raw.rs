@@ -197,7 +197,7 @@ pub fn subscribe(consumer: u32, topic: &str, group: &str, window: Window) -> Req
 
 pub fn settle(consumer: u32, topic: TopicId, settlement: Settlement, ranges: &[(u64, u64)]) -> Request {
     let ranges = ranges.iter().map(|(start, end)| OffsetRange::new(*start, *end)).collect();
-    Request::Settle(Settle { request: 903, consumer, topic, settlement, ranges })
+    Request::Settle(Settle { request: 903, consumer, topic, generation: 0, settlement, ranges })
 }
 
 pub fn list_topics() -> AdminCommand {

@@ -1,0 +1,289 @@
+//! Topics that are full: who is refused, who waits, and who is called. Rules of the broker, each as a claim.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod broker_world;
+
+use std::time::Duration;
+
+use batonmq::broker::{AutoCreate, Ending};
+use batonmq::model::id::{OffsetRange, SessionId, TopicId};
+use batonmq::model::limits::Limits;
+use batonmq::model::message::Message;
+use batonmq::model::settings::{GroupSettings, Overflow, TopicSettings};
+use batonmq::protocol::error::ErrorCode;
+use batonmq::protocol::request::*;
+use broker_world::World;
+
+fn full(max_messages: u64, overflow: Overflow) -> TopicSettings {
+    TopicSettings { max_messages: Some(max_messages), overflow, ..TopicSettings::default() }
+}
+
+/// A world with the topic `t` and producers 1 to 4, each of a session of its own, and a consumer of session 0.
+fn world(settings: TopicSettings) -> (World, TopicId) {
+    let mut world = World::new(Limits::default(), AutoCreate::Allowed);
+    world.begin(0);
+    world.admin(0, AdminCommand::CreateTopic { name: "t".into(), settings });
+    let topic = world.find_topic(0, "t").unwrap();
+    world.subscribe(0, 0, "t", "g", Window { messages: 1_000, bytes: u64::MAX }, None);
+    for session in 1..=4 {
+        world.begin(session);
+        world.open(session, 1, &format!("p{session}"));
+    }
+    world.finish();
+    (world, topic)
+}
+
+fn publish(world: &mut World, session: u64, topic: TopicId, count: usize) -> Option<ErrorCode> {
+    publish_all(world, session, &[(topic, count)], &Message::new("body"))
+}
+
+fn publish_all(
+    world: &mut World,
+    session: u64,
+    parts: &[(TopicId, usize)],
+    message: &Message,
+) -> Option<ErrorCode> {
+    let producer = world.clients[&SessionId(session)].producers[&1];
+    let next = world.last_of(producer).unwrap().0 + 1;
+    let count = parts.iter().map(|(_, count)| count).sum();
+    let parts = parts.iter().map(|(topic, count)| (*topic, *count as u32)).collect();
+    world.try_publish(session, 1, next, &vec![message.clone(); count], parts)
+}
+
+/// Settles the oldest messages up to an offset.
+fn consume(world: &mut World, end: u64) {
+    world.settle(0, 0, Settlement::Ack, vec![OffsetRange::new(0, end)]);
+    rest(world);
+}
+
+fn rest(world: &mut World) {
+    loop {
+        world.finish();
+        world.answer_all();
+        if world.broker.next_timeout().is_none_or(|at| at > world.now) {
+            return;
+        }
+    }
+}
+
+/// The sessions that were told that there is room, since this was last asked.
+fn ready(world: &mut World) -> Vec<u64> {
+    std::mem::take(&mut world.ready).into_iter().map(|(session, _)| session.0).collect()
+}
+
+const BLOCKED: Option<ErrorCode> = Some(ErrorCode::TopicBlocked);
+const FULL: Option<ErrorCode> = Some(ErrorCode::TopicFull);
+
+#[test]
+fn a_full_topic_refuses_and_others_go_on() {
+    let (mut world, topic) = world(full(3, Overflow::Reject));
+    let other = world.find_topic(0, "other").unwrap();
+    assert_eq!(publish(&mut world, 1, topic, 2), None);
+    assert_eq!(publish(&mut world, 2, topic, 5), None, "what finds it not full is taken whole");
+    assert_eq!(publish(&mut world, 1, topic, 1), FULL);
+    assert_eq!(publish(&mut world, 1, other, 1), None);
+    assert_eq!(publish_all(&mut world, 1, &[(other, 1), (topic, 1)], &Message::new("both")), FULL);
+    rest(&mut world);
+    assert_eq!(world.fold.topics[&other].message_count(), 1, "all or nothing");
+    let text = world.replies.len();
+    consume(&mut world, 7);
+    assert!(world.replies.len() > text);
+    assert_eq!(publish(&mut world, 1, topic, 1), None);
+    assert!(ready(&mut world).is_empty(), "nobody waits");
+    world.finish();
+}
+
+#[test]
+fn a_limit_in_bytes_holds_about() {
+    let settings =
+        TopicSettings { max_bytes: Some(100_000), overflow: Overflow::Reject, ..TopicSettings::default() };
+    let (mut world, topic) = world(settings);
+    let message = Message::new(vec![0; 1_000]);
+    let taken =
+        (0..200).take_while(|_| publish_all(&mut world, 1, &[(topic, 1)], &message).is_none()).count();
+    assert!((90..=110).contains(&taken), "{taken}");
+    world.finish();
+}
+
+#[test]
+fn a_topic_that_drops_its_oldest_takes_everything() {
+    let (mut world, topic) = world(full(3, Overflow::DropOldest));
+    for _ in 0..5 {
+        assert_eq!(publish(&mut world, 1, topic, 2), None);
+        world.finish();
+    }
+    rest(&mut world);
+    assert_eq!(world.fold.topics[&topic].start.0, 7);
+}
+
+#[test]
+fn producers_of_a_full_topic_wait_and_as_many_are_called_as_there_is_room_for() {
+    let (mut world, topic) = world(full(4, Overflow::Block));
+    assert_eq!(publish(&mut world, 1, topic, 4), None);
+    for session in 1..=4 {
+        assert_eq!(publish(&mut world, session, topic, 2), BLOCKED);
+    }
+    rest(&mut world);
+    assert!(ready(&mut world).is_empty());
+    consume(&mut world, 1);
+    assert!(ready(&mut world).is_empty(), "messages go in steps, or all there is");
+    consume(&mut world, 4);
+    assert_eq!(ready(&mut world), [1, 2]);
+    assert_eq!(publish(&mut world, 3, topic, 2), BLOCKED, "the room is kept for who was called");
+    assert_eq!(publish(&mut world, 2, topic, 2), None);
+    assert_eq!(publish(&mut world, 1, topic, 2), None);
+    rest(&mut world);
+    consume(&mut world, 8);
+    assert_eq!(ready(&mut world), [3, 4], "whoever asks again keeps its place");
+    assert_eq!(publish(&mut world, 1, topic, 2), None, "nobody waits behind them");
+    world.finish();
+}
+
+#[test]
+fn who_does_not_use_the_room_gives_it_to_the_next() {
+    let (mut world, topic) = world(full(1, Overflow::Block));
+    assert_eq!(publish(&mut world, 1, topic, 1), None);
+    for session in 2..=4 {
+        assert_eq!(publish(&mut world, session, topic, 1), BLOCKED);
+    }
+    rest(&mut world);
+    world.end(2, Ending::Lost);
+    rest(&mut world);
+    consume(&mut world, 1);
+    assert_eq!(ready(&mut world), [3], "who has left is passed over");
+    world.now = world.broker.next_timeout().unwrap();
+    rest(&mut world);
+    assert_eq!(ready(&mut world), [4]);
+    assert_eq!(publish(&mut world, 4, topic, 1), None);
+    assert_eq!(publish(&mut world, 3, topic, 1), BLOCKED);
+    rest(&mut world);
+    world.close_producer(3, 1);
+    consume(&mut world, 2);
+    assert!(ready(&mut world).is_empty());
+}
+
+#[test]
+fn waiting_producers_go_on_when_the_limit_or_the_topic_goes() {
+    let (mut world, topic) = world(full(1, Overflow::Block));
+    assert_eq!(publish(&mut world, 1, topic, 1), None);
+    assert_eq!(publish(&mut world, 2, topic, 1), BLOCKED);
+    assert_eq!(publish(&mut world, 3, topic, 1), BLOCKED);
+    rest(&mut world);
+    let change = |world: &mut World, settings| {
+        world.admin(0, AdminCommand::ChangeTopic { name: "t".into(), settings });
+        rest(world);
+    };
+    change(&mut world, full(2, Overflow::Block));
+    assert_eq!(ready(&mut world), [2]);
+    assert_eq!(publish(&mut world, 2, topic, 1), None);
+    change(&mut world, full(2, Overflow::Reject));
+    assert_eq!(ready(&mut world), [3]);
+    assert_eq!(publish(&mut world, 3, topic, 1), FULL);
+    change(&mut world, full(2, Overflow::Block));
+    assert_eq!(publish(&mut world, 4, topic, 1), BLOCKED);
+    world.admin(0, AdminCommand::DeleteTopic { name: "t".into() });
+    rest(&mut world);
+    assert_eq!(ready(&mut world), [4]);
+    assert_eq!(publish(&mut world, 4, topic, 1), Some(ErrorCode::Deleted));
+    world.finish();
+}
+
+#[test]
+fn what_waits_for_its_time_counts() {
+    let (mut world, topic) = world(full(2, Overflow::Reject));
+    let later =
+        Message { deliver_at: Some(world.now.after(Duration::from_secs(60))), ..Message::new("later") };
+    assert_eq!(publish_all(&mut world, 1, &[(topic, 2)], &later), None);
+    assert_eq!(publish(&mut world, 1, topic, 1), FULL);
+    world.finish();
+    world.now = world.now.after(Duration::from_secs(61));
+    rest(&mut world);
+    assert_eq!(publish(&mut world, 1, topic, 1), FULL, "it is moved all the same, and counts once");
+    consume(&mut world, 2);
+    assert_eq!(publish(&mut world, 1, topic, 1), None);
+    world.finish();
+}
+
+#[test]
+fn dead_letters_are_never_refused() {
+    let (mut world, topic) = world(TopicSettings::default());
+    let settings = full(1, Overflow::Reject);
+    world.admin(0, AdminCommand::CreateTopic { name: "t.dead-letter".into(), settings });
+    publish(&mut world, 1, topic, 3);
+    world.finish();
+    world.settle(0, 0, Settlement::Reject { reason: None }, vec![OffsetRange::new(0, 3)]);
+    rest(&mut world);
+    assert_eq!(world.dead.len(), 3);
+}
+
+/// Producers and a consumer go on at random with a small topic: nobody waits for good.
+#[test]
+fn nobody_waits_for_good() {
+    for seed in 0..40_u64 {
+        let (mut world, topic) = world(full(3, Overflow::Block));
+        let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut published = [0; 5];
+        let mut waiting = [false; 5];
+        for _ in 0..400 {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            let session = 1 + random % 4;
+            if random.is_multiple_of(3) {
+                let end = world.fold.topics[&topic].end.0;
+                consume(&mut world, end);
+            } else if !waiting[session as usize] {
+                let count = 1 + (random >> 8) as usize % 3;
+                match publish(&mut world, session, topic, count) {
+                    None => published[session as usize] += count,
+                    Some(code) => {
+                        assert_eq!(code, ErrorCode::TopicBlocked, "seed {seed}");
+                        waiting[session as usize] = true;
+                    }
+                }
+                rest(&mut world);
+            }
+            for session in ready(&mut world) {
+                assert!(std::mem::take(&mut waiting[session as usize]), "seed {seed}: called in vain");
+            }
+            let (held, _) = world.held_by(topic);
+            assert!(held <= 5, "seed {seed}: {held} messages");
+        }
+        let end = world.fold.topics[&topic].end.0;
+        consume(&mut world, end);
+        for _ in 0..8 {
+            for session in ready(&mut world) {
+                assert_eq!(publish(&mut world, session, topic, 1), None, "seed {seed}");
+                waiting[session as usize] = false;
+            }
+            rest(&mut world);
+            // Who was called before and does not want the room any more.
+            world.now = world.now.after(Duration::from_secs(3));
+            let end = world.fold.topics[&topic].end.0;
+            consume(&mut world, end);
+        }
+        assert_eq!(waiting, [false; 5], "seed {seed}: {published:?}");
+    }
+}
+
+#[test]
+fn a_group_that_is_slow_in_one_topic_holds_up_no_other() {
+    let (mut world, topic) = world(full(1, Overflow::Block));
+    world.subscribe(
+        0,
+        1,
+        "other",
+        "g",
+        Window { messages: 9, bytes: u64::MAX },
+        Some(GroupSettings::default()),
+    );
+    let other = world.find_topic(0, "other").unwrap();
+    assert_eq!(publish(&mut world, 1, topic, 1), None);
+    world.open(1, 2, "beside-p1");
+    assert_eq!(publish(&mut world, 1, topic, 1), BLOCKED);
+    let sent = world.try_publish(1, 2, 1, &[Message::new("body")], vec![(other, 1)]);
+    assert_eq!(sent, None);
+    world.finish();
+    assert_eq!(world.delivered.iter().filter(|delivered| delivered.1 == 1).count(), 1);
+}
