@@ -69,6 +69,9 @@ enum Step {
     Flow(u64, u32, Window),
     Pull(u64, u32, Window, u64),
     Settle(u64, u32, Settlement, Vec<(u64, u64)>),
+    /// Session, how far off the right sequence, parts as for a publish, and for each settlement a consumer, how much of
+    /// what it has, from which of it on, and whether a little more than that is settled.
+    Transact(u64, i64, Vec<(usize, u32)>, Vec<(u32, Settlement, usize, usize, bool)>),
     Full(u64, bool),
     DeleteTopic(usize),
     DeleteGroup(usize, usize),
@@ -136,6 +139,12 @@ fn step() -> impl Strategy<Value = Step> {
     let group = || 0_usize..GROUPS.len();
     let off = prop_oneof![8 => Just(0_i64), 1 => -12_i64..0, 1 => 1_i64..3];
     let parts = prop::collection::vec((topic(), 1_u32..12), 1..3);
+    let off_transaction = prop_oneof![8 => Just(0_i64), 1 => -6_i64..0, 1 => 1_i64..3];
+    let transacted = prop::collection::vec((topic(), 1_u32..6), 0..3);
+    let held = prop::collection::vec(
+        (handle(), settlement(), 0_usize..6, 0_usize..4, prop_oneof![9 => Just(false), 1 => Just(true)]),
+        0..3,
+    );
     let ranges = prop::collection::vec((0_u64..60, prop_oneof![1_u64..8, Just(1_000)]), 1..3);
     prop_oneof![
         3 => (session(), arrival()).prop_map(|(s, a)| Step::Begin(s, a)),
@@ -150,6 +159,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (session(), handle(), window(), prop_oneof![Just(0), 1_u64..3_000])
             .prop_map(|(s, h, w, wait)| Step::Pull(s, h, w, wait)),
         12 => (session(), handle(), settlement(), ranges).prop_map(|(s, h, k, r)| Step::Settle(s, h, k, r)),
+        8 => (session(), off_transaction, transacted, held).prop_map(|(s, o, p, h)| Step::Transact(s, o, p, h)),
         2 => (session(), any::<bool>()).prop_map(|(s, full)| Step::Full(s, full)),
         1 => prop_oneof![
             1 => (0..TOPICS.len()).prop_map(Step::DeleteTopic),
@@ -244,6 +254,29 @@ fn take(world: &mut World, topics: &mut BTreeMap<usize, TopicId>, step: Step) {
             let ranges: Vec<OffsetRange> =
                 ranges.into_iter().map(|(start, len)| OffsetRange::new(start, start + len)).collect();
             settle(world, s, h, &kind, &ranges);
+        }
+        Step::Transact(s, off, parts, settles) if world.clients.contains_key(&SessionId(s)) => {
+            let parts = parts
+                .into_iter()
+                .map(|(topic, count)| (topics.get(&topic).copied().unwrap_or(TopicId(9)), count))
+                .collect();
+            let id = world.clients[&SessionId(s)].producers.get(&0).copied();
+            let last = id.and_then(|id| world.last_of(id)).map_or(0, |last| last.0);
+            let sequence = (last as i64 + 1 + off).max(1) as u64;
+            let settles = settles
+                .into_iter()
+                .map(|(consumer, kind, count, from, more)| {
+                    let held = world.held_by_consumer(s, consumer);
+                    let taken = held.into_iter().skip(from).take(count);
+                    let mut ranges: Vec<OffsetRange> =
+                        taken.map(|offset| OffsetRange::new(offset, offset + 1)).collect();
+                    if more {
+                        ranges.push(OffsetRange::new(count as u64, count as u64 + 2));
+                    }
+                    (consumer, kind, ranges)
+                })
+                .collect();
+            world.transact(s, 0, sequence, parts, settles);
         }
         Step::Full(s, full) => world.full(s, full),
         Step::DeleteTopic(topic) => {

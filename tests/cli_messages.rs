@@ -100,8 +100,18 @@ fn a_file_is_a_message_with_its_path() {
     pair.run(&args).ok();
     let messages = consume(&pair, "2", &["--format", "json"]).json();
     let keys: Vec<&String> = messages[0].as_object().unwrap().keys().collect();
-    let mut expected =
-        ["topic", "offset", "attempt", "redelivered", "published_at", "key", "headers", "body"];
+    let mut expected = [
+        "topic",
+        "offset",
+        "attempt",
+        "delivery",
+        "redelivered",
+        "failure",
+        "published_at",
+        "key",
+        "headers",
+        "body",
+    ];
     expected.sort_unstable();
     assert_eq!(keys, expected);
     assert_eq!(messages[0]["body"], "a text");
@@ -205,27 +215,85 @@ fn dead_letters_are_listed_shown_replayed_and_purged() {
     assert_eq!((&letter["topic"], &letter["group"]), (&"t".into(), &"g".into()));
     assert_eq!(
         (&letter["offset"], &letter["origin_offset"], &letter["reason"]),
-        (&0.into(), &0.into(), &"rejected".into())
+        (&0.into(), &"0".into(), &"rejected".into())
     );
     assert_eq!(pair.run(&["dead-letter", "list", "t.dead-letter", "--json"]).json(), list());
     let shown = pair.run(&["dead-letter", "show", "t", "1"]).ok();
-    assert!(shown.contains("baton.dead.topic: t\n") && shown.ends_with("\n\nb\n"), "{shown}");
+    assert!(shown.contains("from: topic t, offset 1, group g\n") && shown.ends_with("\n\nb\n"), "{shown}");
     pair.run(&["dead-letter", "show", "t", "7"]).failed(1);
 
+    let dry = pair.run(&["dead-letter", "replay", "t", "--dry-run"]).ok();
+    assert!(dry.ends_with("3 dead letters meant; nothing was done\n"), "{dry}");
     let one = pair.run(&["dead-letter", "replay", "t", "--offset", "1", "--json"]).json();
-    assert_eq!(one[0]["letters"], 1);
+    assert_eq!((&one[0]["letters"], &one[0]["gone"]), (&1.into(), &0.into()));
+    assert_eq!(list().len(), 2);
     let message = consume(&pair, "1", &["--format", "json"]).json().remove(0);
     assert_eq!(message["body"], "b");
-    assert_eq!(message["headers"]["baton.replay.of"], "t.dead-letter:1");
-    assert_eq!(message["headers"]["baton.dead.reason"], "rejected");
+    let headers = message["headers"].as_object().unwrap();
+    assert_eq!(headers.keys().collect::<Vec<_>>(), ["baton.dead.history"]);
 
     assert_eq!(pair.run(&["dead-letter", "purge", "t", "--group", "other"]).ok(), "0 dead letters removed\n");
-    assert_eq!(pair.run(&["dead-letter", "replay", "t"]).ok(), "2 dead letters replayed and confirmed\n");
+    assert_eq!(pair.run(&["dead-letter", "replay", "t"]).ok(), "2 dead letters replayed\n");
     assert_eq!(consume(&pair, "2", &["--then", "reject"]).ok(), "a\nc\n");
     wait_until(|| list().len() == 2);
+    assert_eq!(list()[0]["history"].as_array().unwrap().len(), 1);
     assert_eq!(pair.run(&["dead-letter", "purge", "t"]).ok(), "2 dead letters removed\n");
     assert_eq!(list().len(), 0);
-    assert_eq!(pair.run(&["dead-letter", "replay", "t"]).ok(), "0 dead letters replayed and confirmed\n");
+    assert_eq!(pair.run(&["dead-letter", "replay", "t"]).ok(), "0 dead letters replayed\n");
+}
+
+#[test]
+fn dead_letters_are_picked_by_what_they_are() {
+    let pair = Pair::single();
+    for (key, price) in [("k1", "5"), ("k2", "50"), ("k3", "500")] {
+        pair.run(&["publish", "t", "--key", key, "--header", &format!("price={price}"), key]).ok();
+    }
+    consume(&pair, "2", &["--then", "reject", "--reason", "no such customer"]).ok();
+    pair.run(&["group", "set", "t", "g", "--max-attempts", "1"]).ok();
+    consume(&pair, "1", &["--then", "nack", "--reason", "later"]).ok();
+    let list = |flags: &[&str]| -> Vec<String> {
+        let letters = pair.run(&[&["dead-letter", "list", "t", "--json"], flags].concat()).json();
+        letters.iter().map(|letter| letter["origin_offset"].as_str().unwrap().to_owned()).collect()
+    };
+    wait_until(|| list(&[]).len() == 3);
+    assert_eq!(list(&["--reason", "nacked"]), ["2"]);
+    assert_eq!(list(&["--reason", "rejected"]), ["0", "1"]);
+    assert_eq!(list(&["--key", "k2"]), ["1"]);
+    assert_eq!(list(&["--filter", "price >= 50"]), ["1", "2"]);
+    assert_eq!(list(&["--filter", "price >= 50", "--limit", "1"]), ["1"]);
+    assert_eq!((list(&["--older-than", "1h"]).len(), list(&["--newer-than", "1h"]).len()), (0, 3));
+    let said = pair.run(&["dead-letter", "list", "t", "--filter", "price >"]).failed(2);
+    assert!(said.contains('^'), "{said}");
+    let letter = pair.run(&["dead-letter", "show", "t", "0", "--json"]).json().remove(0);
+    assert_eq!(
+        (&letter["key"], &letter["attempts"], &letter["deliveries"]),
+        (&"k1".into(), &1.into(), &1.into())
+    );
+    let failure = &letter["failures"][0];
+    assert_eq!((&failure["reason"], &failure["text"]), (&"rejected".into(), &"no such customer".into()));
+    assert!(failure["at"].as_str().unwrap().ends_with('Z'));
+    let done = pair.run(&["dead-letter", "replay", "t", "--key", "k2", "--to", "elsewhere"]).ok();
+    assert_eq!(done, "1 dead letter replayed\n");
+    let elsewhere = pair.run(&["consume", "elsewhere", "--group", "g", "--count", "1"]).ok();
+    assert_eq!(elsewhere, "k2\n");
+    assert_eq!(list(&[]), ["0", "2"]);
+    assert_eq!(
+        pair.run(&["dead-letter", "purge", "t", "--reason", "nacked"]).ok(),
+        "1 dead letter removed\n"
+    );
+    assert_eq!(list(&[]), ["0"]);
+}
+
+#[test]
+fn a_consumer_sees_how_the_last_attempt_failed() {
+    let pair = Pair::single();
+    pair.run(&["publish", "t", "a"]).ok();
+    consume(&pair, "1", &["--then", "nack", "--reason", "the database is down"]).ok();
+    let message = consume(&pair, "1", &["--format", "json"]).json().remove(0);
+    assert_eq!((&message["attempt"], &message["delivery"]), (&2.into(), &2.into()));
+    let failure = &message["failure"];
+    assert_eq!((&failure["reason"], &failure["text"]), (&"nacked".into(), &"the database is down".into()));
+    pair.run(&["consume", "t", "--group", "g", "--reason", "x"]).failed(2);
 }
 
 #[test]
@@ -297,4 +365,24 @@ fn a_slow_reader_does_not_cost_the_consumer_its_connection() {
     output.read_to_string(&mut text).unwrap();
     assert_eq!(text, lines);
     assert!(wait_for_end(&mut consuming).success());
+}
+
+#[test]
+fn a_request_gets_its_reply_or_says_that_none_came() {
+    let pair = Pair::single();
+    let none = pair.run(&["request", "ask", "anybody?", "--timeout", "300ms"]).failed(3);
+    assert!(none.contains("no reply within"), "{none}");
+    let mut replier = pair
+        .command(&["reply", "ask", "--group", "g", "--count", "3"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    assert_eq!(pair.run(&["request", "ask", "are you there?"]).ok(), "are you there?\n");
+    let json = pair.run(&["request", "ask", "x", "--key", "k", "--format", "json"]).json();
+    assert_eq!(json[0]["body"], "x");
+    assert!(json[0]["headers"]["baton.correlation-id"].is_string());
+    assert!(wait_for_end(&mut replier).success());
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut replier.stdout.take().unwrap(), &mut said).unwrap();
+    assert_eq!(said, "anybody?\nare you there?\nx\n", "the first one was answered too late");
 }

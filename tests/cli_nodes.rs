@@ -131,6 +131,8 @@ fn every_command_has_help() {
         &["publish"],
         &["consume"],
         &["pull"],
+        &["request"],
+        &["reply"],
         &["status"],
         &["switchover"],
         &["topic", "list"],

@@ -5,9 +5,10 @@ use batonmq::model::limits::{
     BACKUP_IDLE_SECONDS, BACKUP_PART_BYTES, BACKUPS_MAX, BROWSE_READS_MAX, BROWSED_BYTES_MAX, BROWSES_MAX,
     BROWSES_PER_CONNECTION_MAX, FILES_RESERVED, FILTER_BYTES_MAX, FILTER_DEPTH_MAX, FILTER_LIST_MAX,
     FILTER_NODES_MAX, FILTER_PATTERN_RUN_MAX, GREETINGS_MAX, HEADER_COUNT_MAX, HEADER_NAME_BYTES_MAX,
-    KEY_BYTES_MAX, LIMITS, LISTED_MAX, LOADED_BYTES_MAX, LimitRow, Limits, NAME_BYTES_MAX, PRIORITY_MAX,
-    PUBLISH_PARTS_MAX, QUERIES_MAX, QUERY_BYTES_MAX, QUERY_COLUMNS_MAX, QUERY_ROWS_MAX, QUERY_SECONDS_MAX,
-    QUERY_TEXT_BYTES_MAX, QUERY_VALUE_BYTES_MAX, WATCHES_MAX,
+    KEY_BYTES_MAX, LETTERS_MAX, LIMITS, LISTED_MAX, LOADED_BYTES_MAX, LimitRow, Limits, NAME_BYTES_MAX,
+    PRIORITY_MAX, PUBLISH_PARTS_MAX, QUERIES_MAX, QUERY_BYTES_MAX, QUERY_COLUMNS_MAX, QUERY_ROWS_MAX,
+    QUERY_SECONDS_MAX, QUERY_TEXT_BYTES_MAX, QUERY_VALUE_BYTES_MAX, REPLAYS_MAX, TRANSACTION_RANGES_MAX,
+    TRANSACTION_SETTLEMENTS_MAX, WATCHES_MAX,
 };
 use batonmq::protocol::frame::HEAD_BYTES_MAX;
 use batonmq::server::{FENCE_AGE_MAX, HANDSHAKE_MAX, STALLED_MIN};
@@ -63,6 +64,26 @@ fn document() -> String {
         ("headers of a message", HEADER_COUNT_MAX, refused),
         ("bytes of a header's name", HEADER_NAME_BYTES_MAX, invalid),
         ("parts of a publish, each for a topic", PUBLISH_PARTS_MAX, "the publish is refused with `invalid`"),
+        (
+            "settlements of a transaction, each of one consumer and topic in one way",
+            TRANSACTION_SETTLEMENTS_MAX,
+            "the transaction is refused with `limit`",
+        ),
+        (
+            "ranges of offsets that a transaction settles",
+            TRANSACTION_RANGES_MAX,
+            "the transaction is refused with `limit`",
+        ),
+        (
+            "dead letters in one request to replay them, or messages in one to drop them",
+            LETTERS_MAX,
+            "the request is refused with `invalid`; the command line makes several",
+        ),
+        (
+            "requests to replay dead letters of all clients that wait; one at a time is worked at",
+            REPLAYS_MAX,
+            "a further one is refused with `limit`",
+        ),
         ("priority of a message", usize::from(PRIORITY_MAX), invalid),
         (
             "bytes of a frame's head, that is without messages",

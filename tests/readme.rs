@@ -86,9 +86,9 @@ fn the_quick_start_works_as_it_stands() {
 #[test]
 fn what_is_said_about_looking_after_the_store_works_as_it_stands() {
     let text = include_str!("../README.md");
-    let [_, _, backup, offline @ ..] = &blocks(text)[..] else {
-        panic!("a block for the backup, and others")
-    };
+    let blocks = blocks(text);
+    let first = blocks.iter().position(|steps| steps[0].command.starts_with("baton store backup"));
+    let [backup, offline @ ..] = &blocks[first.expect("a block for the backup")..] else { unreachable!() };
     assert!(backup.iter().all(|step| step.command.starts_with("baton store backup")), "{backup:?}");
     let dir = tempfile::tempdir().unwrap();
     let (address, store, backups) = (free_address(), dir.path().join("store"), dir.path().join("backups"));
@@ -104,4 +104,17 @@ fn what_is_said_about_looking_after_the_store_works_as_it_stands() {
         run(steps, dir.path(), &replaced, &[]);
     }
     assert!(dir.path().join("store-salvaged").is_dir() && dir.path().join("store-as-file").is_dir());
+}
+
+#[test]
+fn what_is_said_about_dead_letters_works_as_it_stands() {
+    let blocks = blocks(include_str!("../README.md"));
+    let is_about =
+        |steps: &&Vec<Step>| steps.iter().any(|step| step.command.starts_with("baton dead-letter"));
+    let about = blocks.iter().find(is_about).expect("a block about dead letters");
+    let dir = tempfile::tempdir().unwrap();
+    let (address, store) = (free_address(), dir.path().join("store"));
+    let serve = format!("baton serve --store {} --listen {address} &", store.display());
+    let served = [&[Step { command: serve, output: Vec::new() }], &about[..]].concat();
+    run(&served, dir.path(), &[], &[("BATON_SERVER", &address)]);
 }

@@ -7,6 +7,7 @@ use super::explain::Question;
 use super::group::Group;
 use super::machine::Broker;
 use super::part::Part;
+use super::replay::Ask;
 use super::subscription::check_settings;
 use super::{Content, Ending, Output, dead_letter, refusals};
 use crate::model::id::{GroupId, SessionId, TopicId};
@@ -91,6 +92,11 @@ impl Broker {
                 self.browse_slot(Browse { session, request: id, topic: slot, from, messages_max }, out);
                 return;
             }
+            AdminCommand::ReplayDeadLetters { topic, offsets, to } => {
+                self.replay(session, Ask { request: id, topic, offsets, to }, out);
+                return;
+            }
+            AdminCommand::DropMessages { topic, offsets } => self.drop_asked(topic, offsets, out),
             AdminCommand::CancelDelayed { topic, messages } => match self.topic_named(&topic) {
                 Ok(topic) => self.cancel_delayed(topic, &messages, out),
                 Err(refusal) => Err(refusal),

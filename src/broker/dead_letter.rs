@@ -72,30 +72,41 @@ type Death = [String; 9];
 
 /// The message as it stands in the dead-letter topic.
 fn dead_message(mut message: Message, death: Death) -> Message {
-    let mut history: Vec<String> = message
-        .header(HISTORY)
-        .map(|lines| String::from_utf8_lossy(lines).lines().map(str::to_owned).collect())
-        .unwrap_or_default();
-    if message.header(HEADERS[0]).is_some() {
-        let older = HEADERS.map(|name| {
-            message.header(name).map_or("?".into(), |value| String::from_utf8_lossy(value).into_owned())
-        });
+    let history = take_history(&mut message, "");
+    // There it neither waits for a time nor goes by itself.
+    (message.deliver_at, message.expires_at) = (None, None);
+    let values = death.map(bytes::Bytes::from);
+    message.headers.extend(HEADERS.map(str::to_owned).into_iter().zip(values));
+    message.headers.extend(history);
+    message
+}
+
+/// The message as it stands where it is replayed to: alive, its death a line of its history. Answers the topic that it
+/// comes from too; `None` where it is no dead letter.
+pub(super) fn revived(mut message: Message, now: Timestamp) -> Option<(String, Message)> {
+    let topic = String::from_utf8_lossy(message.header(HEADERS[0])?).into_owned();
+    let history = take_history(&mut message, &format!(" replayed-at={now}"));
+    message.headers.extend(history);
+    Some((topic, message))
+}
+
+/// Takes what says of deaths out of a message. Answers the header with the history, the last death in it, with
+/// `addition` behind it.
+fn take_history(message: &mut Message, addition: &str) -> Option<(String, bytes::Bytes)> {
+    let text = |name| message.header(name).map(|value| String::from_utf8_lossy(value).into_owned());
+    let mut history: Vec<String> =
+        text(HISTORY).map(|lines| lines.lines().map(str::to_owned).collect()).unwrap_or_default();
+    if text(HEADERS[0]).is_some() {
+        let older = HEADERS.map(|name| text(name).unwrap_or_else(|| "?".to_owned()));
         let [topic, offset, group, attempts, reason, published_at, at, ..] = older;
         history.push(format!(
             "{at} topic={topic} offset={offset} group={group} attempts={attempts} reason={reason} \
-             published-at={published_at}"
+             published-at={published_at}{addition}"
         ));
     }
-    // There it neither waits for a time nor goes by itself.
-    (message.deliver_at, message.expires_at) = (None, None);
-    let kept = history.len().saturating_sub(HISTORY_LINES);
     message.headers.retain(|(name, _)| name != HISTORY && !HEADERS.contains(&name.as_str()));
-    let values = death.map(bytes::Bytes::from);
-    message.headers.extend(HEADERS.map(str::to_owned).into_iter().zip(values));
-    if !history.is_empty() {
-        message.headers.push((HISTORY.to_owned(), history[kept..].join("\n").into()));
-    }
-    message
+    let kept = history.len().saturating_sub(HISTORY_LINES);
+    (!history.is_empty()).then(|| (HISTORY.to_owned(), history[kept..].join("\n").into()))
 }
 
 /// The last failures of a message, a line for each.
@@ -277,6 +288,25 @@ mod tests {
         assert_eq!(lines.last(), Some(&line));
         assert!(lines[0].contains("topic=t3 "));
         assert_eq!(message.headers.len(), HEADERS.len() + 1);
+    }
+
+    #[test]
+    fn a_replayed_message_is_not_dead_and_remembers_that_it_was() {
+        let message = Message { key: Some("k".into()), priority: 3, ..Message::new("body") };
+        let message = Message { headers: vec![("mine".into(), "1".into())], ..message };
+        let first = dead_message(message.clone(), death("first"));
+        let (topic, alive) = revived(first, Timestamp(0)).unwrap();
+        assert_eq!(topic, "first");
+        let line = "now topic=first offset=7 group=g attempts=3 reason=nacked published-at=then \
+                    replayed-at=1970-01-01T00:00:00.000Z";
+        assert_eq!(alive.header(HISTORY).unwrap(), line);
+        assert_eq!(Message { headers: alive.headers[..1].to_vec(), ..alive.clone() }, message);
+        assert_eq!(alive.headers.len(), 2);
+        assert_eq!(revived(alive.clone(), Timestamp(0)), None, "it is no dead letter any more");
+        // It dies again: its first death is told once.
+        let again = dead_message(alive, death("second"));
+        assert_eq!(again.header(HISTORY).unwrap(), line);
+        assert_eq!(again.header(HEADERS[0]).unwrap(), "second");
     }
 
     #[test]

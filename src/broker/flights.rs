@@ -87,6 +87,20 @@ impl Flights {
         });
     }
 
+    /// Whether all of a range of a topic is in flight, by leases that end after `now`. Where not, answers the first
+    /// offset that is not.
+    pub fn first_missing(&self, topic: TopicId, range: OffsetRange, now: Timestamp) -> Option<Offset> {
+        let mut at = range.start;
+        while at < range.end {
+            let before = self.ranges.range((topic, Offset(0))..=(topic, at)).next_back();
+            match before {
+                Some((_, flight)) if flight.end > at && flight.deadline > now => at = flight.end,
+                _ => return Some(at),
+            }
+        }
+        None
+    }
+
     /// Takes everything out, topic by topic, lowest first.
     pub fn take_all(&mut self, mut piece: impl FnMut(TopicId, OffsetRange)) {
         (self.count, self.bytes) = (0, 0);

@@ -12,6 +12,7 @@ use super::cache::Cache;
 use super::group::Group;
 use super::producer::Producers;
 use super::reading::{READ_BYTES, Reads};
+use super::replay::Replays;
 use super::schedule::Schedule;
 use super::seek::Seeks;
 use super::session::Session;
@@ -114,6 +115,7 @@ pub struct Broker {
     pub(super) cache: Cache,
     pub(super) reads: Reads,
     pub(super) browses: Browses,
+    pub(super) replays: Replays,
     pub(super) schedule: Schedule,
     pub(super) cycle: Cycle,
     /// Bytes of messages that this cycle may still put out.
@@ -156,6 +158,7 @@ impl Broker {
             cache: Cache::new(limits.cache_bytes_max),
             reads: Reads::new((limits.cache_bytes_max / 2 / READ_BYTES as u64).clamp(2, 64) as usize),
             browses: Browses::default(),
+            replays: Replays::default(),
             schedule: Schedule::new(limits.scheduled_known_max),
             cycle: Cycle::default(),
             space: u64::MAX,
@@ -215,6 +218,7 @@ impl Broker {
             Command::OutputReady => self.pause_session(session, false),
             Command::OpenProducer(request) => self.open_producer(session, &request, out),
             Command::Publish(publish, block) => self.publish(session, &publish, block, out),
+            Command::Transact(transact, block) => self.transact(session, &transact, block, out),
             Command::PublishUnfit(publish, refusal) => self.refuse_publish(session, &publish, refusal, out),
             Command::CloseProducer(request) => self.close_producer(session, &request, out),
             Command::Subscribe(request) => self.subscribe(session, request, out),
@@ -242,6 +246,7 @@ impl Broker {
         self.advance_schedule(out);
         self.move_dead(out);
         self.keep_retention(out);
+        self.serve_replays(out);
         self.mark_groups_of_fresh_topics();
         let groups = std::mem::take(&mut self.cycle.dirty_groups);
         for &group in &groups {
@@ -281,7 +286,8 @@ impl Broker {
         let producer = self.producers.next_expiry(self.producer_idle());
         let scheduled = self.schedule.next_timeout();
         let topic = self.topic_timers.first().map(|(at, _)| *at);
-        [group, pull, producer, scheduled, topic].into_iter().flatten().min()
+        let replay = self.replays.next_timeout();
+        [group, pull, producer, scheduled, topic, replay].into_iter().flatten().min()
     }
 
     /// The durable state: the fold of all records put out. To be asked for between cycles.

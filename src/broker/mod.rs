@@ -37,6 +37,7 @@ mod rate;
 mod reading;
 mod redelivery;
 mod refusals;
+mod replay;
 mod retention;
 mod schedule;
 mod seek;
@@ -48,6 +49,7 @@ mod time_search;
 mod topic;
 mod topic_admin;
 mod topic_parts;
+mod transaction;
 mod turns;
 mod waiting_line;
 
@@ -61,7 +63,7 @@ use crate::model::record::Record;
 use crate::protocol::error::Refusal;
 use crate::protocol::request::{
     Admin, CloseProducer, FindTopic, Flow, Handle, OpenProducer, Publish, Pull, RequestId, Settle, Subscribe,
-    Unsubscribe,
+    Transact, Unsubscribe,
 };
 use crate::protocol::response::{
     Confirm, ConsumerClosed, ConsumerRecalled, ConsumerRole, ConsumerTopic, FailureRun, PublishReady,
@@ -85,8 +87,10 @@ pub enum Command {
     OpenProducer(OpenProducer),
     /// See [`Publish`]; the counts of its parts add up to that of the block, or it is refused.
     Publish(Publish, MessageBlock),
-    /// A publish whose messages are not taken, for this reason: refused in its turn, so that refusals and confirms
-    /// of a producer keep their order.
+    /// See [`Transact`]; the counts of its parts add up to that of the block, or it is refused.
+    Transact(Transact, MessageBlock),
+    /// A publish or transaction whose messages are not taken, for this reason: refused in its turn, so that refusals
+    /// and confirms of a producer keep their order.
     PublishUnfit(Publish, Refusal),
     /// See [`CloseProducer`].
     CloseProducer(CloseProducer),

@@ -288,6 +288,22 @@ impl Part {
         (self.wants.not_before, self.dying_not_before) = (None, None);
     }
 
+    /// Settles what of the ranges is not settled yet. None of it is in flight, and what was settled in this cycle is
+    /// part of the state.
+    pub fn settle_all(&mut self, ranges: &[OffsetRange]) {
+        for range in ranges {
+            let from = OffsetRange { start: range.start.max(self.state.floor), end: range.end };
+            if from.is_empty() {
+                continue;
+            }
+            let gaps: Vec<OffsetRange> = self.state.settled.gaps(from).collect();
+            for gap in gaps {
+                self.settle(gap);
+                self.redelivery.forget(gap);
+            }
+        }
+    }
+
     /// What is known of the message at `at`, and up to where, at most `end`, the same is known of the others.
     pub fn retry_run(&self, at: Offset, end: Offset) -> (Option<&Retry>, Offset) {
         match self.state.retries.run_from(at) {

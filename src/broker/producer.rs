@@ -301,59 +301,86 @@ impl Broker {
         block: MessageBlock,
         out: &mut Output,
     ) -> Result<(), Refusal> {
+        let id = self.producer_of(session, publish.producer)?;
+        let end = check_publish(publish, &block)?;
+        if block.is_empty() {
+            return Err(refusals::invalid(&"a publish without a message"));
+        }
+        let known = self.known_of(id, publish.sequence, end)?;
+        if known < block.count() {
+            self.admit(id, &publish.parts, &block, known)?;
+            self.store_parts(id, publish, &block, known, out);
+        }
+        self.confirm_later(id);
+        Ok(())
+    }
+
+    /// The producer that a connection has open under a number.
+    pub(super) fn producer_of(&self, session: SessionId, handle: Handle) -> Result<ProducerId, Refusal> {
         let state = self.sessions.get(&session).ok_or_else(refusals::no_session)?;
-        let id = *state
-            .producers
-            .get(&publish.producer)
-            .ok_or_else(|| refusals::unknown_handle("producer", publish.producer))?;
-        let producer = self.producers.by_id.get_mut(&id).ok_or_else(|| {
+        let id = state.producers.get(&handle).copied();
+        let id = id.ok_or_else(|| refusals::unknown_handle("producer", handle))?;
+        let producer = self.producers.by_id.get(&id).ok_or_else(|| {
             Refusal::new(ErrorCode::ProducerExpired, format!("producer {id} was idle for too long"))
         })?;
-        if producer.owner != Some((session, publish.producer)) {
+        if producer.owner != Some((session, handle)) {
             let text = format!("producer {} was opened by another connection", producer.state.name);
             return Err(Refusal::new(ErrorCode::ProducerReplaced, text));
         }
-        let end = check_publish(publish, &block)?;
-        let last = producer.state.last;
-        let wait_for_confirm = |producer: &mut Producer, list: &mut Vec<ProducerId>| {
-            if !producer.unconfirmed {
-                producer.unconfirmed = true;
-                list.push(id);
-            }
-        };
-        if end <= last {
-            wait_for_confirm(producer, &mut self.cycle.unconfirmed);
-            return Ok(());
-        }
-        if publish.sequence > last.next() {
-            let text = format!(
-                "messages from {} on, but {} comes next: go on with that one",
-                publish.sequence,
-                last.next()
-            );
+        Ok(id)
+    }
+
+    /// How many of the sequences from `first` to `end` a producer has used already.
+    pub(super) fn known_of(&self, id: ProducerId, first: Sequence, end: Sequence) -> Result<usize, Refusal> {
+        let last = self.producers.by_id.get(&id).map_or(Sequence(0), |producer| producer.state.last);
+        if first > last.next() {
+            let text =
+                format!("messages from {first} on, but {} comes next: go on with that one", last.next());
             return Err(Refusal::new(ErrorCode::OutOfSequence, text));
         }
-        // What is there already is passed over; only what is new must have a topic.
-        let known = (last.0 + 1 - publish.sequence.0) as usize;
+        Ok((last.min(end).0 + 1 - first.0) as usize)
+    }
+
+    /// Whether the messages of a publish can be taken, but for the first `known`, which are there already. Takes the
+    /// space for them.
+    pub(super) fn admit(
+        &mut self,
+        id: ProducerId,
+        parts: &[(TopicId, u32)],
+        block: &MessageBlock,
+        known: usize,
+    ) -> Result<(), Refusal> {
         let mut index = 0;
-        for &(topic, count) in &publish.parts {
+        for &(topic, count) in parts {
             index += count as usize;
             let takes_messages = self.topics.get(&topic).is_some_and(Topic::takes_messages);
             if index > known && !takes_messages {
                 return Err(self.missing_topic(topic));
             }
         }
-        self.check_room(id, &publish.parts, &block, known)?;
-        let bytes = stored_bytes(&block) + scattered_bytes(&block);
+        self.check_room(id, parts, block, known)?;
+        let bytes = stored_bytes(block) + scattered_bytes(block);
         let Some(left) = self.space.checked_sub(bytes) else {
             self.totals.refused_for_space += 1;
             return Err(refusals::store_full(bytes));
         };
         self.space = left;
-        let producer = self.producers.by_id.get_mut(&id).ok_or_else(refusals::no_session)?;
-        producer.state.last = end;
-        producer.state.seen_at = self.now;
-        wait_for_confirm(producer, &mut self.cycle.unconfirmed);
+        Ok(())
+    }
+
+    /// Stores the messages of a publish that was admitted, but for the first `known`, and notes their sequences.
+    pub(super) fn store_parts(
+        &mut self,
+        id: ProducerId,
+        publish: &Publish,
+        block: &MessageBlock,
+        known: usize,
+        out: &mut Output,
+    ) {
+        if let Some(producer) = self.producers.by_id.get_mut(&id) {
+            producer.state.last = Sequence(publish.sequence.0 + block.count() as u64 - 1);
+            producer.state.seen_at = self.now;
+        }
         let mut start = 0;
         for &(topic, count) in &publish.parts {
             let end = start + count as usize;
@@ -365,16 +392,22 @@ impl Broker {
             }
             start = end;
         }
-        Ok(())
+    }
+
+    /// Has what a producer has stored by the end of the cycle confirmed then.
+    pub(super) fn confirm_later(&mut self, id: ProducerId) {
+        if let Some(producer) = self.producers.by_id.get_mut(&id)
+            && !std::mem::replace(&mut producer.unconfirmed, true)
+        {
+            self.cycle.unconfirmed.push(id);
+        }
     }
 }
 
-/// Checks what does not depend on any state. Answers the sequence of the last message.
-fn check_publish(publish: &Publish, block: &MessageBlock) -> Result<Sequence, Refusal> {
+/// Checks what does not depend on any state. Answers the sequence of the last message; that before the first where
+/// there is none.
+pub(super) fn check_publish(publish: &Publish, block: &MessageBlock) -> Result<Sequence, Refusal> {
     let invalid = |text: &str| Err(Refusal::new(ErrorCode::Invalid, text));
-    if block.is_empty() {
-        return invalid("a publish without a message");
-    }
     if publish.parts.len() > PUBLISH_PARTS_MAX {
         let text = format!("a publish of {} parts, the limit is {PUBLISH_PARTS_MAX}", publish.parts.len());
         return invalid(&text);
@@ -390,7 +423,7 @@ fn check_publish(publish: &Publish, block: &MessageBlock) -> Result<Sequence, Re
     if publish.sequence == Sequence(0) {
         return invalid("sequences begin with 1");
     }
-    let Some(end) = publish.sequence.0.checked_add(count - 1).filter(|end| *end < u64::MAX) else {
+    let Some(end) = (publish.sequence.0 - 1).checked_add(count).filter(|end| *end < u64::MAX - 1) else {
         return invalid("the sequence is too high");
     };
     Ok(Sequence(end))

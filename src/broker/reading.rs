@@ -41,6 +41,8 @@ struct Waiters {
     /// Whether the schedule does.
     schedule: bool,
     questions: Vec<Question>,
+    /// Whether a replay does.
+    replay: bool,
 }
 
 /// A read that a group wants.
@@ -153,6 +155,15 @@ impl Reads {
         true
     }
 
+    /// Has something read for the replay that is worked at, which wants one thing at a time.
+    pub fn want_for_replay(&mut self, topic: TopicId, from: Offset, reads: &mut Vec<Read>) {
+        let waiters = self.under_way.entry((topic, from, READ_BYTES)).or_insert_with(|| {
+            reads.push(Read { topic, from, bytes_max: READ_BYTES });
+            Waiters::default()
+        });
+        waiters.replay = true;
+    }
+
     /// Has something read for a browse. Answers whether that is possible: few reads bring what browses want.
     pub fn browse(&mut self, read: Read, browse: Browse, reads: &mut Vec<Read>) -> bool {
         let key = (read.topic, read.from, read.bytes_max);
@@ -189,6 +200,10 @@ impl Broker {
         let in_vain = chunk.is_none();
         if waiters.schedule {
             self.schedule.loaded(read.topic, read.from);
+            self.work_left = true;
+        }
+        if waiters.replay {
+            self.replays.loaded(self.now, in_vain);
             self.work_left = true;
         }
         debug_assert!(chunk.iter().all(|chunk| {

@@ -35,6 +35,7 @@ impl Broker {
     pub(super) fn end_session(&mut self, session: SessionId, ending: Ending, out: &mut Output) {
         let Some(state) = self.sessions.remove(&session) else { return };
         self.browses.end_session(session);
+        self.replays.end_session(session);
         for (handle, id) in state.producers {
             self.producers.close(id, (session, handle), self.now, out);
         }

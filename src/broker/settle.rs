@@ -21,9 +21,38 @@ use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::request::{Settle, Settlement};
 use crate::protocol::response::Reply;
 
+/// What a settlement does, checked.
+#[derive(Clone, Debug)]
+pub(super) enum Action {
+    Ack,
+    Extend,
+    Return(Return),
+}
+
+impl Action {
+    /// What a settlement does.
+    pub fn of(settlement: &Settlement) -> Result<Self, Refusal> {
+        Ok(match settlement {
+            Settlement::Ack => Self::Ack,
+            Settlement::Extend => Self::Extend,
+            Settlement::Release => Self::Return(Return::Released),
+            Settlement::Nack { delay_ms, reason } => Self::Return(Return::Failed {
+                reason: ReturnReason::Nacked,
+                text: checked_reason(reason.as_deref())?,
+                wait: delay_ms.map(Duration::from_millis),
+            }),
+            Settlement::Reject { reason } => Self::Return(Return::Failed {
+                reason: ReturnReason::Rejected,
+                text: checked_reason(reason.as_deref())?,
+                wait: None,
+            }),
+        })
+    }
+}
+
 /// How deliveries come back.
 #[derive(Clone, Debug)]
-enum Return {
+pub(super) enum Return {
     /// Untouched.
     Released,
     /// As a failed attempt. The next one comes after the wait, or the back-off of the group.
@@ -53,32 +82,33 @@ impl Broker {
     fn try_settle(&mut self, session: SessionId, request: &Settle, out: &mut Output) -> Result<u64, Refusal> {
         let found = self.sessions.get(&session).and_then(|state| state.consumers.get(&request.consumer));
         let &(id, slot) = found.ok_or_else(|| refusals::unknown_handle("consumer", request.consumer))?;
-        let back = match &request.settlement {
-            Settlement::Ack | Settlement::Extend => None,
-            Settlement::Release => Some(Return::Released),
-            Settlement::Nack { delay_ms, reason } => Some(Return::Failed {
-                reason: ReturnReason::Nacked,
-                text: checked_reason(reason.as_deref())?,
-                wait: delay_ms.map(Duration::from_millis),
-            }),
-            Settlement::Reject { reason } => Some(Return::Failed {
-                reason: ReturnReason::Rejected,
-                text: checked_reason(reason.as_deref())?,
-                wait: None,
-            }),
-        };
-        let (now, topic) = (self.now, request.topic);
-        let Some(group) = self.groups.get_mut(&id) else { return Ok(0) };
+        let action = Action::of(&request.settlement)?;
+        let member = self.groups.get(&id).and_then(|group| group.members.get(slot));
         // What is settled here may be of a hand-over that was recalled, and be with the consumer once more.
-        if group.members.get(slot).is_none_or(|consumer| consumer.generation(topic) != request.generation) {
+        if member.is_none_or(|consumer| consumer.generation(request.topic) != request.generation) {
             return Ok(0);
         }
-        let count = match back {
-            None if request.settlement == Settlement::Ack => group.ack(slot, topic, &request.ranges, now),
-            None => group.extend(slot, topic, &request.ranges, now),
-            Some(back) => {
-                let pieces = group.take_back(slot, topic, &request.ranges);
-                self.give_back(id, topic, &pieces, &back, out);
+        Ok(self.act((id, slot), request.topic, &action, &request.ranges, out))
+    }
+
+    /// Does with what a consumer has in flight of a topic within `ranges` what it wants. Answers how many messages that
+    /// are.
+    pub(super) fn act(
+        &mut self,
+        (id, slot): (GroupId, Slot),
+        topic: TopicId,
+        action: &Action,
+        ranges: &[OffsetRange],
+        out: &mut Output,
+    ) -> u64 {
+        let now = self.now;
+        let Some(group) = self.groups.get_mut(&id) else { return 0 };
+        let count = match action {
+            Action::Ack => group.ack(slot, topic, ranges, now),
+            Action::Extend => group.extend(slot, topic, ranges, now),
+            Action::Return(back) => {
+                let pieces = group.take_back(slot, topic, ranges);
+                self.give_back(id, topic, &pieces, back, out);
                 pieces.iter().map(|piece| piece.len()).sum()
             }
         };
@@ -91,7 +121,7 @@ impl Broker {
             group.members.refresh(slot);
             self.cycle.mark(group, topic);
         }
-        Ok(count)
+        count
     }
 
     /// Takes a consumer out of its group; what is in flight to it goes back.

@@ -10,6 +10,7 @@ use super::refusals;
 use super::waiting_line::WaitingLine;
 use super::{Content, Output};
 use crate::model::chunk::Stamp;
+use crate::model::header::REPLY_TOPIC_PREFIX;
 use crate::model::id::{GroupId, Offset, OffsetRange, SessionId, TopicId};
 use crate::model::message::MessageBlock;
 use crate::model::name::Name;
@@ -142,6 +143,7 @@ impl Broker {
         }
         let name = Name::new(name).map_err(|error| refusals::invalid(&error))?;
         match self.creation {
+            _ if name.as_str().starts_with(REPLY_TOPIC_PREFIX) => Err(refusals::unknown_topic(name.as_str())),
             AutoCreate::Allowed => self.create_topic(name, TopicSettings::default(), out),
             AutoCreate::Refused => Err(refusals::unknown_topic(name.as_str())),
         }

@@ -11,6 +11,7 @@ use clap::{Args, ValueEnum};
 use tokio::time::timeout;
 
 use super::client::ClientArgs;
+use super::exit::End;
 use super::group::PolicyName;
 use super::output::Output;
 use super::received::{self, Format};
@@ -35,7 +36,7 @@ Examples:
   baton consume orders --group billing
   baton consume orders --group billing --count 10 --format json | jq .body
   baton consume orders --group slow --policy fair --prefetch 10 --work 100ms
-  baton consume orders --group test --count 1 --then nack
+  baton consume orders --group test --count 1 --then nack --reason 'no such customer'
   baton consume orders --group ledger --policy exclusive       (start it twice: one waits for the other)
   baton consume 'orders.#' --group watch --ephemeral --from latest --format json")]
 pub struct ConsumeArgs {
@@ -78,6 +79,9 @@ pub struct ConsumeArgs {
     /// What to do with a message that has been written
     #[arg(long, value_enum, default_value_t = Then::Ack)]
     then: Then,
+    /// What went wrong, told with --then nack and --then reject to whoever gets the message next
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -99,6 +103,9 @@ enum Then {
 
 /// Runs it.
 pub async fn run(args: ConsumeArgs) -> anyhow::Result<()> {
+    if args.reason.is_some() && !matches!(args.then, Then::Nack | Then::Reject) {
+        return Err(End::Usage("--reason needs --then nack or --then reject".to_owned()).into());
+    }
     let mut signals = Signals::new()?;
     let client = args.client.connect().await?;
     let settings = settings(&args);
@@ -187,7 +194,7 @@ async fn take(args: &ConsumeArgs, consumer: &mut Consumer) -> anyhow::Result<()>
         if let Some(work) = args.work {
             tokio::time::sleep(work).await;
         }
-        batch.iter().for_each(|delivery| settle(args.then, consumer, delivery));
+        batch.iter().for_each(|delivery| settle(args, consumer, delivery));
     }
     Ok(())
 }
@@ -225,12 +232,14 @@ fn write(args: &ConsumeArgs, consumer: &Consumer, batch: &[Delivery]) -> anyhow:
     output.flush()
 }
 
-fn settle(then: Then, consumer: &Consumer, delivery: &Delivery) {
-    match then {
-        Then::Ack => consumer.ack(delivery),
-        Then::Nack => consumer.nack(delivery, None),
-        Then::Reject => consumer.reject(delivery),
-        Then::Release => consumer.release(delivery),
-        Then::Nothing => {}
+fn settle(args: &ConsumeArgs, consumer: &Consumer, delivery: &Delivery) {
+    match (args.then, &args.reason) {
+        (Then::Ack, _) => consumer.ack(delivery),
+        (Then::Nack, None) => consumer.nack(delivery, None),
+        (Then::Nack, Some(reason)) => consumer.nack_because(delivery, None, reason),
+        (Then::Reject, None) => consumer.reject(delivery),
+        (Then::Reject, Some(reason)) => consumer.reject_because(delivery, reason),
+        (Then::Release, _) => consumer.release(delivery),
+        (Then::Nothing, _) => {}
     }
 }

@@ -15,7 +15,7 @@ Exit codes:
   0    done; for publish: everything was confirmed
   1    failed; the reason is on standard error
   2    the command line or the configuration is wrong; nothing was done
-  3    no master was reached, or nothing moved, within --timeout
+  3    no master was reached, nothing moved, or no reply came, within --timeout
   4    store salvage: the new store is made, and something is lost
   130  stopped by Ctrl-C (143: by SIGTERM) after settling what was finished";
 
@@ -62,7 +62,10 @@ pub fn code(result: anyhow::Result<()>) -> ExitCode {
 fn timed_out(error: &ClientError) -> bool {
     matches!(
         error,
-        ClientError::NoMaster { .. } | ClientError::NoAnswer { .. } | ClientError::Unconfirmed { .. }
+        ClientError::NoMaster { .. }
+            | ClientError::NoAnswer { .. }
+            | ClientError::NoReply { .. }
+            | ClientError::Unconfirmed { .. }
     )
 }
 

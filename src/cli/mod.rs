@@ -11,12 +11,15 @@ mod dead_letter;
 mod demo;
 pub mod exit;
 mod explain;
+mod filter;
 mod group;
 mod log;
 mod output;
 mod publish;
 mod pull;
 mod received;
+mod reply;
+mod request;
 mod schedule;
 mod serve;
 mod signals;
@@ -50,6 +53,8 @@ enum Command {
     Publish(publish::PublishArgs),
     Consume(consume::ConsumeArgs),
     Pull(pull::PullArgs),
+    Request(request::RequestArgs),
+    Reply(reply::ReplyArgs),
     Status(status::StatusArgs),
     Switchover(switchover::SwitchoverArgs),
     #[command(subcommand)]
@@ -88,6 +93,8 @@ impl Cli {
             Command::Publish(args) => client::block_on(publish::run(args)),
             Command::Consume(args) => client::block_on(consume::run(args)),
             Command::Pull(args) => client::block_on(pull::run(args)),
+            Command::Request(args) => client::block_on(request::run(args)),
+            Command::Reply(args) => client::block_on(reply::run(args)),
             Command::Status(args) => client::block_on(status::run(args)),
             Command::Switchover(args) => client::block_on(switchover::run(args)),
             Command::Topic(command) => client::block_on(topic::run(command)),

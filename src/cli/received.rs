@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use batonmq::client::Delivery;
 use batonmq::model::message::Message;
+use batonmq::model::retry::Failure;
 use clap::ValueEnum;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
@@ -17,7 +18,7 @@ use super::output::Output;
 pub enum Format {
     /// The body as it is, and a line end
     Raw,
-    /// One JSON object a line: topic, offset, attempt, redelivered, published_at, key, headers, body
+    /// One JSON object a line: topic, offset, attempt, delivery, redelivered, failure, published_at, key, headers, body
     Json,
 }
 
@@ -26,10 +27,26 @@ struct Received<'a> {
     topic: &'a str,
     offset: u64,
     attempt: u32,
+    delivery: u32,
     redelivered: bool,
+    failure: Option<LastFailure<'a>>,
     published_at: String,
     #[serde(flatten)]
     content: Content<'a>,
+}
+
+/// How the last attempt failed.
+#[derive(serde::Serialize)]
+struct LastFailure<'a> {
+    at: String,
+    reason: &'static str,
+    text: Option<&'a str>,
+}
+
+impl<'a> LastFailure<'a> {
+    fn new(failure: &'a Failure) -> Self {
+        Self { at: failure.at.to_string(), reason: failure.reason.word(), text: failure.text.as_deref() }
+    }
 }
 
 /// Key, headers and body of a message.
@@ -62,7 +79,9 @@ pub fn write(output: &mut Output, topic: &str, delivery: &Delivery, format: Form
             topic,
             offset: delivery.offset().0,
             attempt: delivery.attempt,
+            delivery: delivery.number,
             redelivered: delivery.redelivered,
+            failure: delivery.failure.as_ref().map(LastFailure::new),
             published_at: delivery.published_at.to_string(),
             content: Content::new(&delivery.message),
         }),

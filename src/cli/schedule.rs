@@ -1,11 +1,9 @@
 //! `baton schedule`: look at and cancel messages that are to be delivered later.
 
-use anyhow::Context;
 use batonmq::client::{Browsed, Client};
 use batonmq::model::filter::Filter;
 use batonmq::model::id::{Offset, TopicId};
 use batonmq::model::limits::CANCELLED_MAX;
-use batonmq::model::message::{MessageBlock, Parts};
 use batonmq::model::name::Name;
 use batonmq::protocol::error::ErrorCode;
 use clap::{Args, Subcommand};
@@ -13,6 +11,7 @@ use serde::Serialize;
 
 use super::client::ClientArgs;
 use super::exit::End;
+use super::filter;
 use super::output::{Output, Table, counted, grouped, print_json, print_line};
 use super::received::Content;
 use super::value;
@@ -101,7 +100,7 @@ pub async fn run(command: ScheduleCommand) -> anyhow::Result<()> {
 }
 
 async fn list(args: &ListArgs) -> anyhow::Result<()> {
-    let filter = filter(args.filter.as_deref())?;
+    let filter = filter::parse(args.filter.as_deref())?;
     let client = args.client.connect().await?;
     let mut output = Output::new();
     let mut table = Table::new(&["id", "due", "priority", "key", "body"]);
@@ -134,7 +133,7 @@ async fn list(args: &ListArgs) -> anyhow::Result<()> {
 }
 
 async fn cancel(args: &CancelArgs) -> anyhow::Result<()> {
-    let filter = filter(args.filter.as_deref())?;
+    let filter = filter::parse(args.filter.as_deref())?;
     if args.messages.is_empty() && filter.is_none() {
         return Err(End::Usage("nothing to cancel: give SLOT:OFFSET or --filter".to_owned()).into());
     }
@@ -194,24 +193,13 @@ async fn each(
             let Some(last) = read.last() else { break };
             from = last.offset.next();
             for browsed in &read {
-                if matches(filter, browsed)? && !show(slot.slot, browsed)? {
+                if filter::matches(filter, &browsed.message)? && !show(slot.slot, browsed)? {
                     return Ok(());
                 }
             }
         }
     }
     Ok(())
-}
-
-fn matches(filter: Option<&Filter>, browsed: &Browsed) -> anyhow::Result<bool> {
-    let Some(filter) = filter else { return Ok(true) };
-    let block = MessageBlock::encode([&browsed.message]);
-    Ok(filter.matches(&Parts::read(block.encoded(0), 0).context("a message that cannot be read")?))
-}
-
-fn filter(text: Option<&str>) -> anyhow::Result<Option<Filter>> {
-    let filter = text.map(Filter::parse).transpose();
-    filter.map_err(|error| End::Usage(format!("{error}\n{}", error.picture())).into())
 }
 
 /// A delayed message, `SLOT:OFFSET`.

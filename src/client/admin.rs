@@ -24,7 +24,7 @@ use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::frame::RawFrame;
 use crate::protocol::request::{Admin, AdminCommand, Request};
 use crate::protocol::response::{
-    Explanation, GroupInfo, NodeStatus, Reply, Response, SlotInfo, TopicDescription, TopicInfo,
+    Explanation, GroupInfo, NodeStatus, Replayed, Reply, Response, SlotInfo, TopicDescription, TopicInfo,
 };
 
 /// How long a switchover waits for a standby that has just started.
@@ -389,6 +389,40 @@ impl Client {
     ) -> Result<u64, ClientError> {
         let command = AdminCommand::CancelDelayed { topic: topic.to_owned(), messages };
         match self.administer(command).await? {
+            Reply::Dropped { count } => Ok(count),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Publishes dead letters once more, to the topic that each came from or to another one, and takes them out of their
+    /// topic, which is named by its number in the [list of topics](Self::topics). Each of them is in one of both places
+    /// at any time. Where the connection was lost before the answer, those that an earlier try has replayed are told as
+    /// gone.
+    ///
+    /// # Errors
+    /// Where there is no such topic, the other topic neither exists nor may be made, there is no space, or there are more
+    /// than [`LETTERS_MAX`](crate::model::limits::LETTERS_MAX).
+    pub async fn replay_dead_letters(
+        &self,
+        topic: TopicId,
+        offsets: Vec<Offset>,
+        to: Option<&str>,
+    ) -> Result<Replayed, ClientError> {
+        let to = to.map(str::to_owned);
+        match self.administer(AdminCommand::ReplayDeadLetters { topic, offsets, to }).await? {
+            Reply::Replayed(replayed) => Ok(replayed),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Takes messages out of a topic, which is named by its number in the [list of topics](Self::topics), whichever of
+    /// its groups have had them; those that are with a consumer stay. Answers how many that were; where the connection
+    /// was lost before the answer, those that an earlier try has dropped are not among them.
+    ///
+    /// # Errors
+    /// Where there is no such topic, or there are more than [`LETTERS_MAX`](crate::model::limits::LETTERS_MAX).
+    pub async fn drop_messages(&self, topic: TopicId, offsets: Vec<Offset>) -> Result<u64, ClientError> {
+        match self.administer(AdminCommand::DropMessages { topic, offsets }).await? {
             Reply::Dropped { count } => Ok(count),
             other => Err(unexpected(&other)),
         }

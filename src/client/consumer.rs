@@ -21,8 +21,9 @@ use super::Alive;
 use super::consumer_core::{ConsumerCore, Phase};
 use super::delivery::{Delivery, DeliveryId};
 use super::error::ClientError;
-use super::link::Written;
+use super::link::{Session, Written};
 use super::options::{ConsumerOptions, OUTPUT_BYTES_MAX, SETTLE_DELAY};
+use super::producer::Producer;
 use super::settlements::{up_to, weight};
 use super::shared::{Repeat, after, locked, unexpected};
 use super::wait::{RETRY_WAIT, by_chance};
@@ -438,16 +439,13 @@ impl Settler {
 
     /// Failed: again after `delay`, or after the back-off of the group where that is `None`. Counts as an attempt.
     pub fn nack(&self, delivery: impl Into<DeliveryId>, delay: Option<Duration>) {
-        let delay_ms = delay.map(|delay| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
-        self.settle(delivery.into(), Settlement::Nack { delay_ms, reason: None }, OffsetRange::one);
+        self.settle(delivery.into(), Self::nack_settlement(delay, None), OffsetRange::one);
     }
 
     /// As [`nack`](Self::nack), with a few words on what went wrong: who gets the message next sees them, and they
     /// stand in its dead letter. Of a long text the beginning is kept.
     pub fn nack_because(&self, delivery: impl Into<DeliveryId>, delay: Option<Duration>, reason: &str) {
-        let delay_ms = delay.map(|delay| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
-        let reason = Some(shortened(reason));
-        self.settle(delivery.into(), Settlement::Nack { delay_ms, reason }, OffsetRange::one);
+        self.settle(delivery.into(), Self::nack_settlement(delay, Some(reason)), OffsetRange::one);
     }
 
     /// Not touched: again at once, for whoever has credit. Does not count as an attempt.
@@ -457,14 +455,13 @@ impl Settler {
 
     /// Not to be tried again: to the dead-letter topic.
     pub fn reject(&self, delivery: impl Into<DeliveryId>) {
-        self.settle(delivery.into(), Settlement::Reject { reason: None }, OffsetRange::one);
+        self.settle(delivery.into(), Self::reject_settlement(None), OffsetRange::one);
     }
 
     /// As [`reject`](Self::reject), with a few words on what is wrong with it, as for
     /// [`nack_because`](Self::nack_because).
     pub fn reject_because(&self, delivery: impl Into<DeliveryId>, reason: &str) {
-        let reason = Some(shortened(reason));
-        self.settle(delivery.into(), Settlement::Reject { reason }, OffsetRange::one);
+        self.settle(delivery.into(), Self::reject_settlement(Some(reason)), OffsetRange::one);
     }
 
     /// Still at work: the lease of the delivery starts anew.
@@ -502,6 +499,32 @@ impl Settler {
             return Err(ClientError::SettlementsLost { count: std::mem::take(&mut state.lost) });
         }
         Ok(std::mem::take(&mut state.confirmed))
+    }
+
+    /// A nack, as the node is told it.
+    pub(super) fn nack_settlement(delay: Option<Duration>, reason: Option<&str>) -> Settlement {
+        let delay_ms = delay.map(|delay| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
+        Settlement::Nack { delay_ms, reason: reason.map(shortened) }
+    }
+
+    /// A reject, as the node is told it.
+    pub(super) fn reject_settlement(reason: Option<&str>) -> Settlement {
+        Settlement::Reject { reason: reason.map(shortened) }
+    }
+
+    /// The connection on which it is subscribed; 0 for none.
+    pub(super) fn session(&self) -> Session {
+        self.core.current.load(Ordering::Acquire)
+    }
+
+    /// Whether it got this delivery.
+    pub(super) fn has(&self, delivery: DeliveryId) -> bool {
+        delivery.consumer == self.core.handle
+    }
+
+    /// Whether consumer and producer are of one client.
+    pub(super) fn belongs_with(&self, producer: &Producer) -> bool {
+        producer.is_of(&self.alive)
     }
 
     fn settle(&self, delivery: DeliveryId, settlement: Settlement, range: impl Fn(Offset) -> OffsetRange) {
@@ -561,6 +584,7 @@ mod tests {
     use super::super::options::ClientOptions;
     use super::super::shared::Shared;
     use super::*;
+    use crate::client::outbox::Head;
     use crate::model::id::Sequence;
     use crate::protocol::request::Publish;
 
@@ -577,7 +601,7 @@ mod tests {
             let mut link = locked(&alive.link);
             link.session = 1;
             let head = Publish { producer: 1, sequence: Sequence(1), parts: Vec::new() };
-            link.put_publish(&head, Bytes::from(vec![0; OUTPUT_BYTES_MAX]));
+            link.put_messages(&Head::Publish(head), Bytes::from(vec![0; OUTPUT_BYTES_MAX]));
         }
         let queued_bytes = || locked(&alive.link).queued_bytes();
         let before = queued_bytes();

@@ -116,6 +116,7 @@ async fn serve(shared: &Arc<Shared>, session: Session, greeted: Greeted, welcome
         frame_bytes_max: welcome.frame_bytes_max,
         body_bytes_max: welcome.body_bytes_max,
         header_bytes_max: welcome.header_bytes_max,
+        transaction_bytes_max: welcome.transaction_bytes_max,
         ..Limits::default()
     };
     shared.see_epoch(welcome.epoch);

@@ -98,6 +98,37 @@ pub enum ClientError {
         /// Sequence that had been confirmed.
         confirmed: u64,
     },
+    /// A transaction was not carried out, nothing of it. What it would have settled is delivered again, so the work may
+    /// be done once more.
+    #[error("the transaction was not carried out: {0}")]
+    TransactionAborted(Refusal),
+    /// A transaction was not committed in its time and has been rolled back: what it would have settled is delivered
+    /// again.
+    #[error("the transaction was not committed within {within:?} and is rolled back")]
+    TransactionTimedOut {
+        /// Its time.
+        within: Duration,
+    },
+    /// A transaction was committed, or is being committed: it can neither be added to nor rolled back.
+    #[error("the transaction is committed or about to be: begin another one")]
+    TransactionOver,
+    /// A transaction would be larger than the node takes. Nothing was added to it.
+    #[error(
+        "a transaction with {bytes} bytes of messages, the limit transaction_bytes_max of the node is {max}: commit \
+         earlier"
+    )]
+    TransactionTooLarge {
+        /// Bytes of encoded messages that it would have.
+        bytes: u64,
+        /// The limit.
+        max: u64,
+    },
+    /// No reply to a request came in time. The request is stored and may still be answered; nobody will hear of it.
+    #[error("no reply within {within:?}")]
+    NoReply {
+        /// How long it was waited for.
+        within: Duration,
+    },
     /// The node ended the consumer.
     #[error("consumer of group {group} on topic {topic} has ended: {refusal}")]
     ConsumerEnded {

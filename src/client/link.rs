@@ -16,8 +16,9 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::consumer_core::ConsumerCore;
+use super::outbox::Head;
 use super::producer_core::ProducerCore;
-use crate::protocol::request::{Publish, Request, put_publish};
+use crate::protocol::request::{Request, put_publish, put_transact};
 
 /// Bodies below this size are copied behind their head: cheaper than a piece of their own in the write.
 const COPY_BYTES_MAX: usize = 16 << 10;
@@ -101,10 +102,13 @@ impl Link {
         self.cut_tail(TAIL_BYTES);
     }
 
-    /// Puts a publish frame into the queue.
-    pub(super) fn put_publish(&mut self, head: &Publish, messages: Bytes) {
+    /// Puts a frame with messages into the queue.
+    pub(super) fn put_messages(&mut self, head: &Head, messages: Bytes) {
         let before = self.tail.len();
-        put_publish(&mut self.tail, head, messages.len());
+        match head {
+            Head::Publish(head) => put_publish(&mut self.tail, head, messages.len()),
+            Head::Transact(head) => put_transact(&mut self.tail, head, messages.len()),
+        }
         if messages.len() < COPY_BYTES_MAX {
             self.tail.extend_from_slice(&messages);
             self.queued_bytes += self.tail.len() - before;

@@ -6,6 +6,8 @@
 //! * [`Producer`]: publishes. A confirmed message is durable; an unconfirmed one is sent again after a reconnect and
 //!   stored once.
 //! * [`Consumer`], [`PullConsumer`]: get the messages of a group, and settle them. Delivery is at least once.
+//! * [`Requester`], [`Responder`]: requests and their replies, each a message.
+//! * [`Transaction`]: messages and settlements that are carried out together or not at all.
 //! * [`admin`]: topics, groups, status, switchover.
 //!
 //! Needs a tokio runtime with time and I/O. All futures may be dropped at any time; each method says what that means.
@@ -46,10 +48,13 @@ pub mod options;
 mod outbox;
 pub mod producer;
 mod producer_core;
+pub mod requester;
+pub mod responder;
 mod seek;
 mod settlements;
 mod shared;
 pub mod topic;
+pub mod transaction;
 mod wait;
 
 use std::sync::Arc;
@@ -61,8 +66,11 @@ pub use delivery::{Browsed, Delivery, DeliveryId};
 pub use error::{AttemptError, ClientError, Failure, LastAttempts};
 pub use options::{ClientOptions, ConsumerOptions, ProducerOptions, ReconnectBackoff};
 pub use producer::{Producer, Ticket};
+pub use requester::Requester;
+pub use responder::{Answered, Replier, Responder};
 pub use shared::Master;
 pub use topic::Topic;
+pub use transaction::Transaction;
 
 pub use crate::protocol::response::Activity;
 
@@ -177,6 +185,27 @@ impl Client {
     /// Where an option makes no sense, the node refuses, or there is no master.
     pub async fn pull_consumer(&self, options: ConsumerOptions) -> Result<PullConsumer, ClientError> {
         PullConsumer::open(self.alive.clone(), options).await
+    }
+
+    /// Makes what is needed to send requests and get their replies: a temporary topic for the replies, and a consumer of
+    /// it.
+    ///
+    /// If the future is dropped, what was made goes by itself.
+    ///
+    /// # Errors
+    /// Where the node refuses, or there is no master.
+    pub async fn requester(&self) -> Result<Requester, ClientError> {
+        Requester::open(self).await
+    }
+
+    /// Joins a group as one that answers requests.
+    ///
+    /// If the future is dropped, the group is left again.
+    ///
+    /// # Errors
+    /// As [`consumer`](Self::consumer).
+    pub async fn responder(&self, options: ConsumerOptions) -> Result<Responder, ClientError> {
+        Responder::open(self, options).await
     }
 
     /// The master that the client is connected to; `None` while it is looking for one.

@@ -13,6 +13,9 @@ pub const PUBLISH_FRAME_MESSAGES: u32 = 16 << 10;
 const _: () = assert!(PUBLISH_FRAME_MESSAGES as usize <= PUBLISH_PARTS_MAX, "each may go to another topic");
 /// Refusals of messages that a producer keeps until somebody asks; with more, publishing reports them.
 pub const FAILURES_MAX: usize = 1024;
+/// Time that a transaction has until its commit where nothing else is said: the lease of a group that was not told
+/// otherwise.
+pub const TRANSACTION_WITHIN: Duration = Duration::from_secs(30);
 /// Longest time that a settlement waits in the client for others to go with it.
 pub const SETTLE_DELAY: Duration = Duration::from_millis(1);
 /// Settlements that wait in the client at most; fewer where the prefetch is small.

@@ -22,6 +22,11 @@
 //! * A refusal of a frame concerns one message or one topic of it: the frame is split until it is known which,
 //!   so that nobody's message fails because of its neighbour's.
 //!
+//! A **transaction** is a chunk that is carried out or not as a whole. It has a ticket and a sequence for each message
+//! and one of each for itself, behind them; its fate is that of this last ticket. What it settles was delivered by one
+//! connection: on another one it is not sent, but fails. A refusal of it is for good, whatever the reason: what it
+//! settles is wanted back rather than kept waiting.
+//!
 //! A refusal is reported once. Where somebody waits for the fate of one message, it has *claimed* its ticket, and the
 //! refusal is kept for it; all others go to whoever asks next.
 
@@ -30,12 +35,13 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::{Bytes, BytesMut};
 
 use super::error::Failure;
+use super::link::Session;
 use super::options::{PUBLISH_FRAME_BYTES, PUBLISH_FRAME_MESSAGES};
 use super::producer::Ticket;
 use crate::model::id::{Sequence, TopicId};
 use crate::model::message::Message;
 use crate::protocol::error::{ErrorCode, Refusal};
-use crate::protocol::request::{Handle, Publish};
+use crate::protocol::request::{Handle, Publish, Settlement, Transact, TransactSettle};
 
 /// Smallest piece of memory that an open chunk starts with.
 const CHUNK_BYTES_MIN: usize = 4 << 10;
@@ -43,6 +49,41 @@ const CHUNK_BYTES_MIN: usize = 4 << 10;
 const HEAD_BYTES: u64 = 64;
 /// Bytes that one part needs at most in the head of a publish frame.
 const PART_BYTES: u64 = 10;
+/// Bytes that a settlement needs at most in the head of a transaction frame, beside its reason and its ranges.
+const SETTLEMENT_BYTES: u64 = 40;
+/// Bytes that a range needs at most in the head of a transaction frame.
+const RANGE_BYTES: u64 = 18;
+
+/// The head of a frame with messages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Head {
+    Publish(Publish),
+    Transact(Transact),
+}
+
+/// What a transaction does beside publishing.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Settling {
+    pub(super) settlements: Vec<TransactSettle>,
+    /// The connection by which that was delivered.
+    pub(super) session: Session,
+}
+
+impl Settling {
+    /// Bytes that it needs at most in the head of a frame.
+    fn bytes(&self) -> u64 {
+        let bytes_of = |settle: &TransactSettle| {
+            let reason = match &settle.settlement {
+                Settlement::Nack { reason, .. } | Settlement::Reject { reason } => {
+                    reason.as_ref().map_or(0, String::len)
+                }
+                Settlement::Ack | Settlement::Release | Settlement::Extend => 0,
+            };
+            SETTLEMENT_BYTES + reason as u64 + RANGE_BYTES * settle.ranges.len() as u64
+        };
+        self.settlements.iter().map(bytes_of).sum()
+    }
+}
 
 /// Encoded messages that share a frame.
 #[derive(Debug)]
@@ -51,9 +92,12 @@ struct Chunk {
     ticket: u64,
     /// Sequence of the first message, where the chunk is numbered.
     sequence: u64,
+    /// Messages; and the transaction itself, where it is one.
     count: u64,
     parts: Vec<(TopicId, u32)>,
     bytes: Bytes,
+    /// What makes it a transaction.
+    transaction: Option<Settling>,
 }
 
 impl Chunk {
@@ -62,10 +106,11 @@ impl Chunk {
     }
 
     fn frame_bytes(&self) -> u64 {
-        self.bytes.len() as u64 + HEAD_BYTES + PART_BYTES * self.parts.len() as u64
+        let settling = self.transaction.as_ref().map_or(0, Settling::bytes);
+        self.bytes.len() as u64 + HEAD_BYTES + PART_BYTES * self.parts.len() as u64 + settling
     }
 
-    /// Cuts the first `count` messages off into a chunk of their own.
+    /// Cuts the first `count` messages off into a chunk of their own. It is no transaction.
     fn split_front(&mut self, count: u64) -> Self {
         let mut at = 0;
         for _ in 0..count {
@@ -90,6 +135,7 @@ impl Chunk {
             count,
             parts: front_parts,
             bytes: front_bytes,
+            transaction: None,
         };
         self.ticket += count;
         self.sequence += count;
@@ -282,11 +328,39 @@ impl Outbox {
         let bytes = self.open.split().freeze();
         self.chunk_bytes_next = (bytes.len() * 2).clamp(CHUNK_BYTES_MIN, PUBLISH_FRAME_BYTES);
         let parts = std::mem::take(&mut self.open_parts);
-        self.chunks.push_back(Chunk { ticket: self.next_ticket - count, sequence: 0, count, parts, bytes });
+        let ticket = self.next_ticket - count;
+        self.chunks.push_back(Chunk { ticket, sequence: 0, count, parts, bytes, transaction: None });
     }
 
-    /// The next frame to be sent, if there is one. A message that no frame of this node can hold fails.
-    pub(super) fn next_frame(&mut self, producer: Handle, frame_bytes_max: u64) -> Option<(Publish, Bytes)> {
+    /// Takes a transaction in, behind everything published before: its encoded messages by topic, and what it settles.
+    /// Answers its ticket, which is claimed.
+    pub(super) fn push_transaction(
+        &mut self,
+        parts: Vec<(TopicId, u32)>,
+        bytes: Bytes,
+        settling: Settling,
+    ) -> u64 {
+        self.seal();
+        let messages: u64 = parts.iter().map(|(_, count)| u64::from(*count)).sum();
+        let (first, count) = (self.next_ticket, messages + 1);
+        self.next_ticket += count;
+        self.in_flight_messages += count;
+        self.in_flight_bytes += bytes.len() as u64;
+        let transaction = Some(settling);
+        self.chunks.push_back(Chunk { ticket: first, sequence: 0, count, parts, bytes, transaction });
+        let ticket = self.last_ticket();
+        self.claim(ticket);
+        ticket
+    }
+
+    /// The next frame to be sent on a connection, if there is one. A message that no frame of this node can hold fails,
+    /// and so does a transaction that settles deliveries of another connection.
+    pub(super) fn next_frame(
+        &mut self,
+        producer: Handle,
+        frame_bytes_max: u64,
+        session: Session,
+    ) -> Option<(Head, Bytes)> {
         loop {
             let sequence = match self.sent.checked_sub(1).map(|before| &self.chunks[before]) {
                 Some(before) => before.end_sequence(),
@@ -299,11 +373,26 @@ impl Outbox {
                 self.fail(self.sent, &Refusal::new(ErrorCode::MessageTooLarge, text));
                 continue;
             }
+            if let Some(Settling { settlements, session: of }) = &chunk.transaction
+                && !settlements.is_empty()
+                && *of != session
+            {
+                let text = "the connection was lost before the transaction was stored; what it settles is delivered again";
+                self.fail(self.sent, &Refusal::new(ErrorCode::TransactionAborted, text));
+                continue;
+            }
             if self.sent >= self.numbered {
                 chunk.sequence = sequence;
                 self.numbered = self.sent + 1;
             }
-            let head = Publish { producer, sequence: Sequence(chunk.sequence), parts: chunk.parts.clone() };
+            let publish =
+                Publish { producer, sequence: Sequence(chunk.sequence), parts: chunk.parts.clone() };
+            let head = match &chunk.transaction {
+                None => Head::Publish(publish),
+                Some(Settling { settlements, .. }) => {
+                    Head::Transact(Transact { publish, settlements: settlements.clone() })
+                }
+            };
             let bytes = chunk.bytes.clone();
             self.sent += 1;
             return Some((head, bytes));
@@ -330,7 +419,10 @@ impl Outbox {
             Some(index) => self.chunks[index].end_sequence() - 1,
             None => self.confirmed,
         };
-        if last.0 > sent_up_to {
+        let cuts_transaction = self.chunks.range(..self.numbered).any(|chunk| {
+            chunk.transaction.is_some() && last.0 >= chunk.sequence && last.0 + 1 < chunk.end_sequence()
+        });
+        if last.0 > sent_up_to || cuts_transaction {
             return Err(Mismatch::NotOurs);
         }
         self.lost();
@@ -351,6 +443,9 @@ impl Outbox {
                 break;
             }
             let whole = front.end_sequence() <= sequence.0 + 1;
+            if !whole && front.transaction.is_some() {
+                break;
+            }
             let done = if whole {
                 self.numbered -= 1;
                 self.sent = self.sent.saturating_sub(1);
@@ -379,6 +474,10 @@ impl Outbox {
         let Some(at) = self.start_again_at(expected.0) else {
             return Refused::Resync;
         };
+        if self.chunks[at].transaction.is_some() && refusal.code != ErrorCode::UnknownHandle {
+            self.fail(at, refusal);
+            return Refused::Again;
+        }
         match refusal.code {
             ErrorCode::UnknownHandle => return Refused::Resync,
             ErrorCode::StoreFull | ErrorCode::Limit | ErrorCode::Draining | ErrorCode::NotMaster => {
@@ -415,6 +514,9 @@ impl Outbox {
         if expected < chunk.sequence {
             return None;
         }
+        if expected > chunk.sequence && chunk.transaction.is_some() {
+            return None;
+        }
         let at = if expected > chunk.sequence {
             // The front of the frame was stored before: it will be confirmed.
             let front = chunk.split_front(expected - chunk.sequence);
@@ -436,7 +538,9 @@ impl Outbox {
         self.numbered = self.numbered.min(at);
         self.in_flight_messages -= chunk.count;
         self.in_flight_bytes -= chunk.bytes.len() as u64;
-        self.note_failure(chunk.ticket, chunk.ticket + chunk.count, refusal);
+        let end = chunk.ticket + chunk.count;
+        let first = if chunk.transaction.is_some() { end - 1 } else { chunk.ticket };
+        self.note_failure(first, end, refusal);
     }
 
     /// Keeps the refusal of the messages from ticket `first` on and before `end` for those who will ask for it.
@@ -457,247 +561,4 @@ impl Outbox {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::model::limits::Limits;
-    use crate::model::message::MessageBlock;
-    use crate::protocol::response::PublishRefused;
-
-    const FRAME_BYTES_MAX: u64 = 1 << 20;
-
-    /// What a message of the test is, beside its ticket.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    enum Kind {
-        Good,
-        Bad,
-        /// To a topic that does not exist.
-        Lost,
-    }
-
-    const GOOD_TOPIC: TopicId = TopicId(1);
-    const LOST_TOPIC: TopicId = TopicId(2);
-
-    /// The node's side of one producer: one store, one connection at a time.
-    #[derive(Default)]
-    struct Node {
-        stored: Vec<u64>,
-        input: VecDeque<(Publish, Bytes)>,
-        output: VecDeque<Result<Sequence, PublishRefused>>,
-    }
-
-    impl Node {
-        fn last(&self) -> u64 {
-            self.stored.len() as u64
-        }
-
-        /// Takes the next frame, or puts it off.
-        fn take(&mut self, full: bool) {
-            let Some((head, messages)) = self.input.pop_front() else { return };
-            let block = MessageBlock::parse(messages, &Limits::default()).unwrap();
-            let messages: Vec<_> = (0..block.count()).map(|i| block.message(i).unwrap()).collect();
-            let count: u32 = head.parts.iter().map(|(_, count)| count).sum();
-            assert_eq!(count as usize, messages.len());
-            let code = if head.sequence.0 > self.last() + 1 {
-                Some(ErrorCode::OutOfSequence)
-            } else if full {
-                Some(ErrorCode::StoreFull)
-            } else if messages.iter().any(|message| message.key.is_some()) {
-                Some(ErrorCode::Invalid)
-            } else if head.parts.iter().any(|(topic, _)| *topic == LOST_TOPIC) {
-                Some(ErrorCode::UnknownTopic)
-            } else {
-                None
-            };
-            if let Some(code) = code {
-                self.output.push_back(Err(PublishRefused {
-                    producer: head.producer,
-                    sequence: head.sequence,
-                    expected: Sequence(self.last() + 1),
-                    refusal: Refusal::new(code, ""),
-                }));
-                return;
-            }
-            let known = (self.last() + 1 - head.sequence.0) as usize;
-            for message in messages.iter().skip(known) {
-                self.stored.push(std::str::from_utf8(&message.body).unwrap().parse().unwrap());
-            }
-            self.output.push_back(Ok(Sequence(self.last())));
-        }
-    }
-
-    struct Pair {
-        outbox: Outbox,
-        node: Node,
-        kinds: Vec<Kind>,
-        failed: Vec<u64>,
-    }
-
-    impl Pair {
-        fn new() -> Self {
-            Self { outbox: Outbox::new(), node: Node::default(), kinds: Vec::new(), failed: Vec::new() }
-        }
-
-        fn push(&mut self, kind: Kind) {
-            self.kinds.push(kind);
-            let body = self.kinds.len().to_string();
-            let key = (kind == Kind::Bad).then(Bytes::new);
-            let topic = if kind == Kind::Lost { LOST_TOPIC } else { GOOD_TOPIC };
-            let (ticket, _) = self.outbox.push(topic, &Message { key, ..Message::new(body) });
-            assert_eq!(ticket, self.kinds.len() as u64);
-        }
-
-        fn send(&mut self, frames: usize) {
-            self.outbox.seal();
-            for _ in 0..frames {
-                let Some(frame) = self.outbox.next_frame(1, FRAME_BYTES_MAX) else { return };
-                self.node.input.push_back(frame);
-            }
-        }
-
-        fn hear(&mut self) {
-            match self.node.output.pop_front() {
-                Some(Ok(sequence)) => self.outbox.confirm(sequence),
-                Some(Err(refused)) => {
-                    let done = self.outbox.refuse(refused.sequence, refused.expected, &refused.refusal);
-                    assert_ne!(done, Refused::Resync, "{refused:?}");
-                }
-                None => {}
-            }
-            self.note_failures();
-        }
-
-        fn note_failures(&mut self) {
-            for failure in self.outbox.take_failures(u64::MAX) {
-                self.failed.extend(failure.first.0..=failure.last.0);
-            }
-        }
-
-        fn reconnect(&mut self) {
-            self.node.input.clear();
-            self.node.output.clear();
-            self.outbox.lost();
-            self.outbox.resumed(Sequence(self.node.last())).unwrap();
-        }
-
-        /// Lets everything come to its end and checks it.
-        fn finish(mut self) {
-            for _ in 0..20_000 {
-                if self.outbox.in_flight_messages() == 0 {
-                    break;
-                }
-                self.send(usize::MAX);
-                self.node.take(false);
-                self.hear();
-            }
-            let of = |wanted: fn(Kind) -> bool| -> Vec<u64> {
-                (1..).zip(&self.kinds).filter(|(_, kind)| wanted(**kind)).map(|(ticket, _)| ticket).collect()
-            };
-            assert_eq!(self.node.stored, of(|kind| kind == Kind::Good));
-            self.failed.sort_unstable();
-            assert_eq!(self.failed, of(|kind| kind != Kind::Good));
-            assert_eq!(self.outbox.decided(), self.kinds.len() as u64);
-            assert_eq!(self.outbox.in_flight_bytes(), 0);
-        }
-    }
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Push(Vec<Kind>),
-        Send(usize),
-        Take(bool),
-        Hear,
-        Reconnect,
-    }
-
-    fn step() -> impl Strategy<Value = Step> {
-        let kind = prop_oneof![8 => Just(Kind::Good), 1 => Just(Kind::Bad), 1 => Just(Kind::Lost)];
-        prop_oneof![
-            4 => prop::collection::vec(kind, 1..6).prop_map(Step::Push),
-            3 => (1..4_usize).prop_map(Step::Send),
-            4 => prop::bool::weighted(0.2).prop_map(Step::Take),
-            4 => Just(Step::Hear),
-            1 => Just(Step::Reconnect),
-        ]
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(2000))]
-
-        #[test]
-        fn every_message_is_stored_once_in_order_or_fails_alone(steps in prop::collection::vec(step(), 1..60)) {
-            let mut pair = Pair::new();
-            let mut decided = 0;
-            for step in steps {
-                match step {
-                    Step::Push(kinds) => kinds.into_iter().for_each(|kind| pair.push(kind)),
-                    Step::Send(frames) => pair.send(frames),
-                    Step::Take(full) => pair.node.take(full),
-                    Step::Hear => pair.hear(),
-                    Step::Reconnect => pair.reconnect(),
-                }
-                prop_assert!(pair.outbox.decided() >= decided, "what was decided is not any more");
-                decided = pair.outbox.decided();
-            }
-            pair.finish();
-        }
-    }
-
-    /// A frame was on its way when the one before it was refused. Its own refusal, `out-of-sequence`, must not start
-    /// the producer again a second time: the frame that then took the number would be sent, and refused, twice, and
-    /// the second refusal would hit the innocent frame after it.
-    #[test]
-    fn a_refusal_is_never_taken_for_that_of_another_frame() {
-        let mut pair = Pair::new();
-        for kind in [Kind::Bad, Kind::Bad, Kind::Good, Kind::Good] {
-            pair.push(kind);
-            pair.send(1);
-        }
-        pair.finish();
-    }
-
-    #[test]
-    fn a_store_with_less_than_was_confirmed_is_noticed() {
-        let mut pair = Pair::new();
-        for _ in 0..3 {
-            pair.push(Kind::Good);
-            pair.send(1);
-            pair.node.take(false);
-            pair.hear();
-        }
-        pair.outbox.lost();
-        assert_eq!(pair.outbox.resumed(Sequence(2)), Err(Mismatch::WentBack { confirmed: 3 }));
-        assert_eq!(pair.outbox.resumed(Sequence(4)), Err(Mismatch::NotOurs));
-    }
-
-    /// The refusal of a message that somebody waits for was taken by whoever asked for all refusals first.
-    #[test]
-    fn the_failure_of_a_claimed_message_is_kept_for_its_claim() {
-        let mut pair = Pair::new();
-        (0..6).for_each(|_| pair.push(Kind::Lost));
-        [3, 5].into_iter().for_each(|ticket| pair.outbox.claim(ticket));
-        pair.send(1);
-        pair.node.take(false);
-        let refused = pair.node.output.pop_front().unwrap().unwrap_err();
-        let done = pair.outbox.refuse(refused.sequence, refused.expected, &refused.refusal);
-        assert_eq!(done, Refused::TopicGone(LOST_TOPIC));
-        let ranges = |failures: Vec<Failure>| -> Vec<_> {
-            failures.iter().map(|failure| (failure.first.0, failure.last.0)).collect()
-        };
-        assert_eq!(ranges(pair.outbox.take_failures(9)), [(1, 2), (4, 4), (6, 6)]);
-        assert_eq!(pair.outbox.take_claimed(3).unwrap().first, Ticket(3));
-        [3, 5].into_iter().for_each(|ticket| pair.outbox.release(ticket));
-        assert_eq!(ranges(pair.outbox.take_failures(9)), [(5, 5)]);
-    }
-
-    #[test]
-    fn a_full_chunk_is_closed() {
-        let mut outbox = Outbox::new();
-        let message = Message::new(vec![0; 1000]);
-        let sealed = (0..300).filter(|_| outbox.push(GOOD_TOPIC, &message).1).count();
-        assert_eq!(sealed, 300 * 1005 / PUBLISH_FRAME_BYTES);
-        let (_, bytes) = outbox.next_frame(1, FRAME_BYTES_MAX).unwrap();
-        assert!(bytes.len() <= PUBLISH_FRAME_BYTES);
-    }
-}
+mod tests;

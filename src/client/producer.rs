@@ -9,16 +9,21 @@ use std::fmt;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::time::timeout;
 
 use super::Alive;
 use super::error::{ClientError, Failure};
-use super::options::{FAILURES_MAX, ProducerOptions};
+use super::options::{FAILURES_MAX, ProducerOptions, TRANSACTION_WITHIN};
+use super::outbox::Settling;
 use super::producer_core::{Decided, Phase, ProducerCore, Urgency, wait_with};
 use super::shared::{Shared, locked};
 use super::topic::Topic;
+use super::transaction::Transaction;
 use crate::model::id::{Sequence, TopicId};
+use crate::model::limits::Limits;
 use crate::model::message::Message;
 use crate::protocol::error::Refusal;
 
@@ -203,6 +208,60 @@ impl Producer {
         self.core().lock().outbox.take_failures(u64::MAX)
     }
 
+    /// Begins a transaction of at most [`TRANSACTION_WITHIN`] until its commit. Others of the same producer may be
+    /// open at the same time.
+    ///
+    /// # Panics
+    /// Where there is no tokio runtime.
+    #[must_use]
+    pub fn transaction(&self) -> Transaction {
+        self.transaction_within(TRANSACTION_WITHIN)
+    }
+
+    /// Begins a transaction that is rolled back by itself where it is not committed within this time. More than the
+    /// lease of what it settles makes no sense, unless that is extended.
+    ///
+    /// # Panics
+    /// Where there is no tokio runtime.
+    #[must_use]
+    pub fn transaction_within(&self, within: Duration) -> Transaction {
+        Transaction::begin(self.clone(), within)
+    }
+
+    /// The limits of the node.
+    pub(super) fn limits(&self) -> Limits {
+        self.core().lock().limits.clone()
+    }
+
+    /// Takes a transaction in. Answers its ticket, which is claimed.
+    pub(super) fn take_in_transaction(
+        &self,
+        parts: Vec<(TopicId, u32)>,
+        bytes: Bytes,
+        settling: Settling,
+    ) -> Ticket {
+        let mut state = self.core().lock();
+        let ticket = state.outbox.push_transaction(parts, bytes, settling);
+        self.core().pass_on(self.shared(), state, Urgency::Now);
+        Ticket(ticket)
+    }
+
+    /// Why a claimed ticket was refused, if it was. Ends the claim.
+    pub(super) fn take_refusal(&self, ticket: Ticket) -> Option<Refusal> {
+        let failure = Claim { core: self.core(), ticket }.take();
+        failure.map(|failure| failure.refusal)
+    }
+
+    /// Nobody waits for this ticket alone any more.
+    pub(super) fn release_claim(&self, ticket: Ticket) {
+        drop(Claim { core: self.core(), ticket });
+    }
+
+    /// Whether it is a producer of this client.
+    pub(super) fn is_of(&self, alive: &Alive) -> bool {
+        std::ptr::eq::<Shared>(&*self.0.alive, &**alive)
+    }
+
     fn core(&self) -> &Arc<ProducerCore> {
         &self.0.core
     }
@@ -248,7 +307,7 @@ impl Producer {
         Ok(Some(Ticket(ticket)))
     }
 
-    async fn id_of(&self, topic: &Topic) -> Result<TopicId, ClientError> {
+    pub(super) async fn id_of(&self, topic: &Topic) -> Result<TopicId, ClientError> {
         if let Some(id) = topic.id() {
             return Ok(id);
         }
@@ -259,7 +318,7 @@ impl Producer {
     }
 
     /// Waits until a message may be published.
-    async fn room(&self) -> Result<(), ClientError> {
+    pub(super) async fn room(&self) -> Result<(), ClientError> {
         {
             let state = self.core().lock();
             if state.has_room(&self.core().options) {
@@ -317,7 +376,7 @@ impl Producer {
     }
 
     /// Waits until everything up to `ticket` is decided; it leaves by itself.
-    async fn waited_for(&self, ticket: Ticket) -> Result<(), ClientError> {
+    pub(super) async fn waited_for(&self, ticket: Ticket) -> Result<(), ClientError> {
         self.patiently(|| Decided { core: self.core(), ticket, registered: None }).await
     }
 

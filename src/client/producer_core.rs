@@ -145,9 +145,9 @@ impl ProducerCore {
             return;
         }
         state.outbox.seal();
-        while let Some((head, messages)) = state.outbox.next_frame(self.handle, state.limits.frame_bytes_max)
-        {
-            link.put_publish(&head, messages);
+        let (frame_bytes_max, session) = (state.limits.frame_bytes_max, state.session);
+        while let Some((head, messages)) = state.outbox.next_frame(self.handle, frame_bytes_max, session) {
+            link.put_messages(&head, messages);
         }
     }
 

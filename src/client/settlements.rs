@@ -100,7 +100,7 @@ impl Settlements {
 }
 
 /// Sorts ranges and joins what touches or overlaps.
-fn merge(ranges: &mut Vec<OffsetRange>) {
+pub(super) fn merge(ranges: &mut Vec<OffsetRange>) {
     if ranges.len() < 2 {
         return;
     }

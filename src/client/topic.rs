@@ -34,6 +34,11 @@ impl Topic {
         self.0.name.as_str()
     }
 
+    /// Whether this is the same handle.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     pub(super) fn full_name(&self) -> &Name {
         &self.0.name
     }

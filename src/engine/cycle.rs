@@ -12,11 +12,12 @@ use super::querying::{Querying, refusal};
 use super::reading::Reading;
 use super::sending::Sending;
 use super::space_wait::{Refusing, SpaceWait};
-use super::staging::{Batch, Large, Staging, Waiting};
+use super::staging::{Batch, Staging, Waiting};
 use super::watermark::Watermark;
 use super::{EngineError, Guard, Parts, Shared};
 use crate::broker::{Broker, Command, Content, Output};
 use crate::model::id::SessionId;
+use crate::model::message::MessageBlock;
 use crate::model::time::Timestamp;
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::request::{Admin, AdminCommand};
@@ -176,9 +177,9 @@ impl Cycle {
                     bytes += held.bytes;
                     let batch = Batch { commands: commands.into_iter(), held };
                     if let Some(batch) = self.staging.put_behind(session, batch)
-                        && let Some((publish, rest)) = self.batch(now, session, batch)
+                        && let Some((command, block, rest)) = self.batch(now, session, batch)
                     {
-                        self.stage(session, publish, VecDeque::from([rest]));
+                        self.stage(session, Waiting { command, block, batches: VecDeque::from([rest]) });
                     }
                 }
                 Input::Staged(session) => bytes += self.go_on(now, session),
@@ -198,44 +199,47 @@ impl Cycle {
         Ok(())
     }
 
-    /// Has the commands of a batch worked on, up to a publish whose block is to be staged first. Answers that one and
-    /// what is left.
-    fn batch(&mut self, now: Timestamp, session: SessionId, mut batch: Batch) -> Option<(Large, Batch)> {
+    /// Has the commands of a batch worked on, up to one whose block is to be staged first. Answers that one, its block
+    /// and what is left.
+    fn batch(
+        &mut self,
+        now: Timestamp,
+        session: SessionId,
+        mut batch: Batch,
+    ) -> Option<(Command, MessageBlock, Batch)> {
         while let Some(command) = batch.commands.next() {
-            match command {
-                Command::Publish(head, block) if self.staging.is_wanted(&block, self.space) => {
-                    return Some((Large { head, block }, batch));
-                }
-                command => self.command(now, session, command),
+            match self.staging.wanted(&command, self.space) {
+                Some(block) => return Some((command, block, batch)),
+                None => self.command(now, session, command),
             }
         }
         None
     }
 
-    /// Has the block of a publish staged; its session waits with what stands behind.
-    fn stage(&mut self, session: SessionId, publish: Large, batches: VecDeque<Batch>) {
+    /// Has the block of a command staged; its session waits with what stands behind.
+    fn stage(&mut self, session: SessionId, waiting: Waiting) {
         let inbox = Arc::clone(&self.shared.inbox);
         let staged = Box::new(move || inbox.put(Input::Staged(session)));
-        self.store.stage(publish.block.bytes().clone(), staged);
-        self.staging.wait(session, Waiting { publish, batches });
+        self.store.stage(waiting.block.bytes().clone(), staged);
+        self.staging.wait(session, waiting);
     }
 
     /// Goes on with a session whose block is staged. Answers how many bytes the commit has more by that: a store that
     /// writes nothing ahead has all of the block to write.
     fn go_on(&mut self, now: Timestamp, session: SessionId) -> u64 {
-        let Some(Waiting { publish: Large { head, block }, mut batches }) = self.staging.take(session) else {
+        let Some(Waiting { command, block, mut batches }) = self.staging.take(session) else {
             return 0;
         };
         let ahead = self.store.staged_bytes(block.bytes());
         self.broker.grant(ahead);
         let mut bytes = (block.bytes().len() as u64).saturating_sub(ahead);
         self.staged.push(block.bytes().clone());
-        self.command(now, session, Command::Publish(head, block));
+        self.command(now, session, command);
         while let Some(batch) = batches.pop_front() {
             bytes += batch.held.bytes;
-            if let Some((publish, rest)) = self.batch(now, session, batch) {
+            if let Some((command, block, rest)) = self.batch(now, session, batch) {
                 batches.push_front(rest);
-                self.stage(session, publish, batches);
+                self.stage(session, Waiting { command, block, batches });
                 break;
             }
         }

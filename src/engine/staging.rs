@@ -9,7 +9,6 @@ use super::inbox::{Held, Input};
 use crate::broker::Command;
 use crate::model::id::SessionId;
 use crate::model::message::MessageBlock;
-use crate::protocol::request::Publish;
 use crate::store::STAGED_BYTES_MIN;
 
 /// What is left of the commands that a session has sent together.
@@ -19,18 +18,21 @@ pub(super) struct Batch {
     pub held: Held,
 }
 
-/// A publish with a large block.
-#[derive(Debug)]
-pub(super) struct Large {
-    pub head: Publish,
-    pub block: MessageBlock,
+/// The messages that come with a command.
+fn block(command: &Command) -> Option<&MessageBlock> {
+    match command {
+        Command::Publish(_, block) | Command::Transact(_, block) => Some(block),
+        _ => None,
+    }
 }
 
 /// What a session waits with.
 #[derive(Debug)]
 pub(super) struct Waiting {
-    /// The publish whose block is written.
-    pub publish: Large,
+    /// The command whose block is written.
+    pub command: Command,
+    /// That block.
+    pub block: MessageBlock,
     /// What stands behind it.
     pub batches: VecDeque<Batch>,
 }
@@ -56,10 +58,12 @@ impl Staging {
         Self { waiting: HashMap::new(), admission: Admission::Open }
     }
 
-    /// Whether a block is to be staged first. One for which there is no space will be refused.
-    pub(super) fn is_wanted(&self, block: &MessageBlock, space: u64) -> bool {
+    /// The block of a command, where it is to be staged first. One for which there is no space will be refused.
+    pub(super) fn wanted(&self, command: &Command, space: u64) -> Option<MessageBlock> {
+        let block = block(command)?;
         let bytes = block.bytes().len() as u64;
-        bytes >= STAGED_BYTES_MIN && bytes <= space && self.admission == Admission::Open
+        let wanted = bytes >= STAGED_BYTES_MIN && bytes <= space && self.admission == Admission::Open;
+        wanted.then(|| block.clone())
     }
 
     /// Puts a batch behind what its session waits with, or answers it where the session does not wait.
@@ -87,8 +91,8 @@ impl Staging {
     pub(super) fn close(&mut self) -> Vec<Input> {
         self.admission = Admission::Closed;
         let mut inputs = Vec::new();
-        for (session, Waiting { publish, mut batches }) in self.waiting.drain() {
-            let mut first = Some(Command::Publish(publish.head, publish.block));
+        for (session, Waiting { command, mut batches, .. }) in self.waiting.drain() {
+            let mut first = Some(command);
             let start = inputs.len();
             while let Some(batch) = batches.pop_front() {
                 let commands = first.take().into_iter().chain(batch.commands).collect();

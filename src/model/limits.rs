@@ -15,8 +15,16 @@ pub const HEADER_COUNT_MAX: usize = 256;
 pub const NODE_HEADER_COUNT_MAX: usize = 16;
 /// Parts of a publish, each for a topic. Every part is stored for itself, however few messages it has.
 pub const PUBLISH_PARTS_MAX: usize = 16 << 10;
+/// Settlements of a transaction, each of one consumer and topic.
+pub const TRANSACTION_SETTLEMENTS_MAX: usize = 1024;
+/// Ranges of offsets that all settlements of a transaction have together. Each is looked up before anything is changed.
+pub const TRANSACTION_RANGES_MAX: usize = 16 << 10;
 /// Bytes of a header's name.
 pub const HEADER_NAME_BYTES_MAX: usize = 255;
+/// Dead letters that one request replays, or messages that one drops.
+pub const LETTERS_MAX: usize = 1000;
+/// Requests to replay dead letters, of all clients together, that wait for their answer. One at a time is worked at.
+pub const REPLAYS_MAX: usize = 16;
 /// Delayed messages that one request cancels.
 pub const CANCELLED_MAX: usize = 16 << 10;
 /// Bytes of what a consumer says about a message that it could not process.
@@ -161,6 +169,8 @@ limits! {
     body_bytes_max: "bytes", 64 * MIB, KIB, 900 * MIB, "the message is refused with `message-too-large`";
     /// All headers of a message together, names and values.
     header_bytes_max: "bytes", 64 * KIB, KIB, MIB, "the message is refused with `message-too-large`";
+    /// Encoded messages of a transaction together. They fit into a frame with the rest of it, or the frame is too large.
+    transaction_bytes_max: "bytes", 16 * MIB, 64 * KIB, FRAME_BYTES_HIGHEST, "the transaction is refused with `limit`, nothing of it is stored";
     /// Topics in the store.
     topics_max: "topics", 100_000, 1, 16_000_000, "creating a topic is refused with `limit`";
     /// Groups in the store.

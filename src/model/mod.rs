@@ -5,6 +5,7 @@
 pub mod chunk;
 pub mod filter;
 pub mod free_min;
+pub mod header;
 pub mod id;
 pub mod limits;
 pub mod marks;

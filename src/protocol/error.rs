@@ -53,6 +53,8 @@ pub enum ErrorCode {
     TopicFull,
     /// A topic is full: the producer waits, and is told when there is room.
     TopicBlocked,
+    /// A transaction was not carried out, nothing of it: what it settles is not, or not any more, with its consumer.
+    TransactionAborted,
     /// A code of a newer version.
     Other(u16),
 }
@@ -83,6 +85,7 @@ impl From<ErrorCode> for u16 {
             ErrorCode::BackupFailed => 21,
             ErrorCode::TopicFull => 22,
             ErrorCode::TopicBlocked => 23,
+            ErrorCode::TransactionAborted => 24,
             ErrorCode::Other(code) => code,
         }
     }
@@ -114,6 +117,7 @@ impl From<u16> for ErrorCode {
             21 => Self::BackupFailed,
             22 => Self::TopicFull,
             23 => Self::TopicBlocked,
+            24 => Self::TransactionAborted,
             code => Self::Other(code),
         }
     }
@@ -146,6 +150,7 @@ impl std::fmt::Display for ErrorCode {
             Self::BackupFailed => "backup-failed",
             Self::TopicFull => "topic-full",
             Self::TopicBlocked => "topic-blocked",
+            Self::TransactionAborted => "transaction-aborted",
             Self::Other(code) => return write!(f, "code-{code}"),
         })
     }

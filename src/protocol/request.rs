@@ -65,6 +65,34 @@ pub struct Publish {
     pub parts: Vec<(TopicId, u32)>,
 }
 
+/// Publishes and settles: all of it, in one commit, or nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transact {
+    /// The messages, in any number. The commit itself takes the sequence behind that of the last one, so that the last
+    /// sequence of the producer tells whether it took place.
+    pub publish: Publish,
+    /// The settlements, at most
+    /// [`TRANSACTION_SETTLEMENTS_MAX`](crate::model::limits::TRANSACTION_SETTLEMENTS_MAX) with together
+    /// [`TRANSACTION_RANGES_MAX`](crate::model::limits::TRANSACTION_RANGES_MAX) ranges; no offset stands in two of
+    /// them.
+    pub settlements: Vec<TransactSettle>,
+}
+
+/// Settles deliveries of a consumer in a transaction.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransactSettle {
+    /// The consumer; one of this connection.
+    pub consumer: Handle,
+    /// The topic, as the deliveries named it.
+    pub topic: TopicId,
+    /// As for [`Settle::generation`].
+    pub generation: u32,
+    /// What to do: an ack, a nack or a reject.
+    pub settlement: Settlement,
+    /// Which offsets. Each of them must be in flight to this consumer, and its lease not over.
+    pub ranges: Vec<OffsetRange>,
+}
+
 /// Closes a producer of this connection. What it published stays, and so does its sequence.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CloseProducer {
@@ -334,6 +362,24 @@ pub enum AdminCommand {
         /// The place.
         to: Start,
     },
+    /// Publishes dead letters once more where they came from, and takes them out of their topic: each in one commit, and
+    /// their order kept. Those that are not there any more are passed over, so asking twice has the effect of once.
+    ReplayDeadLetters {
+        /// The topic that they are in, as the list of topics numbers it.
+        topic: TopicId,
+        /// Their offsets, at most [`LETTERS_MAX`](crate::model::limits::LETTERS_MAX), in any order.
+        offsets: Vec<Offset>,
+        /// The topic to which they go; `None` for the one that each came from.
+        to: Option<String>,
+    },
+    /// Takes messages out of a topic, whichever of its groups have had them. Those that are not there any more are
+    /// passed over.
+    DropMessages {
+        /// The topic, as the list of topics numbers it.
+        topic: TopicId,
+        /// Their offsets, at most [`LETTERS_MAX`](crate::model::limits::LETTERS_MAX), in any order.
+        offsets: Vec<Offset>,
+    },
 }
 
 /// A frame from the client.
@@ -349,6 +395,8 @@ pub enum Request {
     OpenProducer(OpenProducer),
     /// Publishes the encoded messages behind the head. They are not checked yet.
     Publish(Publish, Bytes),
+    /// Publishes the encoded messages behind the head and settles, in one commit. They are not checked yet.
+    Transact(Transact, Bytes),
     /// Closes a producer.
     CloseProducer(CloseProducer),
     /// Makes the connection a consumer.
@@ -374,6 +422,7 @@ impl Request {
     const OPEN_PRODUCER: u8 = 0x10;
     const PUBLISH: u8 = 0x11;
     const CLOSE_PRODUCER: u8 = 0x12;
+    const TRANSACT: u8 = 0x13;
     const SUBSCRIBE: u8 = 0x20;
     const FLOW: u8 = 0x21;
     const SETTLE: u8 = 0x22;
@@ -396,6 +445,10 @@ impl Request {
                 let (head, messages) = frame.head()?;
                 Self::Publish(head, messages)
             }
+            Self::TRANSACT => {
+                let (head, messages) = frame.head()?;
+                Self::Transact(head, messages)
+            }
             Self::CLOSE_PRODUCER => Self::CloseProducer(frame.whole()?),
             Self::SUBSCRIBE => Self::Subscribe(frame.whole()?),
             Self::FLOW => Self::Flow(frame.whole()?),
@@ -408,7 +461,7 @@ impl Request {
         })
     }
 
-    /// Appends the frame. The messages of a publish are copied; [`put_publish`] does without that.
+    /// Appends the frame. Messages are copied; [`put_publish`] and [`put_transact`] do without that.
     pub fn encode(&self, out: &mut BytesMut) {
         match self {
             Self::Hello(head) => put_head(out, Self::HELLO, head, 0),
@@ -417,6 +470,10 @@ impl Request {
             Self::OpenProducer(head) => put_head(out, Self::OPEN_PRODUCER, head, 0),
             Self::Publish(head, messages) => {
                 put_publish(out, head, messages.len());
+                out.extend_from_slice(messages);
+            }
+            Self::Transact(head, messages) => {
+                put_transact(out, head, messages.len());
                 out.extend_from_slice(messages);
             }
             Self::CloseProducer(head) => put_head(out, Self::CLOSE_PRODUCER, head, 0),
@@ -434,4 +491,9 @@ impl Request {
 /// Appends the head of a publish frame behind which `messages_len` bytes of messages will follow.
 pub fn put_publish(out: &mut BytesMut, head: &Publish, messages_len: usize) {
     put_head(out, Request::PUBLISH, head, messages_len);
+}
+
+/// Appends the head of a transaction frame behind which `messages_len` bytes of messages will follow.
+pub fn put_transact(out: &mut BytesMut, head: &Transact, messages_len: usize) {
+    put_head(out, Request::TRANSACT, head, messages_len);
 }

@@ -32,6 +32,8 @@ pub struct Welcome {
     pub body_bytes_max: u64,
     /// Most bytes of headers in a message that the node takes.
     pub header_bytes_max: u64,
+    /// Most bytes of encoded messages in a transaction that the node takes.
+    pub transaction_bytes_max: u64,
 }
 
 /// What a node is.
@@ -74,12 +76,12 @@ pub struct Heartbeat {
     pub fence_age_ms: u32,
 }
 
-/// Everything of a producer up to this sequence is durable.
+/// Everything of a producer up to this sequence is durable: messages, and transactions with all that is in them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Confirm {
     /// The producer.
     pub producer: Handle,
-    /// Sequence of the last message that is confirmed.
+    /// Sequence of the last message or transaction that is confirmed.
     pub sequence: Sequence,
 }
 
@@ -419,6 +421,19 @@ pub struct GroupInfo {
     pub consumers: u32,
 }
 
+/// What became of dead letters that were to be replayed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replayed {
+    /// They were published and taken out of their topic.
+    pub replayed: u64,
+    /// They were not there any more.
+    pub gone: u64,
+    /// They are with a consumer of their topic, and stay.
+    pub held: u64,
+    /// They do not say where they came from, or that topic is gone and may not be made by using it: they stay.
+    pub homeless: u64,
+}
+
 /// Answers to requests. Append only: the order stands on the wire.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
@@ -503,6 +518,8 @@ pub enum Reply {
         /// How many.
         count: u64,
     },
+    /// What became of dead letters that were to be replayed; it is durable.
+    Replayed(Replayed),
 }
 
 /// A frame to the client.

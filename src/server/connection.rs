@@ -20,7 +20,7 @@ use crate::model::limits::QUERY_BYTES_MAX;
 use crate::model::message::{MessageBlock, MessageError};
 use crate::protocol::error::{DecodeError, ErrorCode, Refusal};
 use crate::protocol::frame::RawFrame;
-use crate::protocol::request::{Admin, AdminCommand, Publish, Purpose, Request, RequestId};
+use crate::protocol::request::{Admin, AdminCommand, Purpose, Request, RequestId};
 use crate::protocol::response::{Heartbeat, Reply, Response, Role, Welcome};
 
 /// Shortest heartbeat that a client can ask for.
@@ -118,6 +118,7 @@ pub(super) async fn run(
         frame_bytes_max: server.limits.frame_bytes_max,
         body_bytes_max: server.limits.body_bytes_max,
         header_bytes_max: server.limits.header_bytes_max,
+        transaction_bytes_max: server.limits.transaction_bytes_max,
     };
     send(&mut write, &Response::Welcome(welcome)).await?;
     if hello.purpose == Purpose::Watch {
@@ -182,10 +183,21 @@ fn cost(frame: &RawFrame, request: &Request) -> u64 {
     // A list takes several times the memory that its frame has.
     let list = match request {
         Request::Publish(publish, _) => size_of_val(publish.parts.as_slice()),
+        Request::Transact(transact, _) => {
+            let ranges = transact.settlements.iter().map(|settle| size_of_val(settle.ranges.as_slice()));
+            size_of_val(transact.publish.parts.as_slice())
+                + size_of_val(transact.settlements.as_slice())
+                + ranges.sum::<usize>()
+        }
         Request::Settle(settle) => size_of_val(settle.ranges.as_slice()),
         Request::Admin(Admin { command: AdminCommand::CancelDelayed { messages, .. }, .. }) => {
             size_of_val(messages.as_slice())
         }
+        Request::Admin(Admin {
+            command:
+                AdminCommand::ReplayDeadLetters { offsets, .. } | AdminCommand::DropMessages { offsets, .. },
+            ..
+        }) => size_of_val(offsets.as_slice()),
         _ => 0,
     };
     (frame.payload.len() + size_of::<Command>() + list) as u64 + answer
@@ -349,7 +361,14 @@ impl Connection {
         commands: &mut Vec<Command>,
     ) -> Result<Option<End>, ConnectionError> {
         commands.push(match request {
-            Request::Publish(publish, messages) => self.publish(publish, messages)?,
+            Request::Publish(publish, messages) => match self.checked(messages)? {
+                Ok(block) => Command::Publish(publish, block),
+                Err(refusal) => Command::PublishUnfit(publish, refusal),
+            },
+            Request::Transact(transact, messages) => match self.checked_within_transaction(messages)? {
+                Ok(block) => Command::Transact(transact, block),
+                Err(refusal) => Command::PublishUnfit(transact.publish, refusal),
+            },
             Request::Settle(settle) => Command::Settle(settle),
             Request::Flow(flow) => Command::Flow(flow),
             Request::Pull(pull) => Command::Pull(pull),
@@ -413,17 +432,33 @@ impl Connection {
         Ok(Reply::Done)
     }
 
-    /// Checks the messages of a publish frame here, so that the engine need not.
-    fn publish(&self, publish: Publish, messages: Bytes) -> Result<Command, ConnectionError> {
+    /// Checks the messages of a transaction as [`checked`](Self::checked) does, and how much they are together.
+    fn checked_within_transaction(
+        &self,
+        messages: Bytes,
+    ) -> Result<Result<MessageBlock, Refusal>, ConnectionError> {
+        let max = self.server.limits.transaction_bytes_max;
+        if messages.len() as u64 > max {
+            let text = format!(
+                "a transaction with {} bytes of messages, the limit transaction_bytes_max is {max}: make it smaller",
+                messages.len()
+            );
+            return Ok(Err(Refusal::new(ErrorCode::Limit, text)));
+        }
+        self.checked(messages)
+    }
+
+    /// Checks the messages of a frame here, so that the engine need not.
+    fn checked(&self, messages: Bytes) -> Result<Result<MessageBlock, Refusal>, ConnectionError> {
         let (code, error) = match MessageBlock::parse(messages, &self.server.limits) {
-            Ok(block) => return Ok(Command::Publish(publish, block)),
+            Ok(block) => return Ok(Ok(block)),
             Err(error @ MessageError::TooLarge { .. }) => (ErrorCode::MessageTooLarge, error),
             Err(error @ MessageError::Invalid { .. }) => (ErrorCode::Invalid, error),
             Err(error @ (MessageError::Truncated { .. } | MessageError::UnknownFlags { .. })) => {
                 return Err(ConnectionError::Refused(Refusal::new(ErrorCode::Protocol, error.to_string())));
             }
         };
-        Ok(Command::PublishUnfit(publish, Refusal::new(code, error.to_string())))
+        Ok(Err(Refusal::new(code, error.to_string())))
     }
 
     /// Sends a sign of life; ends the connection where none came for too long.

@@ -7,6 +7,7 @@
 #![allow(dead_code, reason = "each test uses a part of it")]
 
 pub mod order;
+mod transact;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,6 +27,13 @@ use batonmq::protocol::error::{ErrorCode, Refusal};
 use batonmq::protocol::request::*;
 use batonmq::protocol::response::{Confirm, Reply};
 use order::Order;
+
+/// Messages that say who publishes them, and as which of its messages.
+fn told_apart(session: SessionId, handle: Handle, sequence: u64, count: u32) -> Vec<Message> {
+    (0..u64::from(count))
+        .map(|index| Message::new(format!("{:>8}:{handle:>4}:{:>6}", session.0, sequence + index)))
+        .collect()
+}
 
 /// A message as the store has it.
 #[derive(Clone)]
@@ -84,6 +92,8 @@ pub struct World {
     returned: BTreeMap<(GroupId, u64), (Option<ReturnReason>, Option<u64>)>,
     /// To be confirmed in this cycle.
     confirms: BTreeMap<(SessionId, Handle), Sequence>,
+    /// What an administrator wants taken out of topics.
+    pub taken_out: BTreeSet<(TopicId, u64)>,
     /// Dead letters so far.
     pub dead: BTreeSet<(GroupId, u64)>,
     next_request: RequestId,
@@ -122,6 +132,7 @@ impl World {
             acked: BTreeSet::new(),
             returned: BTreeMap::new(),
             confirms: BTreeMap::new(),
+            taken_out: BTreeSet::new(),
             dead: BTreeSet::new(),
             next_request: 1,
             replies: Vec::new(),
@@ -252,8 +263,7 @@ impl World {
     /// Publishes, and foretells what comes of it.
     pub fn publish(&mut self, session: u64, handle: Handle, sequence: u64, parts: Vec<(TopicId, u32)>) {
         let count: u32 = parts.iter().map(|part| part.1).sum();
-        let body = |index| format!("{session:>8}:{handle:>4}:{:>6}", sequence + u64::from(index));
-        let messages: Vec<Message> = (0..count).map(|index| Message::new(body(index))).collect();
+        let messages = told_apart(SessionId(session), handle, sequence, count);
         self.publish_messages(session, handle, sequence, parts, &messages);
     }
 
@@ -706,7 +716,9 @@ impl World {
                     assert!(!self.is_settled(*group, offset), "settled twice: {group} {offset}");
                     let acked = self.acked.remove(&(*group, offset));
                     let died = dead_now.remove(&(*group, offset));
-                    let expired = self.is_expired(*group, offset);
+                    let topic = self.fold.groups[group].topic;
+                    let expired =
+                        self.is_expired(*group, offset) || self.taken_out.contains(&(topic, offset));
                     if !acked && !died && !expired && self.is_dropped(*group, offset) {
                         self.forget_dropped(*group, offset);
                         continue;
@@ -747,6 +759,7 @@ impl World {
                     let was_there = self.store.get_mut(topic).and_then(|messages| messages.remove(&offset));
                     let stored = was_there.expect("removed once");
                     let expired = stored.message.expires_at.is_some_and(|at| at <= self.now);
+                    let expired = expired || self.taken_out.contains(&(*topic, offset));
                     assert!(!groups.is_empty() || expired, "removed before a group had it: {offset}");
                 }
             }

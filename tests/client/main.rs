@@ -5,6 +5,7 @@ mod consuming;
 mod finding;
 mod node;
 mod publishing;
+mod transactions;
 mod world;
 
 use std::sync::{Arc, Mutex};

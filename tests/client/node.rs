@@ -14,7 +14,9 @@ use batonmq::model::message::MessageBlock;
 use batonmq::protocol::error::{ErrorCode, Refusal};
 use batonmq::protocol::frame::RawFrame;
 use batonmq::protocol::preface;
-use batonmq::protocol::request::{AdminCommand, Publish, Request, Settlement, Subscribe};
+use batonmq::protocol::request::{
+    AdminCommand, Publish, Request, Settlement, Subscribe, Transact, TransactSettle,
+};
 use batonmq::protocol::response::{
     Confirm, Heartbeat, NodeStatus, NotMaster, PublishRefused, Reply, Response, Role, Welcome,
 };
@@ -272,6 +274,7 @@ fn handle(
                     frame_bytes_max: behaviour.frame_bytes_max,
                     body_bytes_max: 64 << 20,
                     header_bytes_max: 64 << 10,
+                    transaction_bytes_max: 64 << 10,
                 }),
             });
         }
@@ -290,7 +293,10 @@ fn handle(
             let last = Sequence(*world.last.entry(id).or_default());
             reply(open.request, Ok(Reply::Producer { id, last }));
         }
-        Request::Publish(head, messages) => publish(number, world, behaviour, &head, messages, out),
+        Request::Publish(head, messages) => publish(number, world, behaviour, &head, None, messages, out),
+        Request::Transact(Transact { publish: head, settlements }, messages) => {
+            publish(number, world, behaviour, &head, Some(&settlements), messages, out);
+        }
         Request::CloseProducer(close) => {
             world.owners.retain(|_, owner| *owner != (number, close.producer));
         }
@@ -382,6 +388,7 @@ fn publish(
     world: &mut World,
     behaviour: &mut Behaviour,
     head: &Publish,
+    settlements: Option<&[TransactSettle]>,
     messages: Bytes,
     out: &mpsc::UnboundedSender<Response>,
 ) {
@@ -427,6 +434,28 @@ fn publish(
     }
     if head.parts.iter().any(|(topic, _)| !world.stored.contains_key(topic)) {
         return refuse(ErrorCode::UnknownTopic, "no such topic");
+    }
+    let count = count + u64::from(settlements.is_some());
+    if head.sequence.0 + count > last + 1 {
+        let settles = settlements.unwrap_or_default().iter();
+        for settle in settles.clone() {
+            let member =
+                world.consumers.iter().find(|m| (m.connection, m.handle) == (number, settle.consumer));
+            let mut offsets = settle.ranges.iter().flat_map(|range| range.start.0..range.end.0);
+            if !member.is_some_and(|member| offsets.all(|at| member.flight.contains(&at))) {
+                return refuse(ErrorCode::TransactionAborted, "not in flight");
+            }
+        }
+        for settle in settles {
+            let offsets = settle.ranges.iter().flat_map(|range| range.start.0..range.end.0);
+            let members = world.consumers.iter_mut();
+            for member in members.filter(|m| (m.connection, m.handle) == (number, settle.consumer)) {
+                for at in offsets.clone() {
+                    member.flight.remove(&at);
+                    world.settled.entry(member.topic).or_default().insert(at);
+                }
+            }
+        }
     }
     let topics = head.parts.iter().flat_map(|(topic, count)| (0..*count).map(|_| *topic));
     for (at, (topic, message)) in topics.zip(messages).enumerate() {

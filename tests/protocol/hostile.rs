@@ -62,7 +62,7 @@ fn a_frame_whose_length_lies_is_refused() {
     for golden in golden() {
         let browsed = golden.kind == 0x90 && golden.payload.starts_with(&[7, 0, 9]);
         let part = golden.kind == 0x90 && golden.payload.starts_with(&[7, 0, 11]);
-        let carries_messages = matches!(golden.kind, 0x11 | 0xa0) || browsed || part;
+        let carries_messages = matches!(golden.kind, 0x11 | 0x13 | 0xa0) || browsed || part;
         for len in 0..golden.payload.len() {
             let short = RawFrame { kind: golden.kind, payload: golden.payload.slice(..len) };
             match decode(&short) {

@@ -13,12 +13,12 @@ use batonmq::protocol::error::{ErrorCode, Refusal};
 use batonmq::protocol::frame::RawFrame;
 use batonmq::protocol::request::{
     Admin, AdminCommand, CloseProducer, FindTopic, Flow, Hello, OpenProducer, Publish, Pull, Purpose,
-    Request, Settle, Settlement, Subscribe, Unsubscribe, Window,
+    Request, Settle, Settlement, Subscribe, Transact, TransactSettle, Unsubscribe, Window,
 };
 use batonmq::protocol::response::{
     Activity, Confirm, ConsumerClosed, ConsumerRecalled, ConsumerRole, ConsumerTopic, Deliver, Explanation,
     FailureRun, GroupInfo, Heartbeat, MessageState, NodeStatus, NotMaster, PublishReady, PublishRefused,
-    Reply, Response, Role, Run, SlotInfo, TopicInfo, Welcome,
+    Replayed, Reply, Response, Role, Run, SlotInfo, TopicInfo, Welcome,
 };
 use bytes::{Bytes, BytesMut};
 use proptest::collection::vec;
@@ -170,6 +170,10 @@ fn command() -> impl Strategy<Value = AdminCommand> {
         text().prop_map(|name| AdminCommand::PurgeTopic { name }),
         (text(), text()).prop_map(|(topic, name)| AdminCommand::PurgeGroup { topic, name }),
         (text(), text(), start()).prop_map(|(topic, name, to)| AdminCommand::Seek { topic, name, to }),
+        (any::<u32>().prop_map(TopicId), vec(offset(), 0..4), option::of(text()))
+            .prop_map(|(topic, offsets, to)| AdminCommand::ReplayDeadLetters { topic, offsets, to }),
+        (any::<u32>().prop_map(TopicId), vec(offset(), 0..4))
+            .prop_map(|(topic, offsets)| AdminCommand::DropMessages { topic, offsets }),
     ]
 }
 
@@ -177,6 +181,20 @@ fn request() -> impl Strategy<Value = Request> {
     let purpose = prop_oneof![Just(Purpose::Client), Just(Purpose::Watch)];
     let ranges = vec((offset(), offset()).prop_map(|(start, end)| OffsetRange { start, end }), 0..5);
     let parts = vec((any::<u32>().prop_map(TopicId), any::<u32>()), 0..4);
+    let more_parts = vec((any::<u32>().prop_map(TopicId), any::<u32>()), 0..4);
+    let some = vec((offset(), offset()).prop_map(|(start, end)| OffsetRange { start, end }), 0..5);
+    let settlements = vec(
+        (any::<u32>(), any::<u32>().prop_map(TopicId), settlement(), some).prop_map(
+            |(consumer, topic, settlement, ranges)| TransactSettle {
+                consumer,
+                topic,
+                generation: 7,
+                settlement,
+                ranges,
+            },
+        ),
+        0..3,
+    );
     prop_oneof![
         (purpose, text(), any::<u64>(), any::<u32>(), text(), octets()).prop_map(
             |(purpose, client, epoch, heartbeat_ms, auth_mechanism, auth_data)| {
@@ -196,6 +214,12 @@ fn request() -> impl Strategy<Value = Request> {
             let sequence = Sequence(sequence);
             Request::Publish(Publish { producer, sequence, parts }, Bytes::from(messages))
         }),
+        (any::<u32>(), any::<u64>(), more_parts, settlements, octets()).prop_map(
+            |(producer, sequence, parts, settlements, messages)| {
+                let publish = Publish { producer, sequence: Sequence(sequence), parts };
+                Request::Transact(Transact { publish, settlements }, Bytes::from(messages))
+            }
+        ),
         any::<u32>().prop_map(|producer| Request::CloseProducer(CloseProducer { producer })),
         (any::<u32>(), any::<u32>(), text(), text(), start(), any::<u8>(), option::of(settings()), window())
             .prop_map(|(request, consumer, topic, group, start, priority, settings, window)| {
@@ -302,6 +326,9 @@ fn reply() -> impl Strategy<Value = Reply> {
         ),
         any::<u64>().prop_map(|count| Reply::Dropped { count }),
         text().prop_map(|text| { Reply::Explanation(Explanation { state: MessageState::BehindKey, text }) }),
+        any::<[u64; 4]>().prop_map(|[replayed, gone, held, homeless]| {
+            Reply::Replayed(Replayed { replayed, gone, held, homeless })
+        }),
         (vec(text(), 0..4), vec(vec(value(), 0..4), 0..4))
             .prop_map(|(columns, rows)| Reply::Table(Table { columns, rows })),
     ]
@@ -318,7 +345,7 @@ fn value() -> impl Strategy<Value = Value> {
 }
 
 fn response() -> impl Strategy<Value = Response> {
-    let welcome = (any::<u64>(), text(), text(), text(), any::<u32>(), vec(any::<u64>(), 3)).prop_map(
+    let welcome = (any::<u64>(), text(), text(), text(), any::<u32>(), vec(any::<u64>(), 4)).prop_map(
         |(epoch, node, store_id, server, heartbeat_ms, limits)| {
             Response::Welcome(Welcome {
                 epoch: Epoch(epoch),
@@ -329,6 +356,7 @@ fn response() -> impl Strategy<Value = Response> {
                 frame_bytes_max: limits[0],
                 body_bytes_max: limits[1],
                 header_bytes_max: limits[2],
+                transaction_bytes_max: limits[3],
             })
         },
     );

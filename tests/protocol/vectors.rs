@@ -14,13 +14,13 @@ use batonmq::model::time::Timestamp;
 use batonmq::protocol::error::{ErrorCode, Refusal};
 use batonmq::protocol::request::{
     Admin, AdminCommand, CloseProducer, FindTopic, Flow, Hello, OpenProducer, Publish, Pull, Purpose,
-    Request, Settle, Settlement, Subscribe, Unsubscribe, Window,
+    Request, Settle, Settlement, Subscribe, Transact, TransactSettle, Unsubscribe, Window,
 };
 use batonmq::protocol::response::{
     Activity, Confirm, ConsumerClosed, ConsumerDescription, ConsumerRecalled, ConsumerRole, ConsumerTopic,
     Deliver, Explanation, FailureRun, GroupDescription, GroupInfo, Heartbeat, MessageState, NodeStatus,
-    NotMaster, PublishReady, PublishRefused, Reply, Response, Role, Run, SlotInfo, TopicDescription,
-    TopicInfo, Welcome,
+    NotMaster, PublishReady, PublishRefused, Replayed, Reply, Response, Role, Run, SlotInfo,
+    TopicDescription, TopicInfo, Welcome,
 };
 use bytes::Bytes;
 
@@ -175,6 +175,21 @@ pub fn requests() -> Vec<Request> {
         |resume| Request::OpenProducer(OpenProducer { request: 6, producer: 1, name: "p".into(), resume });
     let publish =
         Publish { producer: 1, sequence: Sequence(251), parts: vec![(TopicId(4), 1), (TopicId(300), 1)] };
+    let settlement = |settlement| TransactSettle {
+        consumer: 2,
+        topic: TopicId(4),
+        generation: 0,
+        settlement,
+        ranges: vec![OffsetRange::new(1, 2), OffsetRange::new(5, 300)],
+    };
+    let transact = Transact {
+        publish: publish.clone(),
+        settlements: vec![
+            settlement(Settlement::Ack),
+            settlement(Settlement::Reject { reason: Some("why".into()) }),
+        ],
+    };
+    let nothing = Publish { producer: 1, sequence: Sequence(254), parts: Vec::new() };
     let (from, to) = (Offset(0), Offset(251));
     vec![
         hello(Purpose::Client),
@@ -184,6 +199,8 @@ pub fn requests() -> Vec<Request> {
         open(None),
         open(Some(ProducerId(5))),
         Request::Publish(publish, messages()),
+        Request::Transact(transact, messages()),
+        Request::Transact(Transact { publish: nothing, settlements: Vec::new() }, Bytes::new()),
         Request::CloseProducer(CloseProducer { producer: 1 }),
         subscribe(Start::Earliest, None),
         subscribe(Start::Latest, Some(settings())),
@@ -239,6 +256,12 @@ pub fn requests() -> Vec<Request> {
         admin(AdminCommand::PurgeTopic { name: "t".into() }),
         admin(AdminCommand::PurgeGroup { topic: "t".into(), name: "g".into() }),
         admin(AdminCommand::Seek { topic: "t".into(), name: "g".into(), to: Start::Offset(Offset(2)) }),
+        admin(AdminCommand::ReplayDeadLetters {
+            topic: TopicId(4),
+            offsets: vec![Offset(2), Offset(300)],
+            to: Some("t".into()),
+        }),
+        admin(AdminCommand::DropMessages { topic: TopicId(4), offsets: vec![Offset(2)] }),
     ]
 }
 
@@ -258,6 +281,7 @@ pub fn responses() -> Vec<Response> {
             frame_bytes_max: 72 << 20,
             body_bytes_max: 64 << 20,
             header_bytes_max: 64 << 10,
+            transaction_bytes_max: 16 << 20,
         }),
         not_master(Role::Standby, Some("b:7470".into())),
         not_master(Role::Recovering, None),
@@ -310,6 +334,7 @@ pub fn responses() -> Vec<Response> {
         reply(Reply::Dropped { count: 1 }),
         reply(Reply::Description(Box::new(description()))),
         reply(Reply::Explanation(Explanation { state: MessageState::NoCredit, text: "why".into() })),
+        reply(Reply::Replayed(Replayed { replayed: 300, gone: 1, held: 2, homeless: 3 })),
         Response::Confirm(Confirm { producer: 1, sequence: Sequence(252) }),
         Response::PublishRefused(PublishRefused {
             producer: 1,
