@@ -1,25 +1,44 @@
 //! What a large backlog costs: memory, recovery, disk, speed.
 //!
 //! `cargo bench --bench backlog [-- [--messages N] [--mode MODE] [--dir DIR] [TABLE...]]` prints the tables that are
-//! named, or all: `memory`, `recovery`, `topics`, `cold`, `disk`, `pinned`, `checkpoints`. N is the size of the
-//! largest backlog, 10 million by default, which takes 3 GB in DIR. Every table ends by itself.
+//! named, or all: `memory`, `recovery`, `topics`, `cold`, `disk`, `pinned`, `checkpoints`, `delayed`, `expiring`,
+//! `priorities`. N is the size of the largest backlog, 10 million by default, which takes 3 GB in DIR. Every table ends
+//! by itself.
 
 mod broker;
 mod consuming;
+mod waiting;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use batonmq::client::{Client, ClientOptions, ProducerOptions, ReconnectBackoff};
+use batonmq::client::{Client, ClientOptions, ProducerOptions, ReconnectBackoff, now};
 use batonmq::model::message::Message;
+use batonmq::model::time::Timestamp;
 use broker::{Broker, Failure, MODES, median, number, rate, run};
 use consuming::{Habit, consume};
 
-const TABLES: [&str; 7] = ["memory", "recovery", "topics", "cold", "disk", "pinned", "checkpoints"];
+const TABLES: [&str; 10] = [
+    "memory",
+    "recovery",
+    "topics",
+    "cold",
+    "disk",
+    "pinned",
+    "checkpoints",
+    "delayed",
+    "expiring",
+    "priorities",
+];
 /// Starts of which the median is told.
 const RECOVERIES: usize = 5;
 /// How long the space of settled messages is waited for.
 const RECLAIM_WAIT: Duration = Duration::from_secs(60);
+/// The time within which messages come due, or expire.
+const SPREAD_MS: u64 = 60_000;
+/// The first of them is due so many times later than publishing as many without a time takes, and this on top.
+const PUBLISHING_FACTOR: f64 = 3.0;
+const PUBLISHING_MS: u64 = 2_000;
 
 /// Prints the rows of a table for a mode.
 type Rows = fn(&Plan, &'static str) -> Result<(), Failure>;
@@ -62,7 +81,21 @@ fn main() -> Result<(), Failure> {
             "cold" => ("| mode | backlog | publish /s | drained after a restart /s | ratio |", cold),
             "disk" => ("| mode | bytes of a body | bytes on disk a message | ratio |", disk),
             "pinned" => ("| mode | messages | MiB on disk | all but one settled: MiB |", pinned),
-            _ => ("| mode | log or segment | confirm p50 us | p99 us | p99.9 us |", checkpoints),
+            "checkpoints" => ("| mode | log or segment | confirm p50 us | p99 us | p99.9 us |", checkpoints),
+            "delayed" => (
+                "| mode | due | plain publish /s | publish /s | RSS MiB at most: publishing | coming | MiB on disk | late \
+                 p50 ms | p99 ms | max ms | come /s |",
+                delayed,
+            ),
+            "expiring" => (
+                "| mode | end | plain publish /s | publish /s | RSS MiB at most: publishing | expiring | MiB on disk | \
+                 late p50 ms | p99 ms | max ms | expire /s |",
+                expiring,
+            ),
+            _ => (
+                "| mode | priorities | publish /s | drained /s | RSS MiB at most: publishing | draining | MiB on disk |",
+                priorities,
+            ),
         };
         println!("\n{table}\n\n{head}\n|{}", " --- |".repeat(head.matches('|').count() - 1));
         for mode in &modes {
@@ -228,7 +261,6 @@ fn pinned(plan: &Plan, mode: &'static str) -> Result<(), Failure> {
         std::thread::sleep(Duration::from_secs(1));
         left = left.min(broker.disk_bytes()?);
     }
-    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     println!("| {mode} | {} | {:.0} | {:.0} |", plan.messages, mib(full), mib(left));
     Ok(())
 }
@@ -241,6 +273,104 @@ fn checkpoints(plan: &Plan, mode: &'static str) -> Result<(), Failure> {
             broker.bench(&["latency", "--messages", "200000", "--rate", "10000", "--size", "1024"])?;
         let of = |name| number(&report, &["latency_us", name]);
         println!("| {mode} | {bytes} | {:.0} | {:.0} | {:.0} |", of("p50")?, of("p99")?, of("p999")?);
+    }
+    Ok(())
+}
+
+/// Milliseconds from now on after which publishing is certainly over, going by how fast plain messages are published.
+fn publishing_over(messages: u64, plain: f64) -> Timestamp {
+    let publishing = (messages as f64 / plain * PUBLISHING_FACTOR * 1e3) as u64;
+    Timestamp(now().0 + publishing + PUBLISHING_MS)
+}
+
+/// How fast messages without a time are published to a node of its own.
+fn plain_publish(plan: &Plan, mode: &'static str) -> Result<f64, Failure> {
+    let broker = with_groups(&plan.dir, mode, &["g"])?;
+    let client = plan.client(&broker)?;
+    Ok(plan.runtime.block_on(waiting::publish(&client, "t", plan.messages, |_| waiting::message()))?)
+}
+
+/// Highest memory of the broker since the last time.
+fn highest_memory(broker: &Broker) -> Result<f64, Failure> {
+    let highest = broker.memory("VmHWM")?;
+    broker.forget_highest_memory()?;
+    Ok(highest)
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+fn delayed(plan: &Plan, mode: &'static str) -> Result<(), Failure> {
+    let plain = plain_publish(plan, mode)?;
+    for (due, spread) in [("within a minute", SPREAD_MS), ("at once", 1)] {
+        let broker = with_groups(&plan.dir, mode, &["g"])?;
+        let client = plan.client(&broker)?;
+        let first = publishing_over(plan.messages, plain);
+        let make = |number| Message {
+            deliver_at: Some(Timestamp(first.0 + waiting::scatter(number) % spread)),
+            ..waiting::message()
+        };
+        let published = plan.runtime.block_on(waiting::publish(&client, "t", plan.messages, make))?;
+        let slack = first.since(now());
+        let (publishing, disk) = (highest_memory(&broker)?, mib(broker.disk_bytes()?));
+        let arrivals = plan.runtime.block_on(waiting::consume(&client, "t", plan.messages))?;
+        let coming = highest_memory(&broker)?;
+        let rate = plan.messages as f64 / arrivals.last.since(first).as_secs_f64();
+        let late = arrivals.late;
+        println!(
+            "| {mode} | {due} | {plain:.0} | {published:.0} | {publishing:.0} | {coming:.0} | {disk:.0} | {} | {} | {} | \
+             {rate:.0} |",
+            late.value_at_quantile(0.5),
+            late.value_at_quantile(0.99),
+            late.max()
+        );
+        if slack.is_zero() {
+            println!("publishing took longer than expected: some were due before it was over");
+        }
+    }
+    Ok(())
+}
+
+fn expiring(plan: &Plan, mode: &'static str) -> Result<(), Failure> {
+    let plain = plain_publish(plan, mode)?;
+    for (end, buried) in [("settled", "false"), ("dead letters", "true")] {
+        let broker = Broker::start(&plan.dir, mode)?;
+        run(&["topic", "create", "t", "--server", &broker.address])?;
+        run(&["group", "create", "t", "g", "--dead-letter-expired", buried, "--server", &broker.address])?;
+        let client = plan.client(&broker)?;
+        let first = publishing_over(plan.messages, plain);
+        let at = |number| Timestamp(first.0 + waiting::scatter(number) % SPREAD_MS);
+        let make = |number| Message { expires_at: Some(at(number)), ..waiting::message() };
+        let published = plan.runtime.block_on(waiting::publish(&client, "t", plan.messages, make))?;
+        let (publishing, disk) = (highest_memory(&broker)?, mib(broker.disk_bytes()?));
+        let ends = (0..plan.messages).map(at).collect();
+        let (late, rate) = plan.runtime.block_on(waiting::watch_expiry(&client, "t", ends))?;
+        let expiring = highest_memory(&broker)?;
+        println!(
+            "| {mode} | {end} | {plain:.0} | {published:.0} | {publishing:.0} | {expiring:.0} | {disk:.0} | {} | {} | {} | \
+             {rate:.0} |",
+            late.value_at_quantile(0.5),
+            late.value_at_quantile(0.99),
+            late.max()
+        );
+    }
+    Ok(())
+}
+
+fn priorities(plan: &Plan, mode: &'static str) -> Result<(), Failure> {
+    for (what, count) in [("one", 1), ("ten, at random", 10)] {
+        let broker = with_groups(&plan.dir, mode, &["g"])?;
+        let client = plan.client(&broker)?;
+        let make =
+            |number| Message { priority: (waiting::scatter(number) % count) as u8, ..waiting::message() };
+        let published = plan.runtime.block_on(waiting::publish(&client, "t", plan.messages, make))?;
+        let (publishing, disk) = (highest_memory(&broker)?, mib(broker.disk_bytes()?));
+        let drained = plan.runtime.block_on(waiting::consume(&client, "t", plan.messages))?.per_second;
+        let draining = highest_memory(&broker)?;
+        println!(
+            "| {mode} | {what} | {published:.0} | {drained:.0} | {publishing:.0} | {draining:.0} | {disk:.0} |"
+        );
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use batonmq::model::settings::GroupSettings;
 use batonmq::protocol::error::{ErrorCode, Refusal};
 use batonmq::protocol::preface;
 use batonmq::protocol::request::{
-    AdminCommand, OpenProducer, Pull, Purpose, Request, Settlement, Unsubscribe,
+    AdminCommand, BrowseFrom, OpenProducer, Pull, Purpose, Request, Settlement, Unsubscribe,
 };
 use batonmq::protocol::response::{Reply, Response, Role};
 use batonmq::server::{HANDSHAKE_MAX, STALLED_MIN};
@@ -605,7 +605,14 @@ async fn floods_stop_themselves_and_what_was_confirmed_is_there() {
 }
 
 fn browse() -> Request {
-    admin(AdminCommand::Browse { topic: "flood".into(), from: Default::default(), messages_max: 10_000 })
+    admin(AdminCommand::Browse {
+        topic: "flood".into(),
+        group: None,
+        from: BrowseFrom::Beginning,
+        since: Default::default(),
+        filter: None,
+        messages_max: 10_000,
+    })
 }
 
 /// Each browse of a large message took its size twice, for as long as its client did not read: some hundred bytes of

@@ -4,7 +4,7 @@
 
 use batonmq::broker::{AutoCreate, Broker, Browsed, Command, Content, Output, Read};
 use batonmq::model::chunk::{Chunk, Stamp};
-use batonmq::model::id::{Offset, Sequence, SessionId};
+use batonmq::model::id::{Sequence, SessionId};
 use batonmq::model::limits::{
     BROWSE_READS_MAX, BROWSED_BYTES_MAX, BROWSES_MAX, BROWSES_PER_CONNECTION_MAX, Limits,
 };
@@ -12,7 +12,7 @@ use batonmq::model::message::{Message, MessageBlock};
 use batonmq::model::snapshot::Snapshot;
 use batonmq::model::time::Timestamp;
 use batonmq::protocol::error::ErrorCode;
-use batonmq::protocol::request::{Admin, AdminCommand, OpenProducer, Publish};
+use batonmq::protocol::request::{Admin, AdminCommand, BrowseFrom, OpenProducer, Publish};
 use batonmq::protocol::response::Reply;
 
 const NOW: Timestamp = Timestamp(1);
@@ -55,7 +55,14 @@ impl Scene {
     }
 
     fn browse(&mut self, session: u64, topic: u32) {
-        let command = AdminCommand::Browse { topic: name(topic), from: Offset(0), messages_max: 10 };
+        let command = AdminCommand::Browse {
+            topic: name(topic),
+            group: None,
+            from: BrowseFrom::Beginning,
+            since: Timestamp(0),
+            filter: None,
+            messages_max: 10,
+        };
         self.handle(session, Command::Begin);
         self.handle(session, Command::Admin(Admin { request: 2, command }));
     }

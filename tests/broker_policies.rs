@@ -121,30 +121,32 @@ fn drain(world: &mut World) -> Vec<(u64, u64)> {
 fn one_consumer_is_active_and_the_next_takes_over_at_once() {
     let (mut world, topic) = world();
     let settings = of(Policy::Exclusive);
-    for (session, priority) in [(1, 0), (2, 3), (3, 3)] {
-        join(&mut world, session, 0, 2, &settings, priority);
+    for (session, handle, priority) in [(1, 0, 0), (3, 0, 1), (2, 0, 3), (2, 1, 3)] {
+        join(&mut world, session, handle, 2, &settings, priority);
     }
     publish(&mut world, topic, &[""; 6]);
     world.finish();
     assert_eq!(delivered(&world), [(1, 0), (1, 1)], "who is active stays so, whoever comes");
-    assert_eq!(
-        [1, 2, 3].map(|session| role(&world, session)),
-        [Some(Activity::Active), Some(Activity::Waiting), Some(Activity::Waiting)]
-    );
+    let (active, waiting) = (Some(Activity::Active), Some(Activity::Waiting));
+    assert_eq!([1, 2, 3].map(|session| role(&world, session)), [active, waiting, waiting]);
 
     world.end(1, Ending::Lost);
     world.finish();
     assert_eq!(delivered(&world), [(2, 0), (2, 1)], "what was in flight goes first, without a wait");
     assert_eq!(
         [2, 3].map(|session| role(&world, session)),
-        [Some(Activity::Active), Some(Activity::Waiting)]
+        [active, waiting],
+        "the highest priority is next"
     );
     assert_eq!(world.settle(2, 0, Settlement::Ack, range(0, 2)), 2);
     world.finish();
     world.unsubscribe(2, 0);
     world.finish();
+    assert_eq!(delivered(&world), [(2, 2), (2, 3)], "of one priority the one that joined first");
+    world.end(2, Ending::Closed);
+    world.finish();
     assert_eq!(delivered(&world), [(3, 2), (3, 3)]);
-    assert_eq!(role(&world, 3), Some(Activity::Active));
+    assert_eq!(role(&world, 3), active);
 }
 
 #[test]
@@ -401,6 +403,19 @@ fn what_was_parked_is_found_again_after_a_restart() {
     assert_eq!(of_key(&[0, 2, 5]), [0, 2, 5]);
     assert_eq!(of_key(&[1, 4]), [1, 4]);
     assert_eq!(got.len(), 5);
+}
+
+/// Keys that were busy when their group was set to another place stayed so for good.
+#[test]
+fn a_group_that_is_set_back_goes_through_its_keys_again() {
+    let (mut world, topic) = world();
+    join(&mut world, 1, 0, 100, &of(Policy::Key), 0);
+    publish(&mut world, topic, &["a", "a", "b", "a"]);
+    world.finish();
+    assert_eq!(offsets(&world), [0, 2]);
+    world.admin(0, AdminCommand::Seek { topic: "t".into(), name: "g".into(), to: Start::Earliest });
+    let got: Vec<u64> = drain(&mut world).into_iter().map(|(_, offset)| offset).collect();
+    assert_eq!(got, [0, 2, 1, 3]);
 }
 
 #[test]

@@ -9,12 +9,15 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use batonmq::broker::{AutoCreate, Ending};
-use batonmq::model::id::{OffsetRange, SessionId, TopicId};
+use batonmq::model::id::{Offset, OffsetRange, SessionId, TopicId};
 use batonmq::model::limits::Limits;
 use batonmq::model::message::Message;
-use batonmq::model::settings::{Backoff, GroupSettings, Lifetime, Policy, Start, TopicSettings};
+use batonmq::model::settings::{
+    Backoff, GroupSettings, Lifetime, Overflow, Policy, Retention, Start, TopicSettings,
+};
+use batonmq::model::time::Timestamp;
 use batonmq::protocol::request::{AdminCommand, Settlement, Window};
-use broker_world::World;
+use broker_world::{World, browse};
 use proptest::prelude::*;
 
 const TOPICS: [&str; 4] = ["a", "b", "a.dead-letter", "*"];
@@ -76,6 +79,10 @@ enum Step {
     DeleteTopic(usize),
     DeleteGroup(usize, usize),
     ChangeGroup(usize, usize, GroupSettings),
+    ChangeTopic(usize, TopicSettings),
+    PurgeTopic(usize),
+    PurgeGroup(usize, usize),
+    Seek(usize, usize, Start),
     CreateGroup(usize, usize, u64),
     Browse(usize, u64, u32),
     List,
@@ -104,8 +111,10 @@ fn settings() -> impl Strategy<Value = GroupSettings> {
         1 => Just(Lifetime::Ephemeral),
         1 => (1_000_u64..4_000).prop_map(Lifetime::Idle),
     ];
-    let values = (policy, lifetime, 100_u64..2_000, 0_u32..4, backoff);
-    values.prop_map(|(policy, lifetime, lease_ms, max_attempts, backoff)| GroupSettings {
+    let paused = prop_oneof![9 => Just(false), 1 => Just(true)];
+    let values = (policy, lifetime, 100_u64..2_000, 0_u32..4, backoff, paused);
+    values.prop_map(|(policy, lifetime, lease_ms, max_attempts, backoff, paused)| GroupSettings {
+        paused,
         policy,
         lifetime,
         lease_ms,
@@ -118,6 +127,33 @@ fn settings() -> impl Strategy<Value = GroupSettings> {
         },
         ..GroupSettings::default()
     })
+}
+
+fn topic_settings() -> impl Strategy<Value = TopicSettings> {
+    let few = || prop_oneof![2 => Just(None), 1 => (1_u64..30).prop_map(Some)];
+    let age = prop_oneof![2 => Just(None), 1 => (1_000_u64..5_000).prop_map(Some)];
+    let overflow = prop_oneof![Just(Overflow::Block), Just(Overflow::Reject), Just(Overflow::DropOldest)];
+    let flags = (any::<bool>(), 0_u8..8);
+    (age, few(), few(), overflow, flags).prop_map(|(max_age_ms, kept, max_messages, overflow, flags)| {
+        let acked = flags.0 || (max_age_ms, kept) == (None, None);
+        TopicSettings {
+            retention: Retention { acked, max_age_ms, max_bytes: None, max_messages: kept },
+            max_messages,
+            overflow: if max_messages.is_none() { Overflow::Block } else { overflow },
+            paused: flags.1 == 0,
+            temporary: flags.1 == 1,
+            ..TopicSettings::default()
+        }
+    })
+}
+
+fn place() -> impl Strategy<Value = Start> {
+    prop_oneof![
+        Just(Start::Earliest),
+        Just(Start::Latest),
+        (0_u64..60).prop_map(|offset| Start::Offset(Offset(offset))),
+        (1_000_000_u64..1_010_000).prop_map(|at| Start::Time(Timestamp(at))),
+    ]
 }
 
 fn settlement() -> impl Strategy<Value = Settlement> {
@@ -161,11 +197,15 @@ fn step() -> impl Strategy<Value = Step> {
         12 => (session(), handle(), settlement(), ranges).prop_map(|(s, h, k, r)| Step::Settle(s, h, k, r)),
         8 => (session(), off_transaction, transacted, held).prop_map(|(s, o, p, h)| Step::Transact(s, o, p, h)),
         2 => (session(), any::<bool>()).prop_map(|(s, full)| Step::Full(s, full)),
-        1 => prop_oneof![
+        2 => prop_oneof![
             1 => (0..TOPICS.len()).prop_map(Step::DeleteTopic),
             1 => (topic(), group()).prop_map(|(t, g)| Step::DeleteGroup(t, g)),
             6 => (topic(), group(), settings()).prop_map(|(t, g, s)| Step::ChangeGroup(t, g, s)),
             2 => (topic(), group(), 0_u64..40).prop_map(|(t, g, o)| Step::CreateGroup(t, g, o)),
+            6 => (topic(), topic_settings()).prop_map(|(t, s)| Step::ChangeTopic(t, s)),
+            1 => topic().prop_map(Step::PurgeTopic),
+            1 => (topic(), group()).prop_map(|(t, g)| Step::PurgeGroup(t, g)),
+            4 => (topic(), group(), place()).prop_map(|(t, g, p)| Step::Seek(t, g, p)),
         ],
         1 => (topic(), 0_u64..50, 0_u32..20).prop_map(|(t, o, m)| Step::Browse(t, o, m)),
         1 => Just(Step::List),
@@ -192,12 +232,20 @@ fn limits(cache_bytes_max: u64) -> Limits {
     }
 }
 
-/// Publishes messages of which some have keys, the same few again and again.
+/// Publishes messages of which some have keys, the same few again and again. All are of one size: bytes in flight are
+/// counted exactly then.
 fn publish(world: &mut World, session: u64, handle: u32, sequence: u64, parts: Vec<(TopicId, u32)>) {
     let count: u32 = parts.iter().map(|part| part.1).sum();
-    let message = |sequence: u64| Message {
-        key: (!sequence.is_multiple_of(4)).then(|| vec![b'a' + (sequence * sequence % 5) as u8].into()),
-        ..Message::new(format!("{session:>8}:{handle:>4}:{sequence:>6}"))
+    let message = |sequence: u64| {
+        let body = format!("{session:>8}:{handle:>4}:{sequence:>6}");
+        match sequence % 4 {
+            // In place of the key and its length.
+            0 => Message::new(format!("{body}   ")),
+            _ => Message {
+                key: Some(vec![b'a' + (sequence * sequence % 5) as u8].into()),
+                ..Message::new(body)
+            },
+        }
     };
     let messages: Vec<Message> = (sequence..sequence + u64::from(count)).map(message).collect();
     world.publish_messages(session, handle, sequence, parts, &messages);
@@ -290,6 +338,22 @@ fn take(world: &mut World, topics: &mut BTreeMap<usize, TopicId>, step: Step) {
             let (topic, name) = (TOPICS[topic].into(), group_name(topic, group));
             world.admin(0, AdminCommand::ChangeGroup { topic, name, settings });
         }
+        Step::ChangeTopic(topic, settings) => {
+            world.admin(0, AdminCommand::ChangeTopic { name: TOPICS[topic].into(), settings });
+        }
+        Step::PurgeTopic(topic) => {
+            let id = world.topic_named(TOPICS[topic]);
+            world.purged.extend(id);
+            world.admin(0, AdminCommand::PurgeTopic { name: TOPICS[topic].into() });
+        }
+        Step::PurgeGroup(topic, group) => {
+            let (topic, name) = (TOPICS[topic].into(), group_name(topic, group));
+            world.admin(0, AdminCommand::PurgeGroup { topic, name });
+        }
+        Step::Seek(topic, group, to) => {
+            let (topic, name) = (TOPICS[topic].into(), group_name(topic, group));
+            world.admin(0, AdminCommand::Seek { topic, name, to });
+        }
         Step::CreateGroup(topic, group, from) => {
             let (topic, name) = (TOPICS[topic].into(), group_name(topic, group));
             let start = Start::Offset(batonmq::model::id::Offset(from));
@@ -299,8 +363,7 @@ fn take(world: &mut World, topics: &mut BTreeMap<usize, TopicId>, step: Step) {
             world.admin(0, AdminCommand::CreateGroup { topic, name, settings, start });
         }
         Step::Browse(topic, from, messages_max) => {
-            let from = batonmq::model::id::Offset(from);
-            world.admin(0, AdminCommand::Browse { topic: TOPICS[topic].into(), from, messages_max });
+            world.admin(0, browse(TOPICS[topic], from, messages_max));
         }
         Step::List => {
             world.admin(0, AdminCommand::ListTopics { after: None });
@@ -344,6 +407,17 @@ fn drain(world: &mut World) {
         .collect();
     world.begin(100);
     world.begin(101);
+    for name in TOPICS {
+        let settings = TopicSettings::default();
+        world.admin(100, AdminCommand::ChangeTopic { name: name.into(), settings });
+    }
+    for (topic, name) in groups.clone() {
+        let group = world.fold.groups.values().find(|group| {
+            group.name.as_str() == name && world.fold.topics[&group.topic].name.as_str() == topic
+        });
+        let settings = GroupSettings { paused: false, ..group.unwrap().settings.clone() };
+        world.admin(100, AdminCommand::ChangeGroup { topic, name, settings });
+    }
     let window = Window { messages: 20, bytes: u64::MAX };
     for (index, (topic, group)) in groups.iter().enumerate() {
         let session = 100 + index as u64 / 2;

@@ -168,6 +168,8 @@ fn what_is_gone_while_it_was_in_flight_does_not_come_after_a_restart() {
     world.finish();
     assert_eq!(floor(&world, group), 0);
     world.restart();
+    world.finish();
+    assert_eq!(floor(&world, group), 5, "nobody need ask for it");
     world.begin(0);
     world.subscribe(0, 0, "t", "g", window(3), None).unwrap();
     world.finish();
@@ -498,6 +500,22 @@ fn a_purged_topic_is_empty_for_all_its_groups() {
     publish(&mut world, topic, 1);
     world.finish();
     assert_eq!(delivered(&world), [6, 6]);
+}
+
+/// A message that was gone while a consumer had it was forgotten by a purge, and held the group back for good.
+#[test]
+fn a_purge_settles_what_was_gone_already_and_in_flight() {
+    let (mut world, topic) = world(kept(Retention { max_messages: Some(1), ..KEEP }));
+    let group = world.subscribe(0, 0, "t", "g", window(1), None).unwrap();
+    publish(&mut world, topic, 1);
+    world.finish();
+    publish(&mut world, topic, 1);
+    world.finish();
+    assert_eq!(floor(&world, group), 0);
+    world.purged.insert(topic);
+    world.admin(0, AdminCommand::PurgeTopic { name: "t".into() });
+    world.finish();
+    assert_eq!((floor(&world, group), world.broker.counts().in_flight), (2, 0));
 }
 
 #[test]

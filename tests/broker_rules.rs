@@ -13,7 +13,7 @@ use batonmq::model::time::Timestamp;
 use batonmq::protocol::error::{ErrorCode, Refusal};
 use batonmq::protocol::request::*;
 use batonmq::protocol::response::Reply;
-use broker_world::World;
+use broker_world::{World, browse};
 
 const S: SessionId = SessionId(0);
 
@@ -1097,14 +1097,13 @@ fn browsing_shows_messages_from_memory_or_store_and_changes_nothing() {
         publish(&mut world, topic, 3);
         world.finish();
         let before = world.fold.clone();
-        let browse =
-            |from, messages_max| AdminCommand::Browse { topic: "t".into(), from: Offset(from), messages_max };
-        let requests = [browse(1, 4), browse(99, 4), browse(0, 0)].map(|command| world.admin(0, command));
+        let requests =
+            [browse("t", 1, 4), browse("t", 99, 4), browse("t", 0, 0)].map(|command| world.admin(0, command));
         world.finish();
         world.answer_all();
         world.finish();
         let count = |request| match answer(&world, request) {
-            Ok(Reply::Browsed { runs, messages }) => {
+            Ok(Reply::Browsed { runs, messages, .. }) => {
                 let block = MessageBlock::parse(messages.clone(), &Limits::default()).unwrap();
                 let offsets: Vec<u64> =
                     runs.iter().flat_map(|run| run.offset.0..run.offset.0 + u64::from(run.count)).collect();

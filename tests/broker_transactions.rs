@@ -9,7 +9,7 @@ use batonmq::model::id::{Offset, OffsetRange, Sequence, SessionId, TopicId};
 use batonmq::model::limits::{Limits, TRANSACTION_RANGES_MAX, TRANSACTION_SETTLEMENTS_MAX};
 use batonmq::model::message::{Message, MessageBlock};
 use batonmq::model::record::Record;
-use batonmq::model::settings::GroupSettings;
+use batonmq::model::settings::{GroupSettings, Overflow, TopicSettings};
 use batonmq::protocol::error::ErrorCode;
 use batonmq::protocol::request::*;
 use batonmq::protocol::response::Reply;
@@ -214,4 +214,39 @@ fn what_makes_no_sense_or_is_too_much_is_refused() {
         send(vec![settle(vec![OffsetRange::new(0, 1); TRANSACTION_RANGES_MAX + 1])], 1),
         ErrorCode::Limit
     );
+}
+
+#[test]
+fn a_full_topic_refuses_all_of_it_until_there_is_room() {
+    for (overflow, code) in
+        [(Overflow::Reject, ErrorCode::TopicFull), (Overflow::Block, ErrorCode::TopicBlocked)]
+    {
+        let (mut world, [input, output, _]) = world();
+        let settings = TopicSettings { max_messages: Some(1), overflow, ..TopicSettings::default() };
+        world.admin(0, AdminCommand::CreateTopic { name: "full".into(), settings });
+        let full = world.find_topic(0, "full").unwrap();
+        world.subscribe(0, 1, "full", "g", Window { messages: 9, bytes: u64::MAX }, None);
+        world.publish(0, 0, 5, vec![(full, 1)]);
+        world.finish();
+        let publish = Publish { producer: 0, sequence: Sequence(6), parts: vec![(output, 1), (full, 1)] };
+        let settle = TransactSettle {
+            consumer: 0,
+            topic: input,
+            generation: 0,
+            settlement: Settlement::Ack,
+            ranges: vec![OffsetRange::new(0, 4)],
+        };
+        let block = MessageBlock::encode(&[Message::new("x"), Message::new("y")]);
+        world.handle(S, Command::Transact(Transact { publish, settlements: vec![settle] }, block));
+        world.finish();
+        let refusal = world.refused.last().unwrap();
+        assert_eq!((refusal.2, refusal.3), (code, Sequence(6)));
+        assert_eq!(stored(&world, output), 0);
+        world.settle(0, 1, Settlement::Ack, vec![OffsetRange::new(0, 1)]);
+        world.finish();
+        world.settle(0, 0, Settlement::Extend, vec![OffsetRange::new(0, 4)]);
+        world.finish();
+        assert_eq!(world.transact(0, 0, 6, vec![(output, 1), (full, 1)], vec![acks(0, 4)]), None);
+        world.finish();
+    }
 }

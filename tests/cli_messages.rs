@@ -368,6 +368,69 @@ fn a_slow_reader_does_not_cost_the_consumer_its_connection() {
 }
 
 #[test]
+fn delayed_messages_are_listed_cancelled_and_delivered_when_they_are_due() {
+    let pair = Pair::database();
+    pair.run(&["publish", "t", "--delay", "1h", "--key", "k", "--priority", "7", "kept", "dropped"]).ok();
+    pair.run(&["publish", "t", "--at", "2999-01-01 00:00:00", "--ttl", "1h", "far"]).ok();
+    pair.run(&["publish", "t", "--delay", "300ms", "soon"]).ok();
+    let list = |more: &[&str]| pair.run(&[&["schedule", "list", "t", "--json"], more].concat()).json();
+    assert_eq!(consume(&pair, "1", &[]).ok(), "soon\n");
+    let all = list(&[]);
+    let bodies: Vec<&str> = all.iter().map(|message| message["body"].as_str().unwrap()).collect();
+    assert_eq!(bodies, ["kept", "dropped", "far"]);
+    assert_eq!((&all[0]["priority"], &all[0]["key"]), (&7.into(), &"k".into()));
+    assert!(all[2]["due_at"].as_str().unwrap().starts_with("2999-01-01"), "{all:?}");
+    assert!(all[2]["expires_at"].is_string() && all[0]["expires_at"].is_null());
+    assert_eq!(list(&["--limit", "1"]).len(), 1);
+    assert_eq!(list(&["--filter", "@key = 'k'"]).len(), 2);
+    let table = pair.run(&["schedule", "list", "t"]).ok();
+    assert!(table.lines().count() >= 4 && table.contains("kept"), "{table}");
+
+    let id = all[1]["id"].as_str().unwrap();
+    assert_eq!(pair.run(&["schedule", "cancel", "t", id]).ok(), "1 message cancelled\n");
+    let again = pair.run(&["schedule", "cancel", "t", id]).ok();
+    assert!(again.starts_with("0 messages cancelled; 1 not there any more"), "{again}");
+    let by_filter = pair.run(&["schedule", "cancel", "t", "--filter", "@key = 'k'", "--json"]).json();
+    assert_eq!(by_filter[0]["cancelled"], 1);
+    assert_eq!(list(&[]).len(), 1);
+    let wrong = pair.run(&["schedule", "cancel", "t", "7"]).failed(2);
+    assert!(wrong.contains("SLOT:OFFSET"), "{wrong}");
+    let nothing = pair.run(&["schedule", "cancel", "t"]).failed(2);
+    assert!(nothing.contains("nothing to cancel"), "{nothing}");
+    pair.run(&["schedule", "list", "none"]).failed(1);
+}
+
+#[test]
+fn higher_priorities_come_first_and_what_has_expired_goes_to_the_dead_letters() {
+    let pair = Pair::single();
+    pair.run(&["topic", "create", "t"]).ok();
+    pair.run(&["group", "create", "t", "g", "--dead-letter-expired", "true", "--priority-share", "2"]).ok();
+    let described = pair.run(&["group", "describe", "t", "g"]).ok();
+    assert!(described.contains("messages that expire: go to the dead letters\n"), "{described}");
+    assert!(
+        described.contains("lower priorities: one message in 2, while higher ones wait\n"),
+        "{described}"
+    );
+    pair.run(&["publish", "t", "--ttl", "1ms", "gone"]).ok();
+    pair.run(&["publish", "t", "low", "low too"]).ok();
+    pair.run(&["publish", "t", "--priority", "9", "high", "high too", "high as well"]).ok();
+    wait_until(|| pair.run(&["dead-letter", "list", "t", "--json"]).json().len() == 1);
+    let order = "high\nlow\nhigh too\nlow too\nhigh as well\n";
+    assert_eq!(consume(&pair, "5", &["--prefetch", "1"]).ok(), order);
+    let letter = pair.run(&["dead-letter", "list", "t", "--json"]).json().remove(0);
+    assert_eq!(letter["reason"], "expired");
+    assert!(pair.run(&["dead-letter", "show", "t", "0"]).ok().ends_with("\n\ngone\n"));
+    for (flag, value) in
+        [("--priority", "10"), ("--ttl", "0s"), ("--at", "tomorrow"), ("--delay", "soon"), ("--delay", "-1s")]
+    {
+        let flag = format!("{flag}={value}");
+        pair.run(&["publish", "t", "x", &flag]).failed(2);
+    }
+    pair.run(&["publish", "t", "x", "--delay", "1s", "--at", "2999-01-01 00:00:00"]).failed(2);
+    pair.run(&["group", "set", "t", "g", "--priority-share", "1"]).failed(2);
+}
+
+#[test]
 fn a_request_gets_its_reply_or_says_that_none_came() {
     let pair = Pair::single();
     let none = pair.run(&["request", "ask", "anybody?", "--timeout", "300ms"]).failed(3);
@@ -385,4 +448,134 @@ fn a_request_gets_its_reply_or_says_that_none_came() {
     let mut said = String::new();
     std::io::Read::read_to_string(&mut replier.stdout.take().unwrap(), &mut said).unwrap();
     assert_eq!(said, "anybody?\nare you there?\nx\n", "the first one was answered too late");
+}
+
+#[test]
+fn a_group_with_a_filter_gets_what_matches() {
+    let pair = Pair::single();
+    pair.run(&["topic", "create", "t"]).ok();
+    pair.run(&["group", "create", "t", "g", "--filter", "region = 'eu'"]).ok();
+    let publish = |region: &str, body: &str| {
+        pair.run(&["publish", "t", "--header", &format!("region={region}"), body]).ok();
+    };
+    publish("us", "1");
+    publish("eu", "2");
+    assert_eq!(consume(&pair, "1", &[]).ok(), "2\n");
+    assert!(pair.run(&["group", "describe", "t", "g"]).ok().contains("filter: region = 'eu'\n"));
+    pair.run(&["group", "set", "t", "g", "--filter", "region = 'us'"]).ok();
+    let settings = pair.run(&["group", "describe", "t", "g", "--json"]).json().remove(0);
+    assert_eq!(settings["settings"]["filter"], "region = 'us'");
+    publish("eu", "3");
+    publish("us", "4");
+    assert_eq!(consume(&pair, "1", &[]).ok(), "4\n");
+    pair.run(&["group", "set", "t", "g", "--no-filter"]).ok();
+    publish("asia", "5");
+    let answer = consume(&pair, "1", &["--filter", "region = 'eu'"]);
+    assert!(answer.stderr.contains("keeps its settings"), "{}", answer.stderr);
+    assert_eq!(answer.ok(), "5\n");
+    let new = |idle| {
+        let args = ["consume", "t", "--group", "new", "--filter", "region = 'asia'", "--count", "1"];
+        pair.run(&[&args[..], &["--idle-timeout", idle]].concat()).ok()
+    };
+    assert_eq!(new("50ms"), "");
+    publish("us", "6");
+    publish("asia", "7");
+    assert_eq!(new("20s"), "7\n");
+}
+
+#[test]
+fn a_filter_that_is_wrong_is_shown_before_anything_is_done() {
+    for command in [
+        &["group", "create", "t", "g"][..],
+        &["group", "set", "t", "g"],
+        &["consume", "t", "--group", "g"],
+        &["browse", "t"],
+        &["peek", "t", "--group", "g"],
+        &["route", "create", "r", "--from", "t", "--to", "u"],
+    ] {
+        let said = cli_support::run(&[command, &["--filter", "orders > = 3"]].concat()).failed(2);
+        let picture = "orders > = 3\n         ^ expected a value, such as price, 'text' or 3, found \"=\"\n";
+        assert!(said.contains(picture), "{said}");
+    }
+}
+
+#[test]
+fn routes_are_made_listed_and_deleted() {
+    let pair = Pair::single();
+    let said = pair.run(&["route", "create", "r", "--from", "t", "--to", "a,b"]).failed(1);
+    assert!(said.contains("there is no topic \"t\"; create it first"), "{said}");
+    pair.run(&["topic", "create", "t"]).ok();
+    pair.run(&["route", "create", "r", "--from", "t", "--to", "a,b"]).ok();
+    pair.run(&["route", "create", "r", "--from", "t", "--to", "a,b"]).ok();
+    pair.run(&["route", "create", "s", "--from", "t", "--to", "c", "--filter", "@key = 'k'", "--move"]).ok();
+    let routes = pair.run(&["route", "list", "--json"]).json();
+    assert_eq!(
+        routes,
+        [
+            serde_json::json!({"route": "r", "from": "t", "to": ["a", "b"], "filter": null, "mode": "copy"}),
+            serde_json::json!({"route": "s", "from": "t", "to": ["c"], "filter": "@key = 'k'", "mode": "move"}),
+        ]
+    );
+    let table = pair.run(&["route", "list"]).ok();
+    assert_eq!(table.lines().next_back(), Some("s      t     c    move  @key = 'k'"));
+    pair.run(&["publish", "t", "--key", "k", "1"]).ok();
+    pair.run(&["publish", "t", "2"]).ok();
+    let bodies = |topic| pair.run(&["browse", topic]).ok();
+    assert_eq!(["t", "a", "b", "c"].map(bodies), ["2\n", "1\n2\n", "1\n2\n", "1\n"]);
+    pair.run(&["route", "delete", "s"]).ok();
+    let said = pair.run(&["route", "delete", "s"]).failed(1);
+    assert!(said.contains("there is no route \"s\""), "{said}");
+    let said = pair.run(&["route", "create", "back", "--from", "a", "--to", "t"]).failed(1);
+    assert!(said.contains("in a circle: a -> t -> a"), "{said}");
+}
+
+#[test]
+fn a_topic_is_browsed_by_position_time_key_and_header() {
+    let pair = Pair::single();
+    pair.run(&["publish", "t", "--key", "a", "--header", "h=it's", "0", "1"]).ok();
+    pair.run(&["publish", "t", "--key", "b", "--priority", "9", "2"]).ok();
+    pair.run(&["publish", "t", "3"]).ok();
+    let browse = |more: &[&str]| pair.run(&[&["browse", "t"], more].concat()).ok();
+    assert_eq!(browse(&[]), "0\n1\n3\n2\n");
+    assert_eq!(browse(&["--count", "2"]), "0\n1\n");
+    assert_eq!(browse(&["--from", "2"]), "3\n2\n");
+    assert_eq!(browse(&["--from", "9:0"]), "2\n");
+    assert_eq!(browse(&["--key", "b"]), "2\n");
+    assert_eq!(browse(&["--header", "h=it's", "--from", "1"]), "1\n");
+    assert_eq!(browse(&["--key", "a", "--filter", "h = 'x'"]), "");
+    let messages = pair.run(&["browse", "t", "--from", "9:0", "--format", "json"]).json();
+    assert_eq!((&messages[0]["offset"], &messages[0]["priority"]), (&0.into(), &9.into()));
+    assert_eq!((&messages[0]["body"], &messages[0]["key"]), (&"2".into(), &"b".into()));
+    let published_at = messages[0]["published_at"].as_str().unwrap().to_owned();
+    assert!(browse(&["--from", &published_at]).ends_with("2\n"));
+    assert_eq!(browse(&["--from", "2100-01-01"]), "");
+    let said = pair.run(&["browse", "t", "--from", "yesterday"]).failed(2);
+    assert!(said.contains("or a time such as"), "{said}");
+    let said = pair.run(&["browse", "missing"]).failed(1);
+    assert!(said.contains("there is no topic \"missing\""), "{said}");
+    assert_eq!(pair.run(&["group", "list", "t", "--json"]).ok(), "", "no group was made");
+}
+
+#[test]
+fn a_peek_says_what_is_to_become_of_messages() {
+    let pair = Pair::single();
+    pair.run(&["topic", "create", "t"]).ok();
+    pair.run(&["group", "create", "t", "g", "--backoff-initial", "1h", "--backoff-maximum", "1h"]).ok();
+    pair.run(&["publish", "t", "--key", "k", "first", "second"]).ok();
+    consume(&pair, "1", &["--then", "nack"]).ok();
+    let peek = |more: &[&str]| pair.run(&[&["peek", "t", "--group", "g"], more].concat());
+    let seen = peek(&["--json"]).json();
+    let states: Vec<_> = seen.iter().map(|seen| (&seen["state"], &seen["attempt"], &seen["body"])).collect();
+    assert_eq!(
+        states,
+        [(&"returned".into(), &2.into(), &"first".into()), (&"waiting".into(), &1.into(), &"second".into())]
+    );
+    assert_eq!(seen[0]["failure"]["reason"], "nacked");
+    assert!(seen[0]["due_at"].is_string() && seen[1]["due_at"].is_null());
+    let table = peek(&["--count", "1"]).ok();
+    let rows: Vec<&str> = table.lines().collect();
+    assert!(rows[1].starts_with("t           0  returned  2"), "{table}");
+    assert!(rows[1].ends_with("nacked"), "{table}");
+    let said = pair.run(&["peek", "t", "--group", "missing"]).failed(1);
+    assert!(said.contains("has no group \"missing\""), "{said}");
 }

@@ -59,6 +59,8 @@ enum Victims {
     Master,
     Transformer,
     Both,
+    /// Nobody: the master is told to stop, and hands over.
+    Nobody,
 }
 
 /// What the transformer makes of a message.
@@ -340,6 +342,20 @@ impl Stage {
                 transformer.go_on();
                 self.worked_off().await;
             }
+            Victims::Nobody => {
+                self.nodes[master].signal(Signal::TERM);
+                match gap {
+                    Gap::Sent => self.nodes[master].signal(Signal::CONT),
+                    Gap::Stored => drop(self.held.send_replace(false)),
+                    Gap::Received | Gap::Produced | Gap::Answered => {}
+                }
+                transformer.go_on();
+                assert!(self.nodes[master].wait().success());
+                self.nodes[1 - master].wait_for(Role::Master).await;
+                self.nodes[master].start();
+                self.nodes[master].wait_for(Role::Standby).await;
+                self.worked_off().await;
+            }
             Victims::Both => {
                 transformer.kill();
                 self.replace(master).await;
@@ -353,7 +369,7 @@ async fn output_is_what_the_input_makes(mode: &'static str) {
     let mut stage = Stage::set(mode, dir.path()).await;
     let producer = stage.client.producer(ProducerOptions::default()).await.unwrap();
     let (input, mut published) = (stage.client.topic("in").await.unwrap(), 0);
-    for victims in [Victims::Master, Victims::Transformer, Victims::Both] {
+    for victims in [Victims::Master, Victims::Transformer, Victims::Both, Victims::Nobody] {
         for gap in GAPS {
             println!("{mode}: {victims:?} when {gap:?}");
             let numbers = published..published + PER_ROUND;
@@ -385,4 +401,38 @@ async fn output_is_what_the_input_makes_in_file_mode() {
 #[tokio::test(flavor = "multi_thread")]
 async fn output_is_what_the_input_makes_in_database_mode() {
     output_is_what_the_input_makes("database").await;
+}
+
+/// Its messages are written ahead of the commit. It keeps its place, and is whole after a kill.
+async fn a_large_transaction_is_whole(mode: &'static str) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut stage = Stage::set(mode, dir.path()).await;
+    let (input, output) = (stage.client.topic("in").await.unwrap(), stage.client.topic("out").await.unwrap());
+    let producer = stage.client.producer(ProducerOptions::default()).await.unwrap();
+    producer.send(&input, &Message::new("x")).await.unwrap();
+    let mut consumer = stage.client.consumer(ConsumerOptions::new("in", "transformers")).await.unwrap();
+    let delivery = consumer.next().await.unwrap().unwrap();
+    let large = |byte: u8| Message::new(vec![byte; 5 << 20]);
+    producer.publish(&output, &Message::new("before")).await.unwrap();
+    let mut transaction = producer.transaction();
+    for byte in [1, 2, 3] {
+        transaction.send(&output, &large(byte)).unwrap();
+    }
+    transaction.ack(&consumer, &delivery).unwrap();
+    transaction.commit().await.unwrap();
+    producer.send(&output, &Message::new("behind")).await.unwrap();
+    stage.replace(0).await;
+    assert_eq!(stage.client.groups(Some("in")).await.unwrap()[0].waiting, 0);
+    let mut reader = stage.client.consumer(ConsumerOptions::new("out", "reader")).await.unwrap();
+    for expected in [Message::new("before"), large(1), large(2), large(3), Message::new("behind")] {
+        let delivery = tokio::time::timeout(PATIENCE, reader.next()).await.unwrap().unwrap().unwrap();
+        assert!(delivery.message.body == expected.body, "offset {}", delivery.offset());
+        reader.ack(&delivery);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_transaction_is_whole_in_both_modes() {
+    a_large_transaction_is_whole("file").await;
+    a_large_transaction_is_whole("database").await;
 }

@@ -7,8 +7,8 @@ use batonmq::model::limits::{
     FILTER_NODES_MAX, FILTER_PATTERN_RUN_MAX, GREETINGS_MAX, HEADER_COUNT_MAX, HEADER_NAME_BYTES_MAX,
     KEY_BYTES_MAX, LETTERS_MAX, LIMITS, LISTED_MAX, LOADED_BYTES_MAX, LimitRow, Limits, NAME_BYTES_MAX,
     PRIORITY_MAX, PUBLISH_PARTS_MAX, QUERIES_MAX, QUERY_BYTES_MAX, QUERY_COLUMNS_MAX, QUERY_ROWS_MAX,
-    QUERY_SECONDS_MAX, QUERY_TEXT_BYTES_MAX, QUERY_VALUE_BYTES_MAX, REPLAYS_MAX, TRANSACTION_RANGES_MAX,
-    TRANSACTION_SETTLEMENTS_MAX, WATCHES_MAX,
+    QUERY_SECONDS_MAX, QUERY_TEXT_BYTES_MAX, QUERY_VALUE_BYTES_MAX, REPLAYS_MAX, ROUTE_COPIES_MAX,
+    ROUTE_STEPS_MAX, ROUTE_TARGETS_MAX, TRANSACTION_RANGES_MAX, TRANSACTION_SETTLEMENTS_MAX, WATCHES_MAX,
 };
 use batonmq::protocol::frame::HEAD_BYTES_MAX;
 use batonmq::server::{FENCE_AGE_MAX, HANDSHAKE_MAX, STALLED_MIN};
@@ -91,7 +91,7 @@ fn document() -> String {
             "the connection is closed with `protocol`",
         ),
         (
-            "topics or groups in one answer to a question for all of them",
+            "topics, groups or routes in one answer to a question for all of them",
             LISTED_MAX,
             "the answer says that there are more; the client asks for what follows",
         ),
@@ -147,6 +147,17 @@ fn document() -> String {
             "characters between two `%` of a filter's pattern where `_` is among them",
             FILTER_PATTERN_RUN_MAX,
             filter,
+        ),
+        ("topics that a route leads to", ROUTE_TARGETS_MAX, "the route is refused with `limit`"),
+        (
+            "routes that a message may pass one behind the other",
+            ROUTE_STEPS_MAX,
+            "the route is refused with `limit`",
+        ),
+        (
+            "targets, together, of all routes that a message may pass",
+            ROUTE_COPIES_MAX,
+            "the route is refused with `limit`",
         ),
         ("backups of a node that are under way", BACKUPS_MAX, "a further one is refused with `limit`"),
         ("bytes of a backup in one answer", BACKUP_PART_BYTES, "the client asks for the next part"),

@@ -5,6 +5,7 @@ use std::ops::Bound;
 use super::browse::Browse;
 use super::explain::Question;
 use super::group::Group;
+use super::looking::{Look, Seen};
 use super::machine::Broker;
 use super::part::Part;
 use super::replay::Ask;
@@ -17,7 +18,7 @@ use crate::model::record::Record;
 use crate::model::settings::{GroupSettings, Start};
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::request::{Admin, AdminCommand};
-use crate::protocol::response::{GroupInfo, Reply, TopicInfo};
+use crate::protocol::response::{GroupInfo, Place, Reply, TopicInfo};
 
 impl Broker {
     pub(super) fn administer(&mut self, session: SessionId, request: Admin, out: &mut Output) {
@@ -58,17 +59,16 @@ impl Broker {
                 }
                 Err(refusal) => Err(refusal),
             },
-            AdminCommand::Browse { topic, from, messages_max } => match self.topic_named(&topic) {
-                Ok(topic) if self.patterns.contains_key(&topic) => Err(Refusal::new(
-                    ErrorCode::Invalid,
-                    "a pattern has no messages: browse one of its topics",
-                )),
-                Ok(topic) => {
-                    self.browse(Browse { session, request: id, topic, from, messages_max }, out);
-                    return;
+            AdminCommand::Browse { topic, group, from, since, filter, messages_max } => {
+                let seen = self.seen_by(&topic, group.as_deref());
+                match seen.and_then(|seen| self.begin_browse(seen, from, since, filter.as_deref())) {
+                    Ok(look) => {
+                        self.browse(Browse { session, request: id, look, messages_max }, out);
+                        return;
+                    }
+                    Err(refusal) => Err(refusal),
                 }
-                Err(refusal) => Err(refusal),
-            },
+            }
             AdminCommand::DescribeTopic { topic } => self.topic_named(&topic).and_then(|topic| {
                 let groups = self.topics.get(&topic).map(|topic| topic.groups.values().copied().collect());
                 let groups: Vec<GroupId> = groups.unwrap_or_default();
@@ -89,7 +89,8 @@ impl Broker {
             }
             AdminCommand::ListSlots { topic } => self.topic_named(&topic).map(|topic| self.list_slots(topic)),
             AdminCommand::BrowseSlot { slot, from, messages_max } => {
-                self.browse_slot(Browse { session, request: id, topic: slot, from, messages_max }, out);
+                let look = Look::of(Seen::Topic(slot), Place { topic: slot, offset: from });
+                self.browse_slot(Browse { session, request: id, look, messages_max }, slot, out);
                 return;
             }
             AdminCommand::ReplayDeadLetters { topic, offsets, to } => {
@@ -101,6 +102,9 @@ impl Broker {
                 Ok(topic) => self.cancel_delayed(topic, &messages, out),
                 Err(refusal) => Err(refusal),
             },
+            AdminCommand::ListRoutes { after } => Ok(self.list_routes(after.as_deref())),
+            AdminCommand::CreateRoute { route } => self.create_route(&route, out),
+            AdminCommand::DeleteRoute { name } => self.delete_route(&name, out),
         };
         out.effect(session, Content::Reply(id, answer));
     }
@@ -114,7 +118,7 @@ impl Broker {
         Err(refusals::unknown_topic(name))
     }
 
-    fn group_named(&self, topic: &str, name: &str) -> Result<GroupId, Refusal> {
+    pub(super) fn group_named(&self, topic: &str, name: &str) -> Result<GroupId, Refusal> {
         let id = self.topic_named(topic)?;
         Name::new(name).map_err(|error| refusals::invalid(&error))?;
         let group = self.topics.get(&id).and_then(|topic| topic.groups.get(name));

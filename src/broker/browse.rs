@@ -6,29 +6,28 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use bytes::Bytes;
-
-use super::cache::{CachedChunk, TopicCache};
+use super::cache::CachedChunk;
+use super::effort::Effort;
+use super::looking::{Answer, Look, Seen};
 use super::machine::Broker;
 use super::session::Session;
 use super::{Browsed, Content, Output, Read, refusals};
-use crate::model::chunk::{Chunk, Origin};
-use crate::model::id::{Offset, Sequence, SessionId, TopicId};
+use crate::model::chunk::Chunk;
+use crate::model::id::SessionId;
 use crate::model::limits::{BROWSED_BYTES_MAX, BROWSES_MAX, BROWSES_PER_CONNECTION_MAX};
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::request::RequestId;
-use crate::protocol::response::Run;
 
 /// Bytes of an answer, with what is said about its messages; one larger message comes alone.
-const BROWSE_BYTES: usize = 1 << 20;
+pub(super) const BROWSE_BYTES: usize = 1 << 20;
 
 /// Somebody who waits for messages.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Browse {
     pub session: SessionId,
     pub request: RequestId,
-    pub topic: TopicId,
-    pub from: Offset,
+    /// What is asked for, and from where on.
+    pub look: Look,
     pub messages_max: u32,
 }
 
@@ -37,6 +36,8 @@ pub(super) struct Browse {
 pub(super) struct Browses {
     line: VecDeque<Browse>,
     held: Vec<Held>,
+    /// What filters may still be asked in this cycle.
+    effort: Effort,
 }
 
 /// An answer that its session may not have taken yet.
@@ -57,104 +58,6 @@ impl Browses {
     pub fn end_session(&mut self, session: SessionId) {
         self.line.retain(|browse| browse.session != session);
         self.held.retain(|held| held.session != session);
-    }
-}
-
-/// An answer as it is put together.
-#[derive(Default)]
-struct Answer {
-    runs: Vec<Run>,
-    messages: Vec<Bytes>,
-    bytes: usize,
-    count: u32,
-}
-
-impl Answer {
-    /// Adds `count` messages of one origin.
-    fn add(&mut self, run: Run, encoded: Bytes) {
-        self.count += run.count;
-        self.bytes += encoded.len() + size_of::<Run>() + size_of::<Bytes>();
-        self.runs.push(run);
-        self.messages.push(encoded);
-    }
-
-    /// How many more messages fit, and how many more bytes.
-    fn room(&self, messages_max: u32) -> (usize, u64) {
-        let messages = messages_max - self.count;
-        (messages as usize, (BROWSE_BYTES - self.bytes.min(BROWSE_BYTES)) as u64)
-    }
-
-    fn add_cached(&mut self, chunk: &CachedChunk, from: Offset, messages_max: u32) -> Offset {
-        let first = (from.0 - chunk.first.0) as usize;
-        let (messages, bytes) = self.room(messages_max);
-        let last = chunk.block.count().min(first + messages);
-        let mut count = chunk.block.count_within(first, last, bytes);
-        if count == 0 && self.count == 0 && first < last {
-            count = 1;
-        }
-        let mut index = first;
-        while index < first + count {
-            let source = chunk.source(index);
-            let next = (index + source.count as usize).min(first + count);
-            let run = Run {
-                offset: Offset(chunk.first.0 + index as u64),
-                count: (next - index) as u32,
-                attempt: 0,
-                delivery: 0,
-                redelivered: false,
-                published_at: source.published_at,
-                origin: source.origin,
-            };
-            self.add(run, chunk.block.slice(index, next));
-            index = next;
-        }
-        Offset(from.0 + count as u64)
-    }
-
-    fn add_cached_from(&mut self, cached: &TopicCache, from: Offset, messages_max: u32) {
-        let mut at = from;
-        while let Some(chunk) = cached.at(at) {
-            let next = self.add_cached(chunk, at, messages_max);
-            if next < chunk.end() {
-                break;
-            }
-            at = next;
-        }
-    }
-
-    fn add_chunk(&mut self, chunk: &Chunk, messages_max: u32) {
-        let mut index = 0;
-        for stamp in &chunk.stamps {
-            let end = (index + stamp.count as usize).min(chunk.block.count());
-            let (messages, bytes) = self.room(messages_max);
-            let mut count = chunk.block.count_within(index, end.min(index + messages), bytes);
-            if count == 0 && self.count == 0 && messages > 0 && index < end {
-                count = 1;
-            }
-            if count == 0 {
-                break;
-            }
-            let run = Run {
-                offset: Offset(chunk.first.0 + index as u64),
-                count: count as u32,
-                attempt: 0,
-                delivery: 0,
-                redelivered: false,
-                published_at: stamp.published_at,
-                origin: stamp.origin.map(|origin| Origin { sequence: Sequence(origin.sequence.0), ..origin }),
-            };
-            self.add(run, chunk.block.slice(index, index + count));
-            if index + count < end {
-                break;
-            }
-            index = end;
-        }
-    }
-
-    fn send(self, browse: Browse, browses: &mut Browses, out: &mut Output) {
-        browses.held.push(Held { session: browse.session, bytes: self.bytes, fresh: true });
-        let browsed = Browsed { request: browse.request, runs: self.runs, messages: self.messages };
-        out.effect(browse.session, Content::Browsed(browsed));
     }
 }
 
@@ -179,12 +82,17 @@ impl Broker {
     pub(super) fn serve_browses(&mut self, out: &mut Output) {
         let Self { browses, sessions, .. } = self;
         browses.held.retain_mut(|held| std::mem::take(&mut held.fresh) || is_paused(sessions, held.session));
+        browses.effort = Effort::CYCLE;
         let mut index = 0;
-        while let Some(&browse) = self.browses.line.get(index) {
+        while let Some(browse) = self.browses.line.get(index).cloned() {
             let Self { browses, sessions, .. } = self;
             if browses.held_bytes() >= BROWSED_BYTES_MAX {
                 // What was taken at once makes room in the next cycle; the rest when its session goes on.
                 self.work_left |= browses.held.iter().any(|held| !is_paused(sessions, held.session));
+                return;
+            }
+            if browses.effort.is_spent() {
+                self.work_left = true;
                 return;
             }
             if !is_paused(sessions, browse.session) && self.serve_browse(browse, out) {
@@ -197,45 +105,97 @@ impl Broker {
 
     /// Answers a browse or has something read for it. Answers whether that was possible.
     fn serve_browse(&mut self, browse: Browse, out: &mut Output) -> bool {
-        let Some(topic) = self.topics.get(&browse.topic) else {
-            let refusal = self.missing_topic(browse.topic);
+        if let Some(refusal) = self.unseen(&browse.look) {
             out.effect(browse.session, Content::Reply(browse.request, Err(refusal)));
             return true;
-        };
-        let run = topic.state.next_run(browse.from);
-        let from = run.start;
-        let messages_max = browse.messages_max.min(u32::try_from(run.len()).unwrap_or(u32::MAX));
-        let browse = Browse { messages_max, ..browse };
-        let mut answer = Answer::default();
-        if messages_max > 0 {
-            let cached = self.cache.topic(browse.topic).filter(|cached| cached.at(from).is_some());
-            let Some(cached) = cached else {
-                let read = Read { topic: browse.topic, from, bytes_max: BROWSE_BYTES };
-                return self.reads.browse(read, browse, &mut out.reads);
-            };
-            answer.add_cached_from(cached, from, messages_max);
         }
-        answer.send(browse, &mut self.browses, out);
+        let place = self.next_seen(&browse.look).filter(|_| browse.messages_max > 0);
+        let Some(place) = place else {
+            self.answer_browse(browse, Answer::default(), out);
+            return true;
+        };
+        let cached = self.cache.topic(place.topic).is_some_and(|cached| cached.at(place.offset).is_some());
+        let mut browse = browse;
+        browse.look.at = place;
+        if !cached {
+            let read = Read { topic: place.topic, from: place.offset, bytes_max: BROWSE_BYTES };
+            return self.reads.browse(read, browse, &mut out.reads);
+        }
+        self.answer_from_memory(browse, out);
         true
     }
 
-    /// Answers with what was read.
-    pub(super) fn browsed(&mut self, read: Read, browse: Browse, chunk: Option<&Chunk>, out: &mut Output) {
-        let nearest = self.topics.get(&read.topic).map(|topic| topic.state.next_run(read.from).start);
-        match (chunk, nearest) {
-            (Some(chunk), Some(_)) => {
-                let mut answer = Answer::default();
-                answer.add_chunk(chunk, browse.messages_max);
-                answer.send(browse, &mut self.browses, out);
+    /// Answers with what is in memory from where a browse is on.
+    fn answer_from_memory(&mut self, mut browse: Browse, out: &mut Output) {
+        let topic = browse.look.at.topic;
+        let (mut answer, mut effort) = (Answer::default(), self.browses.effort);
+        while !effort.is_spent()
+            && let Some(place) = self.next_seen(&browse.look)
+            && place.topic == topic
+            && let Some(chunk) = self.cache.topic(topic).and_then(|cached| cached.at(place.offset))
+        {
+            browse.look.at = place;
+            let next =
+                self.see(&browse.look, chunk, place.offset, browse.messages_max, &mut answer, &mut effort);
+            browse.look.at.offset = next;
+            if next == place.offset {
+                break;
             }
-            (None, Some(nearest)) if read.from == nearest => {
+        }
+        self.browses.effort = effort;
+        self.answer_browse(browse, answer, out);
+    }
+
+    /// Answers with what was read.
+    pub(super) fn browsed(
+        &mut self,
+        read: Read,
+        mut browse: Browse,
+        chunk: Option<&Chunk>,
+        out: &mut Output,
+    ) {
+        let place = self.next_seen(&browse.look);
+        let is_there = self.unseen(&browse.look).is_none() && place == Some(browse.look.at);
+        match chunk {
+            Some(chunk) if is_there && !self.browses.effort.is_spent() => {
+                let (mut answer, mut effort) = (Answer::default(), self.browses.effort);
+                let chunk = CachedChunk::of(chunk);
+                let (from, max) = (browse.look.at.offset, browse.messages_max);
+                let next = self.see(&browse.look, &chunk, from, max, &mut answer, &mut effort);
+                browse.look.at.offset = next;
+                self.browses.effort = effort;
+                self.answer_browse(browse, answer, out);
+            }
+            None if is_there => {
                 let text = format!("offset {} cannot be read now; ask again", read.from);
                 let refusal = Refusal::new(ErrorCode::Invalid, text);
                 out.effect(browse.session, Content::Reply(browse.request, Err(refusal)));
             }
-            // Dropped meanwhile, or the whole topic is gone.
-            _ => self.browse(browse, out),
+            // Dropped or settled meanwhile, the whole topic is gone, or others have used up what may be done.
+            _ => self.browses.line.push_back(browse),
         }
+    }
+
+    /// Why nothing can be seen any more.
+    fn unseen(&self, look: &Look) -> Option<Refusal> {
+        match look.seen {
+            Seen::Topic(topic) if !self.topics.contains_key(&topic) => Some(self.missing_topic(topic)),
+            Seen::Group(group) if !self.groups.contains_key(&group) => {
+                Some(Refusal::new(ErrorCode::Deleted, "the group was deleted"))
+            }
+            _ if !self.topics.contains_key(&look.at.topic) => Some(self.missing_topic(look.at.topic)),
+            _ => None,
+        }
+    }
+
+    /// Answers a browse that goes on where it is now.
+    fn answer_browse(&mut self, browse: Browse, answer: Answer, out: &mut Output) {
+        let Browse { session, request, look, messages_max } = browse;
+        let next = if messages_max == 0 { Some(look.at) } else { self.next_seen(&look) };
+        let Some(topic) = self.topics.get(&look.at.topic) else { return };
+        self.browses.held.push(Held { session, bytes: answer.bytes, fresh: true });
+        let (answer, messages) = answer.reply(topic, next);
+        out.effect(session, Content::Browsed(Browsed { request, answer, messages }));
     }
 }
 

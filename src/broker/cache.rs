@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::model::chunk::{Origin, Stamp};
+use crate::model::chunk::{Chunk, Origin, Stamp};
 use crate::model::id::{Offset, Sequence, TopicId};
 use crate::model::message::MessageBlock;
 use crate::model::time::Timestamp;
@@ -82,6 +82,12 @@ pub(super) struct CachedChunk {
 }
 
 impl CachedChunk {
+    /// What was read, for a look at it.
+    pub fn of(chunk: &Chunk) -> Self {
+        let (first, block, stamps) = (chunk.first, chunk.block.clone(), Stamps::new(&chunk.stamps));
+        Self { first, block, stamps, cut: 0, age: 0 }
+    }
+
     /// First offset behind the chunk.
     pub fn end(&self) -> Offset {
         Offset(self.first.0 + self.block.count() as u64)

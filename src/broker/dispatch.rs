@@ -1,4 +1,5 @@
-//! Handing out: first what waits for another attempt, in the order of offsets, then what is new.
+//! Handing out: first what waits for another attempt, in the order of offsets, then what is new. Policies that keep
+//! an order do it in ways of their own: [`exclusive`](super::in_order), [`key`](super::keyed).
 //!
 //! Whose turn it is says [`Turns`](super::turns::Turns); as much as that allows is handed out in one piece. A message
 //! whose body is not in memory is read first; what stands behind it in the line of retries does not wait for that,
@@ -139,7 +140,7 @@ impl Broker {
             own_topic: group.topic,
             settings,
             members,
-            sieve: Sieve { filter: filter.as_ref(), now: self.now },
+            sieve: Sieve::new(filter.as_ref(), self.now),
             reads: &mut self.reads,
             records: &mut out.records,
             effects: &mut out.effects,
@@ -155,10 +156,15 @@ impl Broker {
         };
         let mut put_aside = Vec::new();
         let mut handed_out = 0;
+        // The highest priority whose next message is being read: no lower one overtakes it.
+        let mut awaited = 0;
         while dispatch.may_hand_out()
             && let Some((topic_id, budget)) = lineup.next(settings.priority_share)
         {
             let Some(part) = parts.get_mut(&topic_id) else { break };
+            if part.priority < awaited {
+                break;
+            }
             let Some(topic) = self.topics.get(&topic_id) else { break };
             if is_paused(&self.topics, group.topic, topic_id) {
                 lineup.leave(&mut part.place);
@@ -195,10 +201,14 @@ impl Broker {
             } else if count == 0 {
                 lineup.leave(&mut part.place);
                 put_aside.push(topic_id);
+                if part.wants.any() {
+                    awaited = awaited.max(part.priority);
+                }
             }
             looked_at.push(topic_id);
         }
         dispatch.complete_pulls();
+        let is_spent = dispatch.sieve.effort.is_spent();
         let Dispatch { answered, passed, .. } = dispatch;
         for (until, pull) in answered {
             self.pull_timers.remove(&(until, pull));
@@ -212,6 +222,9 @@ impl Broker {
             group.delivered.add(self.now, handed_out);
             group.check_leases_by(deadline);
         }
+        if is_spent {
+            self.cycle.mark_consumers(group);
+        }
         for topic in passed {
             if !group.parts.get(&topic).is_none_or(|part| part.redelivery.dying.is_empty()) {
                 self.dying.insert((id, topic));
@@ -222,9 +235,21 @@ impl Broker {
 }
 
 impl Dispatch<'_> {
+    /// What becomes of the messages of a chunk from `start` on, as far as whoever's turn it is can take them.
+    fn sift(&mut self, chunk: &CachedChunk, start: Offset, end: Offset) -> (Verdict, Offset) {
+        if !self.sieve.looks_at(chunk) {
+            return (Verdict::HandOut, end);
+        }
+        let turn = self.members.turns.next();
+        let consumer = turn.and_then(|(turn, _)| self.members.get(turn.slot));
+        let most = consumer.map_or(0, |consumer| consumer.room().messages).min(self.budget);
+        self.sieve.run(chunk, start, end, most)
+    }
+
     pub fn may_hand_out(&self) -> bool {
         !self.settings.paused
             && self.passes_left > 0
+            && !self.sieve.effort.is_spent()
             && !self.members.turns.is_empty()
             && self.members.in_flight < self.limits.in_flight_max
     }
@@ -274,7 +299,7 @@ impl Dispatch<'_> {
         range: OffsetRange,
     ) -> Offset {
         let start = range.start;
-        let (verdict, end) = self.sieve.run(chunk, start, range.end.min(chunk.end()));
+        let (verdict, end) = self.sift(chunk, start, range.end.min(chunk.end()));
         if verdict != Verdict::HandOut {
             let range = OffsetRange { start, end };
             part.redelivery.take_ready(range);
@@ -308,7 +333,7 @@ impl Dispatch<'_> {
             } else {
                 (Redelivered::No, stop)
             };
-            let (verdict, end) = self.sieve.run(chunk, start, stop.min(chunk.end()));
+            let (verdict, end) = self.sift(chunk, start, stop.min(chunk.end()));
             let range = OffsetRange { start, end };
             if verdict != Verdict::HandOut {
                 self.pass_over(part, log, range, verdict);
@@ -332,7 +357,9 @@ impl Dispatch<'_> {
     /// Does what is to be done with messages that are not handed out.
     pub fn pass_over(&mut self, part: &mut Part, log: Log<'_>, range: OffsetRange, verdict: Verdict) {
         self.passes_left = self.passes_left.saturating_sub(range.len());
-        self.passed.push(log.topic);
+        if self.passed.last() != Some(&log.topic) {
+            self.passed.push(log.topic);
+        }
         let buried = verdict == Verdict::Expire && self.settings.dead_letter_expired && log.mortal;
         if !buried {
             part.settle(range);

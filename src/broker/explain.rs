@@ -180,8 +180,8 @@ impl Broker {
                 return Some(Err(read));
             }
         };
-        let sieve = Sieve { filter: group.filter.as_ref(), now: self.now };
-        let (verdict, _) = sieve.run(chunk, position.offset, position.offset.next());
+        let mut sieve = Sieve::new(group.filter.as_ref(), self.now);
+        let (verdict, _) = sieve.run(chunk, position.offset, position.offset.next(), 1);
         match verdict {
             Verdict::HandOut => None,
             Verdict::Expire => {

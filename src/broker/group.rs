@@ -14,7 +14,7 @@ use super::part::Part;
 use super::rate::Rate;
 use super::turns::Slot;
 use crate::model::filter::Filter;
-use crate::model::id::{GroupId, Offset, OffsetRange, TopicId};
+use crate::model::id::{GroupId, OffsetRange, TopicId};
 use crate::model::settings::GroupSettings;
 use crate::model::time::Timestamp;
 
@@ -204,11 +204,10 @@ impl Group {
 
     /// Takes out of flight all that consumers have of a topic: it is not theirs any more. Tells them so.
     pub fn recall(&mut self, topic: TopicId, effects: &mut Vec<Effect>) {
-        let whole = OffsetRange { start: Offset(0), end: Offset(u64::MAX) };
         let mut recalled = Vec::new();
         for (slot, consumer) in self.members.iter_mut() {
             let before = consumer.flights.count();
-            consumer.flights.take(topic, whole, |_, _| {});
+            consumer.flights.take(topic, OffsetRange::ALL, |_, _| {});
             let taken = before - consumer.flights.count();
             if taken > 0 {
                 consumer.stuck = false;

@@ -31,12 +31,10 @@ impl Dispatch<'_> {
     /// whether something was done with it.
     fn redeliver_next(&mut self, part: &mut Part, log: Log<'_>, offset: Offset) -> bool {
         let Some(ready) = part.redelivery.ready.range_at(offset) else { return false };
-        let behind = part.redelivery.due.within(OffsetRange { start: offset, end: ready.end }).next();
-        let end = behind.unwrap_or(ready.end).min(part.cursor);
         let Some(chunk) = log.cached.and_then(|cached| cached.at(offset)) else {
             self.want_retry(part, offset, ready.end);
             return false;
         };
-        self.redeliver_run(part, log, chunk, OffsetRange { start: offset, end }) > offset
+        self.redeliver_run(part, log, chunk, OffsetRange { start: offset, end: ready.end }) > offset
     }
 }

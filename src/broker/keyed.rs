@@ -68,7 +68,7 @@ impl Dispatch<'_> {
     fn take_up(&mut self, part: &mut Part, log: Log<'_>, chunk: &CachedChunk, slot: Slot, offer: Offer) {
         let range = OffsetRange::one(offer.offset);
         let again = part.redelivery.ready.contains(offer.offset);
-        let (verdict, _) = self.sieve.run(chunk, range.start, range.end);
+        let (verdict, _) = self.sieve.run(chunk, range.start, range.end, 1);
         if verdict == Verdict::HandOut {
             let may_be_known = again || offer.offset < part.known_from;
             let redelivered = if may_be_known { Redelivered::Yes } else { Redelivered::No };
@@ -131,7 +131,7 @@ impl Dispatch<'_> {
             self.pass_retry(part, offset, key);
             return Step::Passed;
         }
-        let (verdict, _) = self.sieve.run(chunk, offset, range.end);
+        let (verdict, _) = self.sieve.run(chunk, offset, range.end, 1);
         if verdict != Verdict::HandOut {
             self.pass_over(part, log, range, verdict);
             part.cursor = range.end;

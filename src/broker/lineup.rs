@@ -73,13 +73,15 @@ impl Lineup {
         }
     }
 
-    /// Notes that a part in the line has handed out so many messages: it goes to the end.
+    /// Notes that a part in the line has handed out so many messages: it goes to the end. Where one of a lower priority
+    /// has handed out nothing, because it has to be read first, the turn of the lower ones is not over.
     pub fn handed(&mut self, place: &mut Option<Place>, count: u64) {
         let Some(part) = place else { return };
         let Some(&first) = self.order.first() else { return };
-        if first.priority != part.priority || self.lower(first).is_none() {
+        let is_lower = part.priority != first.priority;
+        if (is_lower && count > 0) || self.lower(first).is_none() {
             self.since_lower = 0;
-        } else {
+        } else if !is_lower {
             self.since_lower = self.since_lower.saturating_add(count);
         }
         self.order.remove(part);
@@ -117,6 +119,21 @@ mod tests {
         assert_eq!(served(&[0, 0, 9], 2, 1_000), [250, 250, 500]);
         assert_eq!(served(&[3, 3], 10, 1_000), [500, 500]);
         assert_eq!(served(&[3], 10, 10), [10]);
+    }
+
+    /// A message of a low priority that had to be read from the disk lost its turn each time.
+    #[test]
+    fn a_lower_priority_that_has_to_be_read_first_keeps_its_turn() {
+        let mut lineup = Lineup::default();
+        let (mut low, mut high) = (None, None);
+        lineup.enter(&mut low, 0, TopicId(1));
+        lineup.enter(&mut high, 1, TopicId(2));
+        lineup.handed(&mut high, 9);
+        assert_eq!(lineup.next(10), Some((TopicId(1), 1)));
+        lineup.handed(&mut low, 0);
+        assert_eq!(lineup.next(10), Some((TopicId(1), 1)));
+        lineup.handed(&mut low, 1);
+        assert_eq!(lineup.next(10), Some((TopicId(2), 9)));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::group::Group;
 use super::producer::Producers;
 use super::reading::{READ_BYTES, Reads};
 use super::replay::Replays;
+use super::routes::Routes;
 use super::schedule::Schedule;
 use super::seek::Seeks;
 use super::session::Session;
@@ -21,10 +22,9 @@ use super::topic::Topic;
 use super::turns::Slot;
 use super::{Command, Output, Read};
 use crate::model::chunk::Chunk;
-use crate::model::id::{GroupId, ProducerId, RouteId, SessionId, TopicId};
+use crate::model::id::{GroupId, ProducerId, SessionId, TopicId};
 use crate::model::limits::Limits;
 use crate::model::name::Name;
-use crate::model::route::Route;
 use crate::model::snapshot::{NextIds, Snapshot};
 use crate::model::time::Timestamp;
 
@@ -70,6 +70,8 @@ pub(super) struct Cycle {
     pub floor_moved: Vec<TopicId>,
     /// Groups that may have something to hand out, or whose settled messages are to be made known.
     dirty_groups: Vec<GroupId>,
+    /// Groups with filters, and topics that they got messages of.
+    pub unjudged: Vec<(GroupId, TopicId)>,
     /// Producers to be confirmed.
     pub unconfirmed: Vec<ProducerId>,
     /// Topics whose messages, number of messages or producers in line may have to be seen to.
@@ -109,7 +111,7 @@ pub struct Broker {
     pub(super) patterns: BTreeMap<TopicId, u64>,
     /// Groups that go by themselves and were there before the start; none when the first cycle has ended.
     pub(super) recovered: Vec<GroupId>,
-    pub(super) routes: BTreeMap<RouteId, Route>,
+    pub(super) routes: Routes,
     pub(super) producers: Producers,
     pub(super) sessions: BTreeMap<SessionId, Session>,
     pub(super) cache: Cache,
@@ -152,7 +154,7 @@ impl Broker {
             groups: BTreeMap::new(),
             patterns: BTreeMap::new(),
             recovered: Vec::new(),
-            routes: snapshot.routes,
+            routes: Routes::recover(snapshot.routes),
             producers: Producers::recover(snapshot.producers),
             sessions: BTreeMap::new(),
             cache: Cache::new(limits.cache_bytes_max),
@@ -255,6 +257,7 @@ impl Broker {
         for &group in &groups {
             self.dispatch(group, out);
         }
+        self.judge();
         self.work_left |= !self.cycle.dirty_groups.is_empty();
         let marked = std::mem::replace(&mut self.cycle.dirty_groups, recycled(groups));
         self.cycle.dirty_groups.extend(marked);
@@ -299,7 +302,7 @@ impl Broker {
             topics: self.topics.iter().map(|(id, topic)| (*id, topic.state.clone())).collect(),
             groups: parts.map(|part| (part.id, part.state.clone())).collect(),
             producers: producers.map(|(id, producer)| (*id, producer.state.clone())).collect(),
-            routes: self.routes.clone(),
+            routes: self.routes.state(),
             next: self.next,
             time: self.time,
         }
@@ -362,6 +365,9 @@ impl Broker {
             for group in &topic.holders {
                 if let Some(group) = self.groups.get_mut(group) {
                     self.cycle.mark(group, *id);
+                    if group.filter.is_some() {
+                        self.cycle.unjudged.push((group.id, *id));
+                    }
                 }
             }
         }

@@ -15,16 +15,19 @@ mod consumer;
 pub mod dead_letter;
 mod describe;
 mod dispatch;
+mod effort;
 mod explain;
 mod flights;
 mod garbage;
 mod group;
 mod holdings;
 mod in_order;
+mod judging;
 mod keyed;
 mod keys;
 mod lifetime;
 mod lineup;
+mod looking;
 mod machine;
 mod members;
 mod overflow;
@@ -39,6 +42,8 @@ mod redelivery;
 mod refusals;
 mod replay;
 mod retention;
+mod routes;
+mod routing;
 mod schedule;
 mod seek;
 mod session;
@@ -175,9 +180,9 @@ pub struct Delivery {
 pub struct Browsed {
     /// The request that this answers.
     pub request: RequestId,
-    /// What the messages are.
-    pub runs: Vec<Run>,
-    /// The encoded messages of the runs, in their order.
+    /// A [`Reply::Browsed`] without its messages.
+    pub answer: Reply,
+    /// The encoded messages of its runs, in their order.
     pub messages: Vec<Bytes>,
 }
 

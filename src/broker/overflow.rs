@@ -9,6 +9,7 @@
 
 use super::holdings::Holdings;
 use super::machine::Broker;
+use super::routes::Ways;
 use super::topic::Topic;
 use super::{Content, Output, refusals};
 use crate::model::id::{ProducerId, TopicId};
@@ -38,41 +39,63 @@ impl Topic {
 }
 
 impl Broker {
-    /// Checks that no topic of a publish is full; where one is whose producers wait, has the producer wait. Of the
-    /// messages, those from the index `from` on count. `parts` are the topics with how many messages go to each.
+    /// Checks that no topic of a publish is full, nor one that routes lead to; where one is whose producers wait, has
+    /// the producer wait. Of the messages, those from the index `from` on count. `parts` are the topics with how many
+    /// messages go to each, `ways` where they go from there.
     pub(super) fn check_room(
         &mut self,
         producer: ProducerId,
         parts: &[(TopicId, u32)],
+        ways: &Ways,
         block: &MessageBlock,
         from: usize,
     ) -> Result<(), Refusal> {
         let mut start = 0;
+        let mut ways = ways.iter();
         for &(id, count) in parts {
             let (first, end) = (from.max(start), start + count as usize);
             start = end;
-            let Some(topic) = self.topics.get_mut(&id).filter(|_| first < end) else { continue };
-            topic.used_at = self.now;
-            let settings = &topic.state.settings;
-            if settings.max_messages.is_none() && settings.max_bytes.is_none() {
+            if first >= end {
                 continue;
             }
-            let waits = settings.overflow == Overflow::Block;
-            if topic.is_full() || (waits && topic.line.is_behind(producer)) {
-                if !waits {
-                    return Err(refusals::topic_full(&topic.state));
-                }
+            if let Some(topic) = self.topics.get_mut(&id) {
+                topic.used_at = self.now;
+            }
+            let Some(ways) = ways.next().and_then(Option::as_ref) else {
                 let wanted =
                     Holdings { messages: (end - first) as u64, bytes: block.byte_len(first, end) as u64 };
-                topic.line.join(producer, wanted);
-                self.producers.wait(producer, id);
-                self.look_at_topic(id);
-                let topic = self.topics.get(&id).ok_or_else(refusals::no_session)?;
-                return Err(refusals::topic_blocked(&topic.state));
+                self.check_room_in(id, producer, wanted)?;
+                continue;
+            };
+            for way in ways {
+                for &topic in &way.topics {
+                    self.check_room_in(topic, producer, way.holdings)?;
+                }
             }
         }
         self.producers.stop_waiting(producer);
         Ok(())
+    }
+
+    fn check_room_in(&mut self, id: TopicId, producer: ProducerId, wanted: Holdings) -> Result<(), Refusal> {
+        let Some(topic) = self.topics.get_mut(&id) else { return Ok(()) };
+        let settings = &topic.state.settings;
+        if settings.max_messages.is_none() && settings.max_bytes.is_none() {
+            return Ok(());
+        }
+        let waits = settings.overflow == Overflow::Block;
+        let must_wait = waits && topic.line.is_behind(producer);
+        if !topic.is_full() && !must_wait {
+            return Ok(());
+        }
+        if !waits {
+            return Err(refusals::topic_full(&topic.state));
+        }
+        topic.line.join(producer, wanted);
+        self.producers.wait(producer, id);
+        self.look_at_topic(id);
+        let topic = self.topics.get(&id).ok_or_else(refusals::no_session)?;
+        Err(refusals::topic_blocked(&topic.state))
     }
 
     /// Takes producers out of the lines that they have left.

@@ -56,6 +56,8 @@ pub(super) struct Part {
     pub fresh_from: Offset,
     /// Offsets below may have been handed out by a broker before this one.
     pub known_from: Offset,
+    /// What is below was there before, or the filter was asked about it when it was published.
+    pub judged: Offset,
     pub redelivery: Redelivery,
     /// What is known of keys, where the group hands out by key.
     pub keys: Option<Keys>,
@@ -87,6 +89,7 @@ impl Part {
             cursor: state.floor,
             fresh_from,
             known_from,
+            judged: end,
             redelivery: Redelivery::default(),
             keys: None,
             settling: Vec::new(),
@@ -111,7 +114,9 @@ impl Part {
     /// Whether messages that wait for another attempt lie before the cursor, as after a start: an order cannot be
     /// kept until it has passed them.
     pub fn has_retries_ahead(&self) -> bool {
-        self.state.retries.last().is_some_and(|(range, _)| range.end > self.cursor)
+        let ahead = OffsetRange { start: self.cursor, end: OffsetRange::ALL.end };
+        self.redelivery.ready.range_from(self.cursor).is_some()
+            || self.redelivery.due.within(ahead).next().is_some()
     }
 
     /// Notes that messages have been handed out up to this offset, so far that this is rarely durable news.
@@ -227,15 +232,27 @@ impl Part {
 
     /// What of `range` is neither settled yet, nor dying, nor among the `flights`, ranges in flight.
     pub fn unheld(&self, range: OffsetRange, flights: impl Iterator<Item = OffsetRange>) -> Vec<OffsetRange> {
-        let from = OffsetRange { start: range.start.max(self.state.floor), end: range.end };
+        self.unheld_of(&[range], flights)
+    }
+
+    /// What of `ranges`, in order and apart, is neither settled yet, nor dying, nor among the `flights`.
+    pub fn unheld_of(
+        &self,
+        ranges: &[OffsetRange],
+        flights: impl Iterator<Item = OffsetRange>,
+    ) -> Vec<OffsetRange> {
+        let (Some(first), Some(last)) = (ranges.first(), ranges.last()) else { return Vec::new() };
+        let from = first.start.max(self.state.floor);
         let mut held = RangeSet::new();
-        let dying = self.redelivery.dying.range(from.start..from.end.max(from.start));
+        let dying = self.redelivery.dying.range(from..last.end.max(from));
         let others =
             self.settling.iter().copied().chain(flights).chain(dying.map(|at| OffsetRange::one(*at)));
         others.for_each(|range| {
             held.insert(range);
         });
-        self.state.settled.gaps(from).flat_map(|gap| held.gaps(gap).collect::<Vec<_>>()).collect()
+        let above = |range: &OffsetRange| OffsetRange { start: range.start.max(from), end: range.end };
+        let open = ranges.iter().map(above).flat_map(|range| self.state.settled.gaps(range));
+        open.flat_map(|gap| held.gaps(gap)).collect()
     }
 
     /// Settles what of `range` is neither settled yet nor among the `flights`: it will not be handed out (again).
@@ -284,6 +301,7 @@ impl Part {
         let settled_end = self.state.settled.iter().last().map_or(Offset(0), |range| range.end);
         self.fresh_from = self.known_from.max(settled_end);
         self.redelivery = Redelivery::default();
+        self.keys = self.keys.is_some().then(Keys::default);
         self.wants.ahead = Offset(0);
         (self.wants.not_before, self.dying_not_before) = (None, None);
     }
@@ -336,6 +354,11 @@ impl Part {
             keys.settled(range);
         }
         settle_into(&mut self.settling, range);
+    }
+
+    /// Ranges that are settled, known or not.
+    pub fn settled_range_count(&self) -> usize {
+        self.state.settled.range_count() + self.settling.len()
     }
 
     /// Makes what was settled in this cycle part of the state. Answers the record that says so.

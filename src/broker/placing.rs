@@ -1,5 +1,5 @@
-//! Where the messages of a publish go: into their topic, into the lane of their priority, or into the schedule until
-//! their time has come.
+//! Where the messages of a publish go: into their topic or those that [routes](super::routes) lead to, there into the
+//! lane of their priority, or into the schedule until their time has come.
 //!
 //! Messages of a block that go to different places are picked out of it, in their order; those that go together stay
 //! one block. The producer's sequence is advanced by a record of its own then, in the same commit.
@@ -7,9 +7,12 @@
 use std::collections::BTreeMap;
 
 use super::Output;
+use super::holdings::Holdings;
 use super::machine::Broker;
+use super::routes::Way;
 use super::schedule::Note;
 use super::schedule::window::Window;
+use super::topic::{APPEND_COST, Keep, MESSAGE_COST};
 use crate::model::chunk::Origin;
 use crate::model::id::{OffsetRange, Sequence, TopicId};
 use crate::model::message::{MessageBlock, Parts};
@@ -37,6 +40,12 @@ pub(super) struct Picked {
 }
 
 impl Picked {
+    /// The messages of these ranges of indexes, which are in order and apart.
+    pub fn of(runs: Vec<(usize, usize)>) -> Self {
+        let count = runs.iter().map(|(start, end)| (end - start) as u64).sum();
+        Self { runs, expiries: Vec::new(), count }
+    }
+
     /// Picks the message at `index`, which is behind all that were picked before.
     pub fn add(&mut self, index: usize, expires_at: Option<Timestamp>) {
         match self.runs.last_mut() {
@@ -50,6 +59,18 @@ impl Picked {
             }
         }
         self.count += 1;
+    }
+
+    /// Bytes that a store may need for the messages.
+    pub fn stored_bytes(&self, block: &MessageBlock) -> u64 {
+        let parts = if block.is_scheduled() { 1 + 2 * self.count } else { 1 };
+        self.holdings(block).bytes + self.count * MESSAGE_COST + parts * APPEND_COST
+    }
+
+    /// How many messages, and how many bytes they have.
+    pub fn holdings(&self, block: &MessageBlock) -> Holdings {
+        let bytes: usize = self.runs.iter().map(|&(start, end)| block.byte_len(start, end)).sum();
+        Holdings { messages: self.count, bytes: bytes as u64 }
     }
 
     /// What is consecutive in the block.
@@ -91,15 +112,43 @@ impl Picked {
 }
 
 impl Broker {
-    /// Puts the messages that a producer has published to a topic where they belong.
-    pub(super) fn place(&mut self, topic: TopicId, block: MessageBlock, origin: Origin, out: &mut Output) {
-        if !block.is_scheduled() {
-            self.append(topic, block, Source::Producer(origin), out);
+    /// Puts the messages that a producer has published to a topic where they belong: there, or where routes lead.
+    pub(super) fn place(
+        &mut self,
+        topic: TopicId,
+        block: MessageBlock,
+        ways: Option<Vec<Way>>,
+        origin: Origin,
+        out: &mut Output,
+    ) {
+        let count = block.count();
+        let ways = match ways {
+            None if !block.is_scheduled() => {
+                self.append(topic, block, Source::Producer(origin), out);
+                return;
+            }
+            None => vec![(Picked::of(vec![(0, count)]), vec![topic])],
+            Some(ways) => ways.into_iter().map(|way| (way.picked, way.topics)).collect(),
+        };
+        let mut is_told = false;
+        for (picked, topics) in ways {
+            let part = picked.block(&block);
+            let origins = picked.origins(&[(count as u32, Some(origin))]);
+            if part.is_scheduled() {
+                for topic in topics {
+                    self.scatter(topic, &part, &origins, self.now, out);
+                }
+            } else if picked.count == count as u64 && !is_told {
+                is_told = true;
+                self.append_to(&topics, part, Source::Producer(origin), Keep::InMemory, out);
+            } else {
+                self.append_to(&topics, part, Source::Mixed(origins), Keep::InMemory, out);
+            }
+        }
+        if is_told {
             return;
         }
-        let count = block.count() as u64;
-        self.scatter(topic, &block, &[(count as u32, Some(origin))], self.now, out);
-        let last = Sequence(origin.sequence.0 + count - 1);
+        let last = Sequence(origin.sequence.0 + count as u64 - 1);
         out.records.push(Record::ProducerAdvanced { producer: origin.producer, last, at: self.now });
         self.time = self.time.max(self.now);
     }
@@ -120,7 +169,7 @@ impl Broker {
             let deliver_at = parts.and_then(|parts| parts.deliver_at).filter(|at| *at > due_by);
             let expires_at = parts.and_then(|parts| parts.expires_at);
             let place = match deliver_at {
-                Some(at) => Place::Slot(self.schedule.window(self.now, at)),
+                Some(at) => Place::Slot(self.schedule.window(Waiting::Delayed, self.now, at)),
                 None => Place::Lane(parts.map_or(0, |parts| parts.priority)),
             };
             places.entry(place).or_default().add(index, expires_at);
@@ -150,7 +199,8 @@ impl Broker {
     fn put_notes(&mut self, topic: TopicId, notes: impl Iterator<Item = Note>, out: &mut Output) {
         let mut by_window: BTreeMap<Window, Vec<_>> = BTreeMap::new();
         for note in notes {
-            by_window.entry(self.schedule.window(self.now, note.at)).or_default().push(note.encode());
+            let window = self.schedule.window(Waiting::Expiring, self.now, note.at);
+            by_window.entry(window).or_default().push(note.encode());
         }
         for (window, notes) in by_window {
             let block = MessageBlock::encode(&notes);

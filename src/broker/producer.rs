@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::machine::Broker;
 use super::refusals;
+use super::routes::{Ways, copied_bytes};
 use super::topic::{Topic, scattered_bytes, stored_bytes};
 use super::{Content, Effect, Output};
 use crate::model::chunk::Origin;
@@ -308,8 +309,8 @@ impl Broker {
         }
         let known = self.known_of(id, publish.sequence, end)?;
         if known < block.count() {
-            self.admit(id, &publish.parts, &block, known)?;
-            self.store_parts(id, publish, &block, known, out);
+            let ways = self.admit(id, &publish.parts, &block, known)?;
+            self.store_parts(id, publish, &block, known, ways, out);
         }
         self.confirm_later(id);
         Ok(())
@@ -342,14 +343,14 @@ impl Broker {
     }
 
     /// Whether the messages of a publish can be taken, but for the first `known`, which are there already. Takes the
-    /// space for them.
+    /// space for them. Answers where they go.
     pub(super) fn admit(
         &mut self,
         id: ProducerId,
         parts: &[(TopicId, u32)],
         block: &MessageBlock,
         known: usize,
-    ) -> Result<(), Refusal> {
+    ) -> Result<Ways, Refusal> {
         let mut index = 0;
         for &(topic, count) in parts {
             index += count as usize;
@@ -358,14 +359,15 @@ impl Broker {
                 return Err(self.missing_topic(topic));
             }
         }
-        self.check_room(id, parts, block, known)?;
-        let bytes = stored_bytes(block) + scattered_bytes(block);
+        let ways = self.routes.ways_of_parts(parts, known, block);
+        self.check_room(id, parts, &ways, block, known)?;
+        let bytes = stored_bytes(block) + scattered_bytes(block) + copied_bytes(&ways);
         let Some(left) = self.space.checked_sub(bytes) else {
             self.totals.refused_for_space += 1;
             return Err(refusals::store_full(bytes));
         };
         self.space = left;
-        Ok(())
+        Ok(ways)
     }
 
     /// Stores the messages of a publish that was admitted, but for the first `known`, and notes their sequences.
@@ -375,6 +377,7 @@ impl Broker {
         publish: &Publish,
         block: &MessageBlock,
         known: usize,
+        ways: Ways,
         out: &mut Output,
     ) {
         if let Some(producer) = self.producers.by_id.get_mut(&id) {
@@ -382,13 +385,14 @@ impl Broker {
             producer.state.seen_at = self.now;
         }
         let mut start = 0;
+        let mut ways = ways.into_iter();
         for &(topic, count) in &publish.parts {
             let end = start + count as usize;
             let from = start.max(known);
             if from < end {
                 let sequence = Sequence(publish.sequence.0 + from as u64);
                 let origin = Origin { producer: id, sequence };
-                self.place(topic, block.part(from, end), origin, out);
+                self.place(topic, block.part(from, end), ways.next().flatten(), origin, out);
             }
             start = end;
         }

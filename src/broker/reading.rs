@@ -199,8 +199,7 @@ impl Broker {
         }
         let in_vain = chunk.is_none();
         if waiters.schedule {
-            self.schedule.loaded(read.topic, read.from);
-            self.work_left = true;
+            self.loaded_for_schedule(read.topic, read.from, in_vain);
         }
         if waiters.replay {
             self.replays.loaded(self.now, in_vain);

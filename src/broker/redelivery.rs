@@ -115,7 +115,10 @@ impl Redelivery {
         }
         let due: Vec<Offset> = self.due.within(range).collect();
         due.into_iter().for_each(|offset| self.due.remove(offset));
-        self.dying.retain(|offset| !range.contains(*offset));
+        let dying: Vec<Offset> = self.dying.range(range.start..range.end.max(range.start)).copied().collect();
+        dying.iter().for_each(|offset| {
+            self.dying.remove(offset);
+        });
     }
 }
 

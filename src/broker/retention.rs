@@ -120,20 +120,24 @@ impl Broker {
                 continue;
             }
             if let Some(found) = self.search_time(log, before, Purpose::Age, out) {
-                self.found_old(log, found, out);
+                self.found_old(log, before, found, out);
             }
         }
     }
 
-    /// Drops what is before the first message that is not too old.
-    pub(super) fn found_old(&mut self, log: TopicId, found: Found, out: &mut Output) {
+    /// Drops what was published before `before`, where that is too old still.
+    pub(super) fn found_old(&mut self, log: TopicId, before: Timestamp, found: Found, out: &mut Output) {
+        let whole = self.whole_of(log);
+        let age_ms = self.topics.get(&whole).and_then(|whole| whole.state.settings.retention.max_age_ms);
         let Some(topic) = self.topics.get_mut(&log) else { return };
         topic.is_searched = false;
-        if let Found::At(offset, at) = found {
+        if let Found::At(offset, at) = found
+            && age_ms.is_some_and(|age_ms| before.0.saturating_add(age_ms) <= self.now.0)
+        {
             topic.oldest = at.map(|at| (offset, at));
             self.cut(log, offset, out);
         }
-        self.arm_topic(self.whole_of(log));
+        self.arm_topic(whole);
     }
 
     /// Drops what a topic has below `cut`, for all groups.

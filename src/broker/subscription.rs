@@ -8,12 +8,13 @@ use super::machine::Broker;
 use super::part::Part;
 use super::topic_parts::floor_at;
 use super::{Content, Ending, Output, dead_letter, refusals};
+use crate::model::filter::Filter;
 use crate::model::id::{GroupId, Offset, OffsetRange, SessionId, TopicId};
 use crate::model::name::Name;
 use crate::model::record::Record;
 use crate::model::settings::{
     GroupSettings, IDLE_MS_MIN, JITTER_PERCENT_MAX, LEASE_MS_MIN, Lifetime, MULTIPLIER_PERCENT_MAX,
-    MULTIPLIER_PERCENT_MIN, Start, WAIT_MS_MAX,
+    MULTIPLIER_PERCENT_MIN, PRIORITY_SHARE_MIN, Start, WAIT_MS_MAX,
 };
 use crate::model::snapshot::GroupState;
 use crate::model::topic_kind::TopicKind;
@@ -251,6 +252,9 @@ impl Broker {
 
 /// Checks the settings that a group is to have.
 pub(super) fn check_settings(settings: &GroupSettings) -> Result<(), Refusal> {
+    if let Some(filter) = &settings.filter {
+        check_filter(filter)?;
+    }
     let backoff = &settings.backoff;
     let wrong = if !(LEASE_MS_MIN..=WAIT_MS_MAX).contains(&settings.lease_ms) {
         format!("a lease of {} ms: it must be {LEASE_MS_MIN} to {WAIT_MS_MAX} ms", settings.lease_ms)
@@ -263,6 +267,11 @@ pub(super) fn check_settings(settings: &GroupSettings) -> Result<(), Refusal> {
         format!(
             "a back-off jitter of {} %: it must be at most {JITTER_PERCENT_MAX} %",
             backoff.jitter_percent
+        )
+    } else if settings.priority_share < PRIORITY_SHARE_MIN {
+        format!(
+            "a priority share of {}: it must be at least {PRIORITY_SHARE_MIN}, which is every second message",
+            settings.priority_share
         )
     } else if backoff.maximum_ms > WAIT_MS_MAX {
         format!("a longest back-off of {} ms: it must be at most {WAIT_MS_MAX} ms", backoff.maximum_ms)
@@ -279,4 +288,9 @@ pub(super) fn check_settings(settings: &GroupSettings) -> Result<(), Refusal> {
         return Ok(());
     };
     Err(Refusal::new(ErrorCode::Invalid, wrong))
+}
+
+/// Reads a filter that somebody asks for.
+pub(super) fn check_filter(text: &str) -> Result<Filter, Refusal> {
+    Filter::parse(text).map_err(|error| refusals::invalid(&format!("the filter is wrong at {error}")))
 }

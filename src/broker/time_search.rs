@@ -134,7 +134,7 @@ impl Broker {
     fn found(&mut self, search: Search, found: Option<Found>, out: &mut Output) {
         let Some(found) = found else { return };
         match search.purpose {
-            Purpose::Age => self.found_old(search.topic, found, out),
+            Purpose::Age => self.found_old(search.topic, search.time, found, out),
             Purpose::Seek(number) => self.found_place(number, search.topic, found, out),
         }
     }

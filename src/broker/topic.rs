@@ -28,18 +28,38 @@ use crate::protocol::response::Reply;
 const TRIM_STEP: u64 = 256;
 
 /// Bytes that a store may need for a message beside what it is.
-const MESSAGE_COST: u64 = 64;
+pub(super) const MESSAGE_COST: u64 = 64;
 /// Bytes that a store may need for what is appended together.
-const APPEND_COST: u64 = 256;
+pub(super) const APPEND_COST: u64 = 256;
+
+/// Bytes of a note of messages that will expire.
+const NOTE_BYTES: u64 = 64;
 
 /// Bytes that a store may need for the messages.
 pub(super) fn stored_bytes(block: &MessageBlock) -> u64 {
     block.bytes().len() as u64 + block.count() as u64 * MESSAGE_COST + APPEND_COST
 }
 
-/// Bytes that a store may need beside that for messages that go to different places, and for what is noted of them.
+/// Bytes that a store may need for one message of so many bytes that is appended by itself.
+pub(super) fn appended_bytes(bytes: usize) -> u64 {
+    bytes as u64 + MESSAGE_COST + APPEND_COST
+}
+
+/// Bytes that a store may need beside that for messages that go to different places, and for what is noted of them: at
+/// worst each of them, and a note of each, is appended by itself.
 pub(super) fn scattered_bytes(block: &MessageBlock) -> u64 {
-    if block.is_scheduled() { block.count() as u64 * 2 * APPEND_COST } else { 0 }
+    if !block.is_scheduled() {
+        return 0;
+    }
+    block.count() as u64 * (2 * APPEND_COST + MESSAGE_COST + NOTE_BYTES)
+}
+
+/// Whether messages that are appended are held in memory for now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keep {
+    InMemory,
+    /// They will be read when they are wanted.
+    OnDisk,
 }
 
 /// A topic.
@@ -207,6 +227,7 @@ impl Broker {
             self.delete_topic_part(part, out);
         }
         self.forget_parts_of(id, out);
+        self.forget_routes_of(id, out);
         self.topic_names.remove(&name);
         if self.patterns.remove(&id).is_none() {
             self.remove_from_patterns(&name);
@@ -239,26 +260,47 @@ impl Broker {
 
     /// Appends messages to a topic. Nothing happens where it is gone.
     pub(super) fn append(&mut self, id: TopicId, block: MessageBlock, source: Source, out: &mut Output) {
-        let Some(topic) = self.topics.get_mut(&id) else { return };
-        let (first, count) = (topic.state.end, block.count() as u64);
-        topic.state.append(count, block.bytes().len() as u64, self.now);
-        topic.garbage.seen(&block);
-        topic.published.add(self.now, count);
-        topic.messages += count;
-        self.totals.messages += count;
-        self.time = self.time.max(self.now);
-        if !topic.fresh {
-            topic.fresh = true;
-            self.cycle.fresh_topics.push(id);
-        }
-        let published_at = self.now;
+        self.append_to(&[id], block, source, Keep::InMemory, out);
+    }
+
+    /// Appends the same messages to several topics, which share them, and says whether they are wanted soon. Those that
+    /// are gone get none.
+    pub(super) fn append_to(
+        &mut self,
+        ids: &[TopicId],
+        block: MessageBlock,
+        source: Source,
+        keep: Keep,
+        out: &mut Output,
+    ) {
+        let (count, published_at) = (block.count() as u64, self.now);
         let origins = source.origins(count as u32);
         let stamps: Vec<Stamp> =
             origins.map(|(count, origin)| Stamp { count, published_at, origin }).collect();
-        self.cache.insert(id, first, block.clone(), &stamps);
-        let published = Published { targets: vec![(id, first)], source, at: self.now, block };
-        out.records.push(Record::Published(published));
-        self.recount(id);
+        let mut targets = Vec::with_capacity(ids.len());
+        for &id in ids {
+            let Some(topic) = self.topics.get_mut(&id) else { continue };
+            let first = topic.state.end;
+            topic.state.append(count, block.bytes().len() as u64, self.now);
+            topic.garbage.seen(&block);
+            topic.published.add(self.now, count);
+            topic.messages += count;
+            self.totals.messages += count;
+            if !topic.fresh {
+                topic.fresh = true;
+                self.cycle.fresh_topics.push(id);
+            }
+            if keep == Keep::InMemory {
+                self.cache.insert(id, first, block.clone(), &stamps);
+            }
+            targets.push((id, first));
+        }
+        if targets.is_empty() {
+            return;
+        }
+        self.time = self.time.max(self.now);
+        targets.iter().for_each(|(id, _)| self.recount(*id));
+        out.records.push(Record::Published(Published { targets, source, at: self.now, block }));
     }
 
     /// Drops messages of a topic that nobody is to get any more. The ranges are there, in order and apart.

@@ -3,7 +3,7 @@
 use super::Output;
 use super::machine::Broker;
 use super::refusals;
-use crate::model::id::{GroupId, Offset, TopicId};
+use crate::model::id::{GroupId, Offset, OffsetRange, TopicId};
 use crate::model::name::Name;
 use crate::model::pattern::is_pattern;
 use crate::model::record::Record;
@@ -49,6 +49,11 @@ impl Broker {
             return Ok(Reply::Done);
         }
         check_topic_settings(&settings)?;
+        let of_pattern = TopicSettings { paused: settings.paused, ..TopicSettings::default() };
+        if topic.state.kind == TopicKind::Pattern && settings != of_pattern {
+            let text = format!("{name} is a pattern and has no messages: it can be paused, and nothing else");
+            return Err(Refusal::new(ErrorCode::Invalid, text));
+        }
         out.records.push(Record::TopicChanged { topic: id, settings: settings.clone() });
         let before = std::mem::replace(&mut topic.state.settings, settings.clone());
         topic.next_look = None;
@@ -69,6 +74,9 @@ impl Broker {
                 self.mark_holders(log);
             }
         }
+        if before.paused && !settings.paused {
+            self.mark_groups(id);
+        }
         Ok(Reply::Done)
     }
 
@@ -80,6 +88,16 @@ impl Broker {
             if let Some(group) = groups.get_mut(holder) {
                 cycle.mark(group, id);
             }
+        }
+    }
+
+    /// Has the groups of a topic look at all that they have, of other topics too where it is a pattern.
+    fn mark_groups(&mut self, id: TopicId) {
+        let Self { topics, groups, cycle, .. } = self;
+        for group in topics.get(&id).into_iter().flat_map(|topic| topic.groups.values()) {
+            let Some(group) = groups.get_mut(group) else { continue };
+            let parts: Vec<TopicId> = group.parts.keys().copied().collect();
+            parts.into_iter().for_each(|part| cycle.mark(group, part));
         }
     }
 
@@ -98,12 +116,16 @@ impl Broker {
         let notes =
             slots.iter().filter_map(|slot| self.topics.get(slot)).map(|slot| slot.notes()).sum::<u64>();
         for log in self.logs_of(id) {
-            let holders: Vec<GroupId> =
-                self.topics.get(&log).into_iter().flat_map(|topic| topic.holders.iter().copied()).collect();
+            let Some(topic) = self.topics.get(&log) else { continue };
+            let gone = OffsetRange { start: Offset(0), end: topic.state.start };
+            let holders: Vec<GroupId> = topic.holders.iter().copied().collect();
             for holder in holders {
                 self.make_settled_known(holder, out);
                 if let Some(group) = self.groups.get_mut(&holder) {
                     group.recall(log, &mut out.effects);
+                    // What was gone already while it was in flight does not come back any more.
+                    group.drop_below(log, gone);
+                    self.cycle.mark(group, log);
                 }
             }
             self.cut(log, Offset(u64::MAX), out);

@@ -84,8 +84,8 @@ impl Broker {
             if let Some(mut group) = self.groups.remove(&id) {
                 self.forget_part(&mut group, topic_id, out);
                 for slot in group.members.forget_topic(topic_id) {
-                    out.effects
-                        .extend(group.members.get_mut(slot).map(|consumer| consumer.recalled(topic_id)));
+                    let Some(consumer) = group.members.get_mut(slot) else { continue };
+                    out.effects.push(consumer.recalled(topic_id));
                 }
                 self.cycle.mark_consumers(&mut group);
                 self.groups.insert(id, group);

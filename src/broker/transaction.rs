@@ -67,8 +67,8 @@ impl Broker {
         }
         let settlings = self.settlings(session, &transact.settlements)?;
         if !block.is_empty() {
-            self.admit(id, &publish.parts, block, 0)?;
-            self.store_parts(id, publish, block, 0, out);
+            let ways = self.admit(id, &publish.parts, block, 0)?;
+            self.store_parts(id, publish, block, 0, ways, out);
         }
         for settling in settlings {
             let Settling { consumer, topic, action, ranges } = settling;

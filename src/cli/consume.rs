@@ -5,6 +5,7 @@ use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use batonmq::client::{Activity, ClientError, Consumer, ConsumerOptions, Delivery, Settler};
+use batonmq::model::filter::Filter;
 use batonmq::model::name::Name;
 use batonmq::model::settings::{GroupSettings, Lifetime, Policy, Start};
 use clap::{Args, ValueEnum};
@@ -36,6 +37,7 @@ Examples:
   baton consume orders --group billing
   baton consume orders --group billing --count 10 --format json | jq .body
   baton consume orders --group slow --policy fair --prefetch 10 --work 100ms
+  baton consume orders --group eu --filter \"region = 'eu' AND price >= 100\"
   baton consume orders --group test --count 1 --then nack --reason 'no such customer'
   baton consume orders --group ledger --policy exclusive       (start it twice: one waits for the other)
   baton consume 'orders.#' --group watch --ephemeral --from latest --format json")]
@@ -61,6 +63,9 @@ pub struct ConsumeArgs {
     /// Consumers of a higher priority get messages first, while they have credit
     #[arg(long, value_name = "N", default_value_t = 0)]
     priority: u8,
+    /// Which messages the group gets, if this makes it, such as "region = 'eu' AND price >= 100"
+    #[arg(long, value_name = "FILTER", value_parser = value::filter)]
+    filter: Option<Filter>,
     /// Messages that may be here and not settled
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), default_value_t = 1000)]
     prefetch: u32,
@@ -124,6 +129,7 @@ pub async fn run(args: ConsumeArgs) -> anyhow::Result<()> {
     let actual = &consumer.subscription().settings;
     let asked_for_another = settings.is_some_and(|asked| {
         (args.policy.is_some() && asked.policy != actual.policy)
+            || (args.filter.is_some() && asked.filter != actual.filter)
             || (args.ephemeral && asked.lifetime != actual.lifetime)
     });
     if asked_for_another {
@@ -150,11 +156,12 @@ pub async fn run(args: ConsumeArgs) -> anyhow::Result<()> {
 
 /// The settings that the group is to have, if this makes it.
 fn settings(args: &ConsumeArgs) -> Option<GroupSettings> {
-    if args.policy.is_none() && !args.ephemeral {
+    if args.policy.is_none() && args.filter.is_none() && !args.ephemeral {
         return None;
     }
     let mut settings = GroupSettings::default();
     settings.policy = args.policy.map_or(settings.policy, Policy::from);
+    settings.filter = args.filter.as_ref().map(Filter::to_string);
     if args.ephemeral {
         settings.lifetime = Lifetime::Ephemeral;
     }

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use batonmq::client::Client;
+use batonmq::model::filter::Filter;
 use batonmq::model::name::Name;
-use batonmq::model::settings::{GroupSettings, Lifetime, Policy, Start};
+use batonmq::model::settings::{GroupSettings, Lifetime, PRIORITY_SHARE_MIN, Policy, Start};
 use batonmq::protocol::response::GroupInfo;
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
@@ -85,7 +86,10 @@ pub struct CreateArgs {
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
-  baton group set orders billing --lease 5m")]
+  baton group set orders billing --lease 5m
+  baton group set orders billing --filter \"region = 'eu'\"
+
+A filter holds for what the group has not settled yet; what is settled stays so.")]
 pub struct SetArgs {
     #[command(flatten)]
     one: OneArgs,
@@ -144,10 +148,22 @@ pub struct SettingsArgs {
     /// Topic for messages that failed for good [default: the topic's name with .dead-letter behind it]
     #[arg(long, value_name = "TOPIC", value_parser = value::name)]
     dead_letter: Option<Name>,
+    /// Whether messages that expire go there too, rather than nowhere
+    #[arg(long, value_name = "true|false")]
+    dead_letter_expired: Option<bool>,
+    /// Of so many messages handed out, one is not of the highest priority that waits, if others wait; at least 2
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(i64::from(PRIORITY_SHARE_MIN)..))]
+    priority_share: Option<u32>,
     /// When the group goes by itself: durable (never), ephemeral (with its last consumer) or idle=DURATION (after so
     /// long without a consumer)
     #[arg(long, value_name = "LIFETIME", value_parser = value::lifetime)]
     lifetime: Option<Lifetime>,
+    /// Which messages the group gets, such as "region = 'eu' AND price >= 100"; for it the others are settled
+    #[arg(long, value_name = "FILTER", value_parser = value::filter)]
+    filter: Option<Filter>,
+    /// The group gets all messages, from now on
+    #[arg(long, conflicts_with = "filter")]
+    no_filter: bool,
 }
 
 impl SettingsArgs {
@@ -160,7 +176,11 @@ impl SettingsArgs {
         backoff_maximum: None,
         backoff_jitter: None,
         dead_letter: None,
+        dead_letter_expired: None,
+        priority_share: None,
         lifetime: None,
+        filter: None,
+        no_filter: false,
     };
 
     /// The settings with what the flags change.
@@ -185,6 +205,11 @@ impl SettingsArgs {
         if self.dead_letter.is_some() {
             settings.dead_letter.clone_from(&self.dead_letter);
         }
+        if self.filter.is_some() || self.no_filter {
+            settings.filter = self.filter.as_ref().map(Filter::to_string);
+        }
+        settings.dead_letter_expired = self.dead_letter_expired.unwrap_or(settings.dead_letter_expired);
+        settings.priority_share = self.priority_share.unwrap_or(settings.priority_share);
         Ok(settings)
     }
 }
@@ -368,6 +393,7 @@ async fn describe(args: &DescribeArgs) -> anyhow::Result<()> {
     }
     output.line(format_args!("lease: {}", milliseconds_text(*lease_ms)))?;
     output.line(format_args!("attempts: {attempts}"))?;
+    output.line(format_args!("filter: {}", info.settings.filter.as_deref().unwrap_or("none")))?;
     output.line(format_args!(
         "wait between attempts: {}, then {} % of the wait before, up to {}, changed by up to {} %",
         milliseconds_text(backoff.initial_ms),
@@ -375,6 +401,10 @@ async fn describe(args: &DescribeArgs) -> anyhow::Result<()> {
         milliseconds_text(backoff.maximum_ms),
         backoff.jitter_percent
     ))?;
+    let expired = if info.settings.dead_letter_expired { "go to the dead letters" } else { "go nowhere" };
+    output.line(format_args!("messages that expire: {expired}"))?;
+    let share = info.settings.priority_share;
+    output.line(format_args!("lower priorities: one message in {share}, while higher ones wait"))?;
     output.line(format_args!("lifetime: {}", lifetime_text(*lifetime)))?;
     output.flush()
 }

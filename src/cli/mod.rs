@@ -5,6 +5,7 @@
 //! client library.
 
 mod bench;
+mod browse;
 mod client;
 mod consume;
 mod dead_letter;
@@ -15,12 +16,15 @@ mod filter;
 mod group;
 mod log;
 mod output;
+mod peek;
 mod publish;
 mod pull;
 mod received;
 mod reply;
 mod request;
+mod route;
 mod schedule;
+mod selection;
 mod serve;
 mod signals;
 mod status;
@@ -55,12 +59,16 @@ enum Command {
     Pull(pull::PullArgs),
     Request(request::RequestArgs),
     Reply(reply::ReplyArgs),
+    Browse(browse::BrowseArgs),
+    Peek(peek::PeekArgs),
     Status(status::StatusArgs),
     Switchover(switchover::SwitchoverArgs),
     #[command(subcommand)]
     Topic(topic::TopicCommand),
     #[command(subcommand)]
     Group(group::GroupCommand),
+    #[command(subcommand)]
+    Route(route::RouteCommand),
     #[command(subcommand)]
     DeadLetter(dead_letter::DeadLetterCommand),
     #[command(subcommand)]
@@ -95,10 +103,13 @@ impl Cli {
             Command::Pull(args) => client::block_on(pull::run(args)),
             Command::Request(args) => client::block_on(request::run(args)),
             Command::Reply(args) => client::block_on(reply::run(args)),
+            Command::Browse(args) => client::block_on(browse::run(args)),
+            Command::Peek(args) => client::block_on(peek::run(args)),
             Command::Status(args) => client::block_on(status::run(args)),
             Command::Switchover(args) => client::block_on(switchover::run(args)),
             Command::Topic(command) => client::block_on(topic::run(command)),
             Command::Group(command) => client::block_on(group::run(command)),
+            Command::Route(command) => client::block_on(route::run(command)),
             Command::DeadLetter(command) => client::block_on(dead_letter::run(command)),
             Command::Schedule(command) => client::block_on(schedule::run(command)),
             Command::Explain(args) => client::block_on(explain::run(args)),

@@ -1,6 +1,8 @@
 //! `baton schedule`: look at and cancel messages that are to be delivered later.
 
-use batonmq::client::{Browsed, Client};
+use std::collections::BTreeMap;
+
+use batonmq::client::{Browsed, Client, ClientError};
 use batonmq::model::filter::Filter;
 use batonmq::model::id::{Offset, TopicId};
 use batonmq::model::limits::CANCELLED_MAX;
@@ -20,6 +22,8 @@ use super::value;
 const SHOWN_CHARS: usize = 40;
 /// Messages read at a time.
 const BATCH: u32 = 1000;
+/// How often the slots are gone through while there are new ones: a message moves a few times before it is due.
+const PASSES_MAX: usize = 8;
 
 /// Look at and cancel messages that are to be delivered later.
 #[derive(Debug, Subcommand)]
@@ -172,31 +176,39 @@ fn shown_of(bytes: &[u8]) -> String {
     if shown.len() < bytes.len() { format!("{shown}...") } else { shown }
 }
 
-/// Shows every delayed message of a topic that the filter matches, as long as that answers true.
+/// Shows every delayed message of a topic that the filter matches, as long as that answers true. One that moves to
+/// another slot meanwhile is shown there, perhaps once more.
 async fn each(
     client: &Client,
     topic: &Name,
     filter: Option<&Filter>,
     mut show: impl FnMut(TopicId, &Browsed) -> anyhow::Result<bool>,
 ) -> anyhow::Result<()> {
-    for slot in client.slots(topic.as_str()).await? {
-        let mut from = slot.start;
-        loop {
-            let read = match client.browse_slot(slot.slot, from, BATCH).await {
-                Ok(read) => read,
-                // Its time has come: what was in it is in the topic, or in slots that follow.
-                Err(batonmq::client::ClientError::Refused(refusal)) if refusal.code == ErrorCode::Deleted => {
-                    break;
-                }
-                Err(error) => return Err(error.into()),
-            };
-            let Some(last) = read.last() else { break };
-            from = last.offset.next();
-            for browsed in &read {
-                if filter::matches(filter, &browsed.message)? && !show(slot.slot, browsed)? {
-                    return Ok(());
+    let mut read_to: BTreeMap<TopicId, Offset> = BTreeMap::new();
+    for _ in 0..PASSES_MAX {
+        let mut is_news = false;
+        for slot in client.slots(topic.as_str()).await? {
+            let mut from = read_to.get(&slot.slot).map_or(slot.start, |read_to| slot.start.max(*read_to));
+            is_news |= from < slot.end;
+            while from < slot.end {
+                let read = match client.browse_slot(slot.slot, from, BATCH).await {
+                    Ok(read) => read,
+                    // Its time has come: what was in it is in the topic, or in slots of the next pass.
+                    Err(ClientError::Refused(refusal)) if refusal.code == ErrorCode::Deleted => break,
+                    Err(error) => return Err(error.into()),
+                };
+                let Some(last) = read.last() else { break };
+                from = last.offset.next();
+                for browsed in &read {
+                    if filter::matches(filter, &browsed.message)? && !show(slot.slot, browsed)? {
+                        return Ok(());
+                    }
                 }
             }
+            read_to.insert(slot.slot, from.max(slot.end));
+        }
+        if !is_news {
+            break;
         }
     }
     Ok(())

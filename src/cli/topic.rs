@@ -1,7 +1,5 @@
 //! `baton topic`: list, create, change, purge, pause, delete and describe topics.
 
-use anyhow::Context;
-use batonmq::client::Client;
 use batonmq::model::name::Name;
 use batonmq::model::settings::TopicSettings;
 use batonmq::protocol::response::TopicInfo;
@@ -162,16 +160,10 @@ pub async fn run(command: TopicCommand) -> anyhow::Result<()> {
 /// Changes the settings of a topic.
 async fn change(args: &OneArgs, other: impl Fn(TopicSettings) -> TopicSettings) -> anyhow::Result<()> {
     let client = args.client.connect().await?;
-    let info = find(&client, &args.topic).await?;
-    let info = info.with_context(|| format!("there is no topic {}", args.topic))?;
-    client.change_topic(args.topic.as_str(), other(info.settings)).await?;
+    let description = client.describe_topic(args.topic.as_str()).await?;
+    client.change_topic(args.topic.as_str(), other(description.topic.settings)).await?;
     client.close().await;
     Ok(())
-}
-
-/// What there is to know of one topic.
-pub async fn find(client: &Client, name: &Name) -> anyhow::Result<Option<TopicInfo>> {
-    Ok(client.topics().await?.into_iter().find(|topic| topic.name == name.as_str()))
 }
 
 async fn list(args: &ListArgs) -> anyhow::Result<()> {

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::group::{GroupView, policy_text};
 use super::output::{Output, Table, bytes_text, counted, grouped, milliseconds_text};
-use super::topic_settings::{lines as settings_lines, retention_text};
+use super::topic_settings::{lines, retention_text};
 
 /// A topic in JSON.
 #[derive(Serialize)]
@@ -106,7 +106,7 @@ pub fn write(output: &mut Output, description: &TopicDescription) -> anyhow::Res
         topic.end,
         retention_text(&topic.settings.retention)
     ))?;
-    settings_lines(&topic.settings).into_iter().try_for_each(|line| output.line(line))?;
+    lines(&topic.settings).into_iter().try_for_each(|line| output.line(line))?;
     if !lanes.is_empty() {
         let lanes: Vec<String> = lanes
             .iter()
@@ -123,7 +123,9 @@ pub fn write(output: &mut Output, description: &TopicDescription) -> anyhow::Res
     let published = per_second(description.published_per_kilosecond);
     output.line(format_args!("published: {published:.1} messages/s over the last ten seconds"))?;
     if description.groups.is_empty() {
-        return output.line("no group; messages are kept until one has had them");
+        let kept =
+            if topic.settings.retention.acked { "; messages are kept until one has had them" } else { "" };
+        return output.line(format_args!("no group{kept}"));
     }
     write_groups(output, description)
 }

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use batonmq::config::value;
+use batonmq::model::filter::{Filter, FilterError};
 use batonmq::model::id::Offset;
 use batonmq::model::limits::PRIORITY_MAX;
 use batonmq::model::name::Name;
+use batonmq::model::position::Position;
 use batonmq::model::settings::{Lifetime, Start};
 use batonmq::model::time::Timestamp;
 use bytes::Bytes;
@@ -97,6 +99,39 @@ pub fn priority(text: &str) -> Result<u8, value::ValueError> {
     known.ok_or_else(|| value::ValueError::new(text, "a priority from 0, the lowest, to 9"))
 }
 
+/// A filter: what is wrong with one, and where, is shown below it.
+pub fn filter(text: &str) -> Result<Filter, FilterPicture> {
+    Filter::parse(text).map_err(FilterPicture)
+}
+
+/// Why a text is no filter, with the text and a caret at the place.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("column {}\n\n{}", .0.column(), .0.picture())]
+pub struct FilterPicture(FilterError);
+
+/// A position in a topic or a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum From {
+    /// The oldest message that is still there.
+    Earliest,
+    /// This message, or the next one that is still there.
+    Position(Position),
+    /// What was published at this time or later.
+    Time(Timestamp),
+}
+
+/// Where to begin to look.
+pub fn from(text: &str) -> Result<From, value::ValueError> {
+    if text == "earliest" {
+        return Ok(From::Earliest);
+    }
+    let position = text.parse().map(From::Position).ok();
+    position.or_else(|| time(text).ok().map(From::Time)).ok_or_else(|| {
+        let wanted = "earliest, an offset such as 17 or 9:17, or a time such as 2026-11-26T12:00:00Z";
+        value::ValueError::new(text, wanted)
+    })
+}
+
 /// A header, `NAME=VALUE`.
 pub fn header(text: &str) -> Result<(String, Bytes), value::ValueError> {
     match text.split_once('=') {
@@ -118,6 +153,21 @@ mod tests {
         }
         assert_eq!(start("2026-11-26"), Ok(Start::Time(Timestamp(1_795_651_200_000))));
         assert!(time("1969-01-01").is_err() && time("noon").is_err());
+    }
+
+    #[test]
+    fn one_begins_to_look_at_a_word_a_position_or_a_time() {
+        assert_eq!(from("earliest"), Ok(From::Earliest));
+        assert_eq!(from("17"), Ok(From::Position(Position::from(Offset(17)))));
+        assert_eq!(from("9:17"), Ok(From::Position(Position { priority: 9, offset: Offset(17) })));
+        assert_eq!(from("2026-11-26"), Ok(From::Time(Timestamp(1_795_651_200_000))));
+        assert!(from("latest").unwrap_err().to_string().contains("an offset such as 17"));
+    }
+
+    #[test]
+    fn a_filter_that_is_wrong_is_shown_with_a_caret() {
+        let picture = "column 5\n\nn > = 4\n    ^ expected a value, such as price, 'text' or 3, found \"=\"";
+        assert_eq!(filter("n > = 4").unwrap_err().to_string(), picture);
     }
 
     #[test]

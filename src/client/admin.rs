@@ -1,4 +1,4 @@
-//! Administration: status, topics, groups, reading without effect, queries, switchover.
+//! Administration: status, topics, groups, routes, queries, switchover.
 //!
 //! Requests that have the same effect made once or twice are made again when the connection is lost before the
 //! answer came.
@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::Client;
-use super::delivery::{Browsed, origin, unpack};
+use super::delivery::Browsed;
 use super::error::{AttemptError, ClientError};
 use super::handshake::{Greeting, greet};
 use super::link::Session;
@@ -20,11 +20,12 @@ use crate::model::id::{Epoch, Offset, TopicId};
 use crate::model::position::Position;
 use crate::model::settings::{GroupSettings, Start, TopicSettings};
 use crate::model::table::Table;
-use crate::protocol::error::{ErrorCode, Refusal};
+use crate::protocol::error::ErrorCode;
 use crate::protocol::frame::RawFrame;
 use crate::protocol::request::{Admin, AdminCommand, Request};
 use crate::protocol::response::{
-    Explanation, GroupInfo, NodeStatus, Replayed, Reply, Response, SlotInfo, TopicDescription, TopicInfo,
+    Explanation, GroupInfo, NodeStatus, Replayed, Reply, Response, RouteInfo, SlotInfo, TopicDescription,
+    TopicInfo,
 };
 
 /// How long a switchover waits for a standby that has just started.
@@ -291,36 +292,42 @@ impl Client {
         self.carry_out(AdminCommand::DeleteGroup { topic, name }).await
     }
 
-    /// Reads at most `messages_max` messages of a topic from `from` on, without any effect on it. The node may answer
-    /// fewer; none means that there are none.
+    /// All routes, in the order of their names. Those that come and go meanwhile may be among them or not.
     ///
     /// # Errors
-    /// Where the topic does not exist.
-    pub async fn browse(
-        &self,
-        topic: &str,
-        from: Offset,
-        messages_max: u32,
-    ) -> Result<Vec<Browsed>, ClientError> {
-        self.browsed(AdminCommand::Browse { topic: topic.to_owned(), from, messages_max }).await
+    /// Where there is no master.
+    pub async fn routes(&self) -> Result<Vec<RouteInfo>, ClientError> {
+        let mut all: Vec<RouteInfo> = Vec::new();
+        loop {
+            let after = all.last().map(|route| route.name.clone());
+            match self.administer(AdminCommand::ListRoutes { after }).await? {
+                Reply::Routes { routes, more } => {
+                    let more = more && !routes.is_empty();
+                    all.extend(routes);
+                    if !more {
+                        return Ok(all);
+                    }
+                }
+                other => return Err(unexpected(&other)),
+            }
+        }
     }
 
-    async fn browsed(&self, command: AdminCommand) -> Result<Vec<Browsed>, ClientError> {
-        let (runs, messages) = match self.administer(command).await? {
-            Reply::Browsed { runs, messages } => (runs, messages),
-            other => return Err(unexpected(&other)),
-        };
-        let mut browsed = Vec::new();
-        unpack(&runs, messages, |run, at, message| {
-            browsed.push(Browsed {
-                offset: Offset(run.offset.0.saturating_add(at)),
-                published_at: run.published_at,
-                origin: origin(run, at),
-                message,
-            });
-        })
-        .map_err(|error| Refusal::new(ErrorCode::Protocol, format!("bad answer of the node: {error}")))?;
-        Ok(browsed)
+    /// Makes a route, and the topics that it leads to where they are missing. It is no error if it exists like this.
+    ///
+    /// # Errors
+    /// Where a name is not one, the topic that it comes from does not exist, the filter is wrong, messages would go
+    /// round in a circle, another route has the name, or a limit is reached.
+    pub async fn create_route(&self, route: RouteInfo) -> Result<(), ClientError> {
+        self.carry_out(AdminCommand::CreateRoute { route }).await
+    }
+
+    /// Deletes a route. What it has passed on stays where it is.
+    ///
+    /// # Errors
+    /// Where it does not exist. Where the connection was lost before the answer, an earlier try may have deleted it.
+    pub async fn delete_route(&self, name: &str) -> Result<(), ClientError> {
+        self.carry_out(AdminCommand::DeleteRoute { name: name.to_owned() }).await
     }
 
     /// What there is to know of a topic, its groups and their consumers.
@@ -374,7 +381,7 @@ impl Client {
         from: Offset,
         messages_max: u32,
     ) -> Result<Vec<Browsed>, ClientError> {
-        self.browsed(AdminCommand::BrowseSlot { slot, from, messages_max }).await
+        Ok(self.browsed(AdminCommand::BrowseSlot { slot, from, messages_max }).await?.messages)
     }
 
     /// Drops delayed messages of a topic, which are named by their slots and offsets. Answers how many were still there;
@@ -471,7 +478,7 @@ impl Client {
         self.alive.call(Repeat::Never, make).await
     }
 
-    async fn administer(&self, command: AdminCommand) -> Result<Reply, ClientError> {
+    pub(super) async fn administer(&self, command: AdminCommand) -> Result<Reply, ClientError> {
         let make = |request| Request::Admin(Admin { request, command: command.clone() });
         self.alive.call(Repeat::Harmless, make).await
     }

@@ -6,10 +6,11 @@ use super::link::Session;
 use crate::model::chunk::Origin;
 use crate::model::id::{Offset, TopicId};
 use crate::model::message::{Message, MessageError};
+use crate::model::position::Position;
 use crate::model::retry::Failure;
 use crate::model::time::Timestamp;
 use crate::protocol::request::Handle;
-use crate::protocol::response::{Deliver, Run};
+use crate::protocol::response::{Deliver, Run, Standing};
 
 /// One hand-over of a message to a consumer. It is settled by its [`id`](Self::id).
 ///
@@ -75,14 +76,32 @@ impl DeliveryId {
 /// A message read without effect on any group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Browsed {
+    /// Name of the topic it is in.
+    pub topic: String,
+    /// Its priority: the messages of each have offsets of their own.
+    pub priority: u8,
     /// Its offset in the topic.
     pub offset: Offset,
     /// When it was published.
     pub published_at: Timestamp,
     /// Who published it; `None` for what the broker itself published.
     pub origin: Option<Origin>,
+    /// What is to become of it, if a group was looked at.
+    pub state: Option<Standing>,
+    /// Number of the attempt that is under way or comes next: 1 plus the attempts that failed; 0 without a group.
+    pub attempt: u32,
+    /// How the last attempt failed, where one is known.
+    pub failure: Option<Failure>,
     /// The message.
     pub message: Message,
+}
+
+impl Browsed {
+    /// Its place in the topic, as people see it.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        Position { priority: self.priority, offset: self.offset }
+    }
 }
 
 /// Takes the messages behind a head apart: each with its run and its place in the run.

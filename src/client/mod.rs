@@ -6,9 +6,10 @@
 //! * [`Producer`]: publishes. A confirmed message is durable; an unconfirmed one is sent again after a reconnect and
 //!   stored once.
 //! * [`Consumer`], [`PullConsumer`]: get the messages of a group, and settle them. Delivery is at least once.
+//! * [`Browser`]: looks at messages without any effect, and at what a group will get.
 //! * [`Requester`], [`Responder`]: requests and their replies, each a message.
 //! * [`Transaction`]: messages and settlements that are carried out together or not at all.
-//! * [`admin`]: topics, groups, status, switchover.
+//! * [`admin`]: topics, groups, routes, status, switchover.
 //!
 //! Needs a tokio runtime with time and I/O. All futures may be dropped at any time; each method says what that means.
 //! Every buffer is bounded: what is unconfirmed by [`ProducerOptions`], what has been delivered by
@@ -37,6 +38,7 @@
 //! ```
 
 pub mod admin;
+pub mod browser;
 pub mod consumer;
 mod consumer_core;
 pub mod delivery;
@@ -61,6 +63,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 pub use admin::{Backup, status_of};
+pub use browser::{BrowseOptions, Browser};
 pub use consumer::{Consumer, PullConsumer, Settler, Subscription};
 pub use delivery::{Browsed, Delivery, DeliveryId};
 pub use error::{AttemptError, ClientError, Failure, LastAttempts};

@@ -24,8 +24,8 @@
 //!
 //! A **transaction** is a chunk that is carried out or not as a whole. It has a ticket and a sequence for each message
 //! and one of each for itself, behind them; its fate is that of this last ticket. What it settles was delivered by one
-//! connection: on another one it is not sent, but fails. A refusal of it is for good, whatever the reason: what it
-//! settles is wanted back rather than kept waiting.
+//! connection: on another one it is not sent, but fails. A refusal of it is for good, unless it says that the node will
+//! call: what it settles is wanted back rather than kept waiting.
 //!
 //! A refusal is reported once. Where somebody waits for the fate of one message, it has *claimed* its ticket, and the
 //! refusal is kept for it; all others go to whoever asks next.
@@ -474,7 +474,8 @@ impl Outbox {
         let Some(at) = self.start_again_at(expected.0) else {
             return Refused::Resync;
         };
-        if self.chunks[at].transaction.is_some() && refusal.code != ErrorCode::UnknownHandle {
+        let goes_on = matches!(refusal.code, ErrorCode::UnknownHandle | ErrorCode::TopicBlocked);
+        if self.chunks[at].transaction.is_some() && !goes_on {
             self.fail(at, refusal);
             return Refused::Again;
         }

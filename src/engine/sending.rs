@@ -105,9 +105,9 @@ impl Session {
     }
 
     fn browsed(&mut self, browsed: Browsed) {
-        let Browsed { request, runs, messages } = browsed;
+        let Browsed { request, answer, messages } = browsed;
         let len = messages.iter().map(Bytes::len).sum();
-        put_browsed(&mut self.tail, request, runs, len);
+        put_browsed(&mut self.tail, request, answer, len);
         self.put_messages(messages);
     }
 

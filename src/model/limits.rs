@@ -35,7 +35,10 @@ pub const ROUTE_TARGETS_MAX: usize = 64;
 pub const ROUTE_STEPS_MAX: usize = 8;
 /// Groups and consumers in one description of a topic.
 pub const DESCRIBED_MAX: usize = 1000;
-/// Topics or groups in one answer to a question for all of them.
+/// Targets of all routes together that one message may pass, one behind the other and beside each other: they are
+/// copied to within the publish.
+pub const ROUTE_COPIES_MAX: usize = 256;
+/// Topics, groups or routes in one answer to a question for all of them.
 pub const LISTED_MAX: usize = 1000;
 /// Browses of all clients together that wait for their answer.
 pub const BROWSES_MAX: usize = 64;
@@ -175,6 +178,8 @@ limits! {
     topics_max: "topics", 100_000, 1, 16_000_000, "creating a topic is refused with `limit`";
     /// Groups in the store.
     groups_max: "groups", 100_000, 1, 16_000_000, "creating a group is refused with `limit`";
+    /// Routes in the store.
+    routes_max: "routes", 1_000, 1, 10_000, "making a route is refused with `limit`";
     /// Client connections at a time. The other node may watch this one beyond it. Each takes an open file, of which
     /// [`open_files`](Limits::open_files) are needed in all.
     connections_max: "connections", 10_000, 4, 1_000_000, "a new connection is answered `too-many-connections` and closed";
@@ -200,7 +205,7 @@ limits! {
     settled_ranges_max: "ranges", 100_000, 16, 10_000_000, "the group hands out nothing new until the oldest message is settled";
     /// Settled messages of a topic that stay on the disk because one before them is not settled, about.
     pinned_bytes_max: "bytes", 8 * MIB, 1, GIB, "they are removed from the middle of the topic";
-    /// Messages that are due soon and known one by one, over all topics: delayed ones, and notes of those that expire.
+    /// Delayed messages that are due soon and known one by one, over all topics; and as many notes of those that expire.
     scheduled_known_max: "messages", 100_000, 16, 10_000_000, "further ones are kept by the second, and may be late by one";
     /// Pulls of one group that wait for messages.
     pulls_waiting_max: "pulls", 10_000, 1, 1_000_000, "a further pull is answered at once with what is there";

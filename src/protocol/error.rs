@@ -55,6 +55,8 @@ pub enum ErrorCode {
     TopicBlocked,
     /// A transaction was not carried out, nothing of it: what it settles is not, or not any more, with its consumer.
     TransactionAborted,
+    /// There is no such route.
+    UnknownRoute,
     /// A code of a newer version.
     Other(u16),
 }
@@ -86,6 +88,7 @@ impl From<ErrorCode> for u16 {
             ErrorCode::TopicFull => 22,
             ErrorCode::TopicBlocked => 23,
             ErrorCode::TransactionAborted => 24,
+            ErrorCode::UnknownRoute => 25,
             ErrorCode::Other(code) => code,
         }
     }
@@ -118,6 +121,7 @@ impl From<u16> for ErrorCode {
             22 => Self::TopicFull,
             23 => Self::TopicBlocked,
             24 => Self::TransactionAborted,
+            25 => Self::UnknownRoute,
             code => Self::Other(code),
         }
     }
@@ -151,6 +155,7 @@ impl std::fmt::Display for ErrorCode {
             Self::TopicFull => "topic-full",
             Self::TopicBlocked => "topic-blocked",
             Self::TransactionAborted => "transaction-aborted",
+            Self::UnknownRoute => "unknown-route",
             Self::Other(code) => return write!(f, "code-{code}"),
         })
     }

@@ -5,9 +5,11 @@ use serde::{Deserialize, Serialize};
 
 use super::error::DecodeError;
 use super::frame::{RawFrame, put_head};
+use super::response::{Place, RouteInfo};
 use crate::model::id::{Epoch, GroupId, Offset, OffsetRange, ProducerId, Sequence, TopicId};
 use crate::model::position::Position;
 use crate::model::settings::{GroupSettings, Start, TopicSettings};
+use crate::model::time::Timestamp;
 
 /// Number that the client gives a request, and the node repeats in its answer.
 pub type RequestId = u32;
@@ -220,6 +222,17 @@ pub struct Admin {
     pub command: AdminCommand,
 }
 
+/// Where browsing begins, or goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BrowseFrom {
+    /// With what comes first.
+    Beginning,
+    /// With the message at this position, or the next one that is still there; not with a group.
+    Position(Position),
+    /// Where an answer said.
+    Place(Place),
+}
+
 /// What an administrator can ask for. Append only: the order stands on the wire.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AdminCommand {
@@ -279,12 +292,21 @@ pub enum AdminCommand {
         /// The settings.
         settings: GroupSettings,
     },
-    /// Reads messages of a topic without any effect on it.
+    /// Reads messages of a topic without any effect on it, some at a time; [`Reply::Browsed`] says where to go on.
+    ///
+    /// [`Reply::Browsed`]: super::response::Reply::Browsed
     Browse {
-        /// The topic.
+        /// The topic, or a pattern of such names if a group of it is named.
         topic: String,
-        /// First offset wanted; the nearest one that is still there.
-        from: Offset,
+        /// Only what this group has not settled, with what is known of it: what it will get, the highest priority
+        /// first.
+        group: Option<String>,
+        /// Where to begin, or to go on.
+        from: BrowseFrom,
+        /// Only messages that were published at this time or later.
+        since: Timestamp,
+        /// Only messages that match this, an [expression](crate::model::filter).
+        filter: Option<String>,
         /// At most so many messages.
         messages_max: u32,
     },
@@ -379,6 +401,21 @@ pub enum AdminCommand {
         topic: TopicId,
         /// Their offsets, at most [`LETTERS_MAX`](crate::model::limits::LETTERS_MAX), in any order.
         offsets: Vec<Offset>,
+    },
+    /// The routes in the order of their names, [`LISTED_MAX`](crate::model::limits::LISTED_MAX) at a time.
+    ListRoutes {
+        /// The last name of the answer before; `None` for the first.
+        after: Option<String>,
+    },
+    /// Makes a route, and the topics that it leads to where they are missing. It is no error if it exists like this.
+    CreateRoute {
+        /// What it is.
+        route: RouteInfo,
+    },
+    /// Deletes a route.
+    DeleteRoute {
+        /// Its name.
+        name: String,
     },
 }
 

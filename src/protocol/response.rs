@@ -9,6 +9,7 @@ use super::request::{Handle, RequestId, Window};
 use crate::model::chunk::Origin;
 use crate::model::id::{Epoch, GroupId, Offset, OffsetRange, ProducerId, Sequence, TopicId};
 use crate::model::retry::Failure;
+use crate::model::route::RouteMode;
 use crate::model::settings::{GroupSettings, TopicSettings};
 use crate::model::table::Table;
 use crate::model::time::Timestamp;
@@ -434,6 +435,55 @@ pub struct Replayed {
     pub homeless: u64,
 }
 
+/// Where browsing goes on: in this topic, with this offset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The topic.
+    pub topic: TopicId,
+    /// The offset.
+    pub offset: Offset,
+}
+
+/// What is to become of a message that a group has not settled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Standing {
+    /// It waits for a consumer.
+    Waiting,
+    /// A consumer has it.
+    InFlight,
+    /// It waits for this time, and then for a consumer: an attempt has failed.
+    Returned {
+        /// The time.
+        due_at: Timestamp,
+    },
+    /// It is on its way to the dead letters.
+    Dying,
+}
+
+/// What is to become of consecutive messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateRun {
+    /// The messages.
+    pub range: OffsetRange,
+    /// What is to become of each.
+    pub state: Standing,
+}
+
+/// A rule that passes messages of one topic on to others, in the commit in which they are published.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteInfo {
+    /// Its name.
+    pub name: String,
+    /// Name of the topic to which messages are published.
+    pub from: String,
+    /// Names of the topics that get them.
+    pub to: Vec<String>,
+    /// Which messages, an [expression](crate::model::filter); all where there is none.
+    pub filter: Option<String>,
+    /// What becomes of them in their own topic.
+    pub mode: RouteMode,
+}
+
 /// Answers to requests. Append only: the order stands on the wire.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
@@ -486,10 +536,21 @@ pub enum Reply {
         /// Whether more follow behind the last one.
         more: bool,
     },
-    /// Messages read without effect: each encoded message with its run.
+    /// Messages read without effect: each encoded message with its run. All are of one topic and one priority.
     Browsed {
+        /// Name of their topic.
+        topic: String,
+        /// Their priority.
+        priority: u8,
         /// What the messages are.
         runs: Vec<Run>,
+        /// What is to become of them, where a group was named: all of them, in their order.
+        states: Vec<StateRun>,
+        /// How the last attempt failed, for those of which that is known, in their order.
+        failures: Vec<FailureRun>,
+        /// Where to go on; `None` behind the last message. What an answer may contain is looked for as far as a
+        /// bounded amount of work goes, so one without messages may say where to go on.
+        next: Option<Place>,
         /// The encoded messages, one behind the other. They stand behind the head of the frame.
         #[serde(skip)]
         messages: Bytes,
@@ -520,6 +581,13 @@ pub enum Reply {
     },
     /// What became of dead letters that were to be replayed; it is durable.
     Replayed(Replayed),
+    /// Routes.
+    Routes {
+        /// In the order of their names.
+        routes: Vec<RouteInfo>,
+        /// Whether more follow behind the last one.
+        more: bool,
+    },
 }
 
 /// A frame to the client.
@@ -647,7 +715,7 @@ pub fn put_deliver(out: &mut BytesMut, head: &Deliver, messages_len: usize) {
 }
 
 /// Appends the head of an answer to a browse behind which `messages_len` bytes of messages will follow.
-pub fn put_browsed(out: &mut BytesMut, request: RequestId, runs: Vec<Run>, messages_len: usize) {
-    let answer: Result<Reply, Refusal> = Ok(Reply::Browsed { runs, messages: Bytes::new() });
+pub fn put_browsed(out: &mut BytesMut, request: RequestId, answer: Reply, messages_len: usize) {
+    let answer: Result<Reply, Refusal> = Ok(answer);
     put_head(out, Response::REPLY, &(request, answer), messages_len);
 }

@@ -170,6 +170,7 @@ fn cost(frame: &RawFrame, request: &Request) -> u64 {
             command:
                 AdminCommand::ListTopics { .. }
                 | AdminCommand::ListGroups { .. }
+                | AdminCommand::ListRoutes { .. }
                 | AdminCommand::Browse { .. }
                 | AdminCommand::BrowseSlot { .. }
                 | AdminCommand::DescribeTopic { .. }

@@ -19,7 +19,7 @@ use batonmq::model::message::{Message, MessageBlock};
 use batonmq::model::position::Position;
 use batonmq::model::record::{Published, Record, Source};
 use batonmq::model::retry::{Retry, ReturnReason};
-use batonmq::model::settings::{GroupSettings, Lifetime, Overflow, Policy};
+use batonmq::model::settings::{GroupSettings, Lifetime, Overflow, Policy, TopicSettings};
 use batonmq::model::snapshot::{GroupState, Snapshot, TopicState};
 use batonmq::model::time::Timestamp;
 use batonmq::model::topic_kind::{TopicKind, Waiting};
@@ -72,6 +72,18 @@ pub struct Client {
     pub full: bool,
 }
 
+/// A question for the messages of a topic from an offset on.
+pub fn browse(topic: &str, from: u64, messages_max: u32) -> AdminCommand {
+    AdminCommand::Browse {
+        topic: topic.into(),
+        group: None,
+        from: BrowseFrom::Position(Offset(from).into()),
+        since: Timestamp(0),
+        filter: None,
+        messages_max,
+    }
+}
+
 pub struct World {
     pub broker: Broker,
     pub limits: Limits,
@@ -112,6 +124,9 @@ pub struct World {
     pub named: BTreeSet<(SessionId, Handle, TopicId)>,
     /// Groups that somebody has deleted, or whose topic, in this cycle.
     deleting: bool,
+    /// Filters that groups may have, and what each of them is. Others are not checked.
+    pub filters: BTreeMap<String, fn(&Message) -> bool>,
+    filters_had: BTreeMap<GroupId, BTreeSet<String>>,
 }
 
 impl World {
@@ -145,6 +160,8 @@ impl World {
             order: Order::default(),
             named: BTreeSet::new(),
             deleting: false,
+            filters: BTreeMap::new(),
+            filters_had: BTreeMap::new(),
         }
     }
 
@@ -315,6 +332,11 @@ impl World {
                     assert_eq!(refusals[0].3, last.next(), "the sequence that is expected");
                 }
             }
+            None if last.is_some_and(|last| end > last.0)
+                && let [refused] = &refusals[..] =>
+            {
+                assert!(self.is_held_up(&parts, refused.2), "refused without need: {:?}", refused.2);
+            }
             None => {
                 assert_eq!(refusals, vec![]);
                 self.confirms.insert((session, handle), Sequence(end));
@@ -386,6 +408,7 @@ impl World {
             Some(Ok(Reply::Subscribed { group, topic, .. })) => {
                 let client = self.clients.get_mut(&SessionId(session)).unwrap();
                 client.consumers.insert(handle, group);
+                client.generations.retain(|(known, _), _| *known != handle);
                 client.topics.insert(handle, topic);
                 client.windows.insert(handle, window);
                 self.groups.entry(group).or_default();
@@ -610,6 +633,10 @@ impl World {
                         let key = (recalled.consumer, recalled.topic);
                         client.generations.insert(key, recalled.generation);
                     }
+                    self.take_back_recalled(effect.session, recalled.consumer, recalled.topic);
+                    if !self.topics_now().contains(&recalled.topic) {
+                        self.named.remove(&(effect.session, recalled.consumer, recalled.topic));
+                    }
                 }
                 Content::ConsumerClosed(closed) => {
                     self.order.members.remove(&(effect.session, closed.consumer));
@@ -630,14 +657,86 @@ impl World {
                     assert!(told, "a topic is named once to a consumer");
                 }
                 Content::Confirm(confirm) => self.check_confirm(effect.session, confirm),
-                Content::Browsed(Browsed { request, runs, messages }) => {
-                    let reply = Reply::Browsed { runs, messages: messages.concat().into() };
-                    self.replies.push((effect.session, request, Ok(reply)));
+                Content::Browsed(Browsed { request, mut answer, messages }) => {
+                    if let Reply::Browsed { messages: behind, .. } = &mut answer {
+                        *behind = messages.concat().into();
+                    }
+                    self.replies.push((effect.session, request, Ok(answer)));
                 }
                 content => rest.push(batonmq::broker::Effect { session: effect.session, content }),
             }
         }
         self.out.effects = rest;
+    }
+
+    /// What a consumer had of a topic is with nobody.
+    fn take_back_recalled(&mut self, session: SessionId, handle: Handle, topic: TopicId) {
+        let group = self.clients.get(&session).and_then(|client| client.consumers.get(&handle)).copied();
+        let Some(part) = group.and_then(|group| self.part(group, topic)) else { return };
+        for known in self.groups.get_mut(&part).into_iter().flat_map(|messages| messages.values_mut()) {
+            if known.holder == Some((session, handle)) {
+                known.holder = None;
+            }
+        }
+    }
+
+    /// A topic that clients name, with what this cycle has changed so far.
+    pub fn topic_named(&self, name: &str) -> Option<TopicId> {
+        let named = |state: &TopicState| state.name.as_str() == name && state.kind == TopicKind::Named;
+        let mut found = self.fold.topics.iter().find(|(_, state)| named(state)).map(|(id, _)| *id);
+        for record in &self.out.records {
+            match record {
+                Record::TopicCreated { topic, name: new, kind: TopicKind::Named, .. }
+                    if new.as_str() == name =>
+                {
+                    found = Some(*topic);
+                }
+                Record::TopicDeleted { topic } if found == Some(*topic) => found = None,
+                _ => {}
+            }
+        }
+        found
+    }
+
+    /// The settings of a topic, with what this cycle has changed so far.
+    pub fn topic_settings(&self, id: TopicId) -> Option<TopicSettings> {
+        let mut settings = self.fold.topics.get(&id).map(|state| state.settings.clone());
+        for record in &self.out.records {
+            match record {
+                Record::TopicCreated { topic, settings: new, .. }
+                | Record::TopicChanged { topic, settings: new }
+                    if *topic == id =>
+                {
+                    settings = Some(new.clone());
+                }
+                _ => {}
+            }
+        }
+        settings
+    }
+
+    /// Whether a refusal of a publish to these topics is right: one of them is full, or others wait for it.
+    fn is_held_up(&self, parts: &[(TopicId, u32)], code: ErrorCode) -> bool {
+        parts.iter().any(|(topic, _)| {
+            let Some(settings) = self.topic_settings(*topic) else { return false };
+            let published = self.out.records.iter().filter_map(|record| match record {
+                Record::Published(published) if published.targets[0].0 == *topic => {
+                    Some(published.block.count() as u64)
+                }
+                _ => None,
+            });
+            let held = self.fold.topics.contains_key(topic).then(|| self.held_by(*topic).0);
+            let held = held.unwrap_or(0) + published.sum::<u64>();
+            let full = settings.max_messages.is_some_and(|max| held >= max);
+            match code {
+                ErrorCode::TopicFull => settings.overflow == Overflow::Reject && full,
+                // Others may wait for room that they are called for.
+                ErrorCode::TopicBlocked => {
+                    settings.overflow == Overflow::Block && settings.max_messages.is_some()
+                }
+                _ => false,
+            }
+        })
     }
 
     fn check_confirm(&mut self, session: SessionId, confirm: Confirm) {
@@ -702,8 +801,11 @@ impl World {
         match record {
             Record::TopicDeleted { topic } => {
                 self.store.remove(topic);
+                self.named.retain(|(_, _, named)| named != topic);
             }
-            Record::GroupCreated { group, .. } => {
+            Record::GroupChanged { group, settings } => self.note_filter(*group, settings),
+            Record::GroupCreated { group, settings, .. } => {
+                self.note_filter(*group, settings);
                 self.groups.entry(*group).or_default();
             }
             Record::ProducerExpired { producer } => {
@@ -723,7 +825,8 @@ impl World {
                         self.forget_dropped(*group, offset);
                         continue;
                     }
-                    assert!(acked || died || expired, "settled for a reason: {group} {offset}");
+                    let unwanted = self.is_unwanted(*group, offset);
+                    assert!(acked || died || expired || unwanted, "settled for a reason: {group} {offset}");
                     assert!(!(acked && died), "settled for one reason: {group} {offset}");
                 }
             }
@@ -835,8 +938,9 @@ impl World {
             let expired = stored.message.expires_at.is_some_and(|at| at <= self.now);
             let slot = matches!(self.fold.topics[&topic].kind, TopicKind::Slot { .. });
             let purged = self.purged.contains(&whole);
+            let taken_out = self.taken_out.contains(&(topic, *offset));
             assert!(
-                settled || old || expired || slot || too_much || purged,
+                settled || old || expired || slot || too_much || purged || taken_out,
                 "trimmed too early: {topic} {offset}"
             );
         }
@@ -957,6 +1061,19 @@ impl World {
         !held && stored.is_some_and(|stored| stored.message.expires_at.is_some_and(|at| at <= self.now))
     }
 
+    /// Whether a filter that the group has had does not match.
+    fn is_unwanted(&self, part: GroupId, offset: u64) -> bool {
+        let Some(filters) = self.filters_had.get(&self.whole(part)) else { return false };
+        let topic = self.fold.groups[&part].topic;
+        let message = &self.store[&topic][&offset].message;
+        filters.iter().any(|text| self.filters.get(text).is_none_or(|matches| !matches(message)))
+    }
+
+    /// Takes note of the filter that a group has from now on.
+    fn note_filter(&mut self, group: GroupId, settings: &GroupSettings) {
+        self.filters_had.entry(group).or_default().extend(settings.filter.clone());
+    }
+
     pub fn is_settled(&self, group: GroupId, offset: u64) -> bool {
         self.fold
             .groups
@@ -992,6 +1109,9 @@ impl World {
                 let offset = run.offset.0 + position;
                 assert!(!self.is_settled(group, offset), "settled and delivered: {group} {offset}");
                 let stored = &self.store[&topic][&offset];
+                let filter = self.fold.groups[&whole].settings.filter.as_ref();
+                let filter = filter.and_then(|text| self.filters.get(text));
+                assert!(filter.is_none_or(|matches| matches(&stored.message)), "unwanted: {offset}");
                 assert_eq!(block.message(index).unwrap(), stored.message);
                 assert!(stored.message.deliver_at.is_none_or(|at| at <= self.now), "delivered too early");
                 assert!(stored.message.expires_at.is_none_or(|at| at > self.now), "delivered too late");
@@ -1125,9 +1245,13 @@ impl World {
         }
     }
 
-    /// The process ends between two cycles, and another broker goes on from what is durable.
+    /// The process ends, and another broker goes on from what is durable. What this cycle has done is gone.
     pub fn restart(&mut self) {
         self.out = Output::default();
+        self.acked.clear();
+        self.returned.clear();
+        let Self { groups, fold, .. } = self;
+        groups.retain(|id, _| fold.groups.contains_key(id));
         self.reads.clear();
         self.clients.clear();
         self.owners.clear();

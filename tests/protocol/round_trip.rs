@@ -6,19 +6,21 @@ use batonmq::model::limits::LISTED_MAX;
 use batonmq::model::name::Name;
 use batonmq::model::position::Position;
 use batonmq::model::retry::{Failure, ReturnReason};
+use batonmq::model::route::RouteMode;
 use batonmq::model::settings::{Backoff, GroupSettings, Lifetime, Policy, Start, TopicSettings};
 use batonmq::model::table::{Real, Table, Value};
 use batonmq::model::time::Timestamp;
 use batonmq::protocol::error::{ErrorCode, Refusal};
 use batonmq::protocol::frame::RawFrame;
 use batonmq::protocol::request::{
-    Admin, AdminCommand, CloseProducer, FindTopic, Flow, Hello, OpenProducer, Publish, Pull, Purpose,
-    Request, Settle, Settlement, Subscribe, Transact, TransactSettle, Unsubscribe, Window,
+    Admin, AdminCommand, BrowseFrom, CloseProducer, FindTopic, Flow, Hello, OpenProducer, Publish, Pull,
+    Purpose, Request, Settle, Settlement, Subscribe, Transact, TransactSettle, Unsubscribe, Window,
 };
 use batonmq::protocol::response::{
     Activity, Confirm, ConsumerClosed, ConsumerRecalled, ConsumerRole, ConsumerTopic, Deliver, Explanation,
-    FailureRun, GroupInfo, Heartbeat, MessageState, NodeStatus, NotMaster, PublishReady, PublishRefused,
-    Replayed, Reply, Response, Role, Run, SlotInfo, TopicInfo, Welcome,
+    FailureRun, GroupInfo, Heartbeat, MessageState, NodeStatus, NotMaster, Place, PublishReady,
+    PublishRefused, Replayed, Reply, Response, Role, RouteInfo, Run, SlotInfo, Standing, StateRun, TopicInfo,
+    Welcome,
 };
 use bytes::{Bytes, BytesMut};
 use proptest::collection::vec;
@@ -149,11 +151,10 @@ fn command() -> impl Strategy<Value = AdminCommand> {
             name,
             settings
         }),
-        (text(), offset(), any::<u32>()).prop_map(|(topic, from, messages_max)| AdminCommand::Browse {
-            topic,
-            from,
-            messages_max
-        }),
+        browse(),
+        option::of(text()).prop_map(|after| AdminCommand::ListRoutes { after }),
+        route().prop_map(|route| AdminCommand::CreateRoute { route }),
+        text().prop_map(|name| AdminCommand::DeleteRoute { name }),
         text().prop_map(|text| AdminCommand::Query { text }),
         any::<u64>().prop_map(|from| AdminCommand::Backup { from }),
         text().prop_map(|topic| AdminCommand::ListSlots { topic }),
@@ -295,6 +296,68 @@ fn infos() -> impl Strategy<Value = Reply> {
     prop_oneof![status, topics, groups]
 }
 
+fn place() -> impl Strategy<Value = Place> {
+    (any::<u32>(), offset()).prop_map(|(topic, offset)| Place { topic: TopicId(topic), offset })
+}
+
+fn route() -> impl Strategy<Value = RouteInfo> {
+    let mode = prop_oneof![Just(RouteMode::Copy), Just(RouteMode::Move)];
+    let names = (text(), text(), vec(text(), 0..3));
+    (names, option::of(text()), mode).prop_map(|((name, from, to), filter, mode)| RouteInfo {
+        name,
+        from,
+        to,
+        filter,
+        mode,
+    })
+}
+
+fn browse() -> impl Strategy<Value = AdminCommand> {
+    let from = prop_oneof![
+        Just(BrowseFrom::Beginning),
+        (any::<u8>(), offset())
+            .prop_map(|(priority, offset)| BrowseFrom::Position(Position { priority, offset })),
+        place().prop_map(BrowseFrom::Place),
+    ];
+    let which = (text(), option::of(text()), option::of(text()));
+    (which, from, any::<u64>(), any::<u32>()).prop_map(
+        |((topic, group, filter), from, since, messages_max)| AdminCommand::Browse {
+            topic,
+            group,
+            from,
+            since: Timestamp(since),
+            filter,
+            messages_max,
+        },
+    )
+}
+
+fn browsed() -> impl Strategy<Value = Reply> {
+    let state = prop_oneof![
+        Just(Standing::Waiting),
+        Just(Standing::InFlight),
+        any::<u64>().prop_map(|at| Standing::Returned { due_at: Timestamp(at) }),
+        Just(Standing::Dying),
+    ];
+    let states = vec((any::<u64>(), any::<u64>(), state), 0..3).prop_map(|states| {
+        let run = |(start, end, state)| StateRun {
+            range: OffsetRange { start: Offset(start), end: Offset(end) },
+            state,
+        };
+        states.into_iter().map(run).collect()
+    });
+    let what = (text(), any::<u8>(), runs(), option::of(place()), octets());
+    (what, states).prop_map(|((topic, priority, runs, next, messages), states)| Reply::Browsed {
+        topic,
+        priority,
+        runs,
+        states,
+        failures: Vec::new(),
+        next,
+        messages: messages.into(),
+    })
+}
+
 fn reply() -> impl Strategy<Value = Reply> {
     prop_oneof![
         Just(Reply::Done),
@@ -309,7 +372,8 @@ fn reply() -> impl Strategy<Value = Reply> {
         any::<u32>().prop_map(|count| Reply::Pulled { count }),
         any::<u32>().prop_map(|id| Reply::Topic { id: TopicId(id) }),
         infos(),
-        (runs(), octets()).prop_map(|(runs, messages)| Reply::Browsed { runs, messages: messages.into() }),
+        browsed(),
+        (vec(route(), 0..3), any::<bool>()).prop_map(|(routes, more)| Reply::Routes { routes, more }),
         (any::<bool>(), octets()).prop_map(|(last, bytes)| Reply::BackupPart { last, bytes: bytes.into() }),
         vec((any::<u32>(), any::<u64>(), any::<u64>(), offset(), offset(), any::<u64>()), 0..3).prop_map(
             |slots| {

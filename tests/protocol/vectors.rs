@@ -6,6 +6,7 @@ use batonmq::model::id::{Epoch, GroupId, Offset, OffsetRange, ProducerId, Sequen
 use batonmq::model::message::{Message, MessageBlock};
 use batonmq::model::position::Position;
 use batonmq::model::retry::{Failure, ReturnReason};
+use batonmq::model::route::RouteMode;
 use batonmq::model::settings::{
     Backoff, GroupSettings, Lifetime, Overflow, Policy, Retention, Start, TopicSettings,
 };
@@ -13,14 +14,14 @@ use batonmq::model::table::{Real, Table, Value};
 use batonmq::model::time::Timestamp;
 use batonmq::protocol::error::{ErrorCode, Refusal};
 use batonmq::protocol::request::{
-    Admin, AdminCommand, CloseProducer, FindTopic, Flow, Hello, OpenProducer, Publish, Pull, Purpose,
-    Request, Settle, Settlement, Subscribe, Transact, TransactSettle, Unsubscribe, Window,
+    Admin, AdminCommand, BrowseFrom, CloseProducer, FindTopic, Flow, Hello, OpenProducer, Publish, Pull,
+    Purpose, Request, Settle, Settlement, Subscribe, Transact, TransactSettle, Unsubscribe, Window,
 };
 use batonmq::protocol::response::{
     Activity, Confirm, ConsumerClosed, ConsumerDescription, ConsumerRecalled, ConsumerRole, ConsumerTopic,
     Deliver, Explanation, FailureRun, GroupDescription, GroupInfo, Heartbeat, MessageState, NodeStatus,
-    NotMaster, PublishReady, PublishRefused, Replayed, Reply, Response, Role, Run, SlotInfo,
-    TopicDescription, TopicInfo, Welcome,
+    NotMaster, Place, PublishReady, PublishRefused, Replayed, Reply, Response, Role, RouteInfo, Run,
+    SlotInfo, Standing, StateRun, TopicDescription, TopicInfo, Welcome,
 };
 use bytes::Bytes;
 
@@ -158,6 +159,24 @@ fn reply(reply: Reply) -> Response {
     Response::Reply(7, Ok(reply))
 }
 
+fn place() -> Place {
+    Place { topic: TopicId(4), offset: Offset(300) }
+}
+
+fn route(mode: RouteMode, filter: Option<String>) -> RouteInfo {
+    RouteInfo { name: "r".into(), from: "t".into(), to: vec!["a".into(), "b".into()], filter, mode }
+}
+
+fn browse(group: Option<String>, from: BrowseFrom, filter: Option<String>) -> Request {
+    let (topic, since, messages_max) = ("t".into(), Timestamp(0), 10);
+    admin(AdminCommand::Browse { topic, group, from, since, filter, messages_max })
+}
+
+fn browsed(runs: Vec<Run>, states: Vec<StateRun>, next: Option<Place>) -> Reply {
+    let (topic, priority, failures) = ("t".into(), 9, Vec::new());
+    Reply::Browsed { topic, priority, runs, states, failures, next, messages: messages() }
+}
+
 /// Every frame from the client.
 pub fn requests() -> Vec<Request> {
     let (topic, name) = ("t".to_owned(), "g".to_owned());
@@ -240,7 +259,9 @@ pub fn requests() -> Vec<Request> {
         }),
         admin(AdminCommand::DeleteGroup { topic: topic.clone(), name: name.clone() }),
         admin(AdminCommand::ChangeGroup { topic: topic.clone(), name, settings: settings() }),
-        admin(AdminCommand::Browse { topic, from: Offset(2), messages_max: 10 }),
+        browse(None, BrowseFrom::Beginning, None),
+        browse(None, BrowseFrom::Position(Position { priority: 9, offset: Offset(2) }), Some("a > 1".into())),
+        browse(Some("g".into()), BrowseFrom::Place(place()), None),
         admin(AdminCommand::Query { text: "SELECT 1".into() }),
         admin(AdminCommand::Backup { from: 1 << 20 }),
         admin(AdminCommand::ListSlots { topic: "t".into() }),
@@ -262,6 +283,10 @@ pub fn requests() -> Vec<Request> {
             to: Some("t".into()),
         }),
         admin(AdminCommand::DropMessages { topic: TopicId(4), offsets: vec![Offset(2)] }),
+        admin(AdminCommand::ListRoutes { after: Some("r".into()) }),
+        admin(AdminCommand::CreateRoute { route: route(RouteMode::Copy, None) }),
+        admin(AdminCommand::CreateRoute { route: route(RouteMode::Move, Some("a > 1".into())) }),
+        admin(AdminCommand::DeleteRoute { name: "r".into() }),
     ]
 }
 
@@ -312,7 +337,19 @@ pub fn responses() -> Vec<Response> {
         }))),
         reply(Reply::Topics { more: true, topics: vec![topic_info()] }),
         reply(Reply::Groups { more: false, groups: vec![group_info()] }),
-        reply(Reply::Browsed { runs: vec![Run { origin: None, ..run() }], messages: messages() }),
+        reply(browsed(vec![Run { attempt: 0, delivery: 0, origin: None, ..run() }], Vec::new(), None)),
+        reply(browsed(
+            vec![run()],
+            [
+                Standing::Waiting,
+                Standing::InFlight,
+                Standing::Returned { due_at: Timestamp(1_700_000_000_500) },
+                Standing::Dying,
+            ]
+            .map(|state| StateRun { range: OffsetRange::new(300, 302), state })
+            .to_vec(),
+            Some(place()),
+        )),
         reply(Reply::Table(Table {
             columns: vec!["a".into(), "b".into(), "c".into()],
             rows: vec![
@@ -335,6 +372,7 @@ pub fn responses() -> Vec<Response> {
         reply(Reply::Description(Box::new(description()))),
         reply(Reply::Explanation(Explanation { state: MessageState::NoCredit, text: "why".into() })),
         reply(Reply::Replayed(Replayed { replayed: 300, gone: 1, held: 2, homeless: 3 })),
+        reply(Reply::Routes { routes: vec![route(RouteMode::Copy, None)], more: false }),
         Response::Confirm(Confirm { producer: 1, sequence: Sequence(252) }),
         Response::PublishRefused(PublishRefused {
             producer: 1,

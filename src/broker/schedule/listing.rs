@@ -34,13 +34,12 @@ impl Broker {
     }
 
     /// Shows what is in a slot.
-    pub(in crate::broker) fn browse_slot(&mut self, browse: Browse, out: &mut Output) {
-        if self.schedule.is_delayed(browse.topic) {
+    pub(in crate::broker) fn browse_slot(&mut self, browse: Browse, slot: TopicId, out: &mut Output) {
+        if self.schedule.is_delayed(slot) {
             self.browse(browse, out);
             return;
         }
-        let text =
-            format!("there is no slot {} any more: ask for the slots of the topic again", browse.topic);
+        let text = format!("there is no slot {slot} any more: ask for the slots of the topic again");
         let refusal = Refusal::new(ErrorCode::Deleted, text);
         out.effect(browse.session, Content::Reply(browse.request, Err(refusal)));
     }

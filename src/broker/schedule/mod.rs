@@ -1,33 +1,42 @@
 //! What waits for a time: messages that are to be delivered later, and notes of messages that will expire.
 //!
 //! All of it lies on the disk, in slots (see [`window`]): topics that are parts of the topic that it is about. What is
-//! due soon is known one by one, by its time; how much, is bounded. When its time has come, a delayed message is
-//! appended to its topic and dropped from its slot, in one commit, and gets its offset by that.
+//! due soon is known one by one, by its time; how much, is bounded (see [`agenda`]). When its time has come, a delayed
+//! message is appended to its topic and dropped from its slot, in one commit, and gets its offset by that.
 //!
 //! A note says which messages of a topic expire at a time. Who has not got them by then does not get them any more:
 //! they are settled, or dead-lettered, wherever they stand. A group with very many gaps already is left alone: there
 //! they are passed over when their turn comes.
+//!
+//! Messages and notes do not wait for each other: a group whose dead letters cannot be written makes no delayed message
+//! late.
 
+mod agenda;
+mod expire;
 mod fire;
 mod listing;
 mod note;
 mod open;
 pub(super) mod window;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::Output;
 use super::machine::Broker;
+use super::topic::Keep;
 use crate::model::id::{Offset, TopicId};
 use crate::model::message::{MessageBlock, Parts};
 use crate::model::record::Source;
 use crate::model::time::Timestamp;
 use crate::model::topic_kind::{TopicKind, Waiting};
+use agenda::Agenda;
 pub(super) use note::Note;
 use window::{NEAR_MS, Window};
 
-/// What is known one by one: when it is due, its slot, its place there.
-type Known = (Timestamp, TopicId, Offset);
+/// Milliseconds until what had no space is tried again.
+const TRY_AGAIN_MS: u64 = 1_000;
+/// After a read in vain, milliseconds until anything is read again.
+const READ_AGAIN_MS: u64 = 100;
 
 /// A slot.
 #[derive(Debug)]
@@ -38,6 +47,8 @@ struct Slot {
     window: Window,
     /// What of it is known one by one, or was moved on, ends here; `None` before its time comes.
     read_to: Option<Offset>,
+    /// When it is opened, or looked at again; `None` while it is open.
+    opens_at: Option<Timestamp>,
 }
 
 /// What waits for a time.
@@ -45,16 +56,8 @@ struct Slot {
 pub(super) struct Schedule {
     slots: BTreeMap<TopicId, Slot>,
     by_window: BTreeMap<(TopicId, Waiting, Window), TopicId>,
-    /// When slots are to be opened.
-    opening: BTreeSet<(Timestamp, TopicId)>,
-    /// Slots that are open and not read to their end.
-    reading: BTreeSet<TopicId>,
-    known: BTreeSet<Known>,
-    known_max: usize,
-    /// Reads under way.
-    wants: BTreeSet<(TopicId, Offset)>,
-    /// After a lack of space: nothing is fired before this.
-    not_before: Option<Timestamp>,
+    delayed: Agenda,
+    expiring: Agenda,
 }
 
 impl Schedule {
@@ -62,44 +65,58 @@ impl Schedule {
         Self {
             slots: BTreeMap::new(),
             by_window: BTreeMap::new(),
-            opening: BTreeSet::new(),
-            reading: BTreeSet::new(),
-            known: BTreeSet::new(),
-            known_max: usize::try_from(known_max).unwrap_or(usize::MAX),
-            wants: BTreeSet::new(),
-            not_before: None,
+            delayed: Agenda::new(known_max),
+            expiring: Agenda::new(known_max),
+        }
+    }
+
+    fn agenda(&mut self, waiting: Waiting) -> &mut Agenda {
+        match waiting {
+            Waiting::Delayed => &mut self.delayed,
+            Waiting::Expiring => &mut self.expiring,
         }
     }
 
     /// Where what is due at `due` goes.
-    pub fn window(&self, now: Timestamp, due: Timestamp) -> Window {
-        if due.0.saturating_sub(now.0) < NEAR_MS && self.has_room() {
+    pub fn window(&mut self, waiting: Waiting, now: Timestamp, due: Timestamp) -> Window {
+        if due.0.saturating_sub(now.0) < NEAR_MS && self.agenda(waiting).room() > 0 {
             Window::NEAR
         } else {
             Window::of(now, due)
         }
     }
 
-    fn has_room(&self) -> bool {
-        self.known.len() < self.known_max
-    }
-
     /// Takes note of a slot.
     pub fn add_slot(&mut self, id: TopicId, kind: TopicKind) {
         let TopicKind::Slot { of, waiting, from, until } = kind else { return };
         let window = Window { from, until };
-        self.slots.insert(id, Slot { of, waiting, window, read_to: None });
+        let opens_at = window.opens_at();
+        self.slots.insert(id, Slot { of, waiting, window, read_to: None, opens_at: Some(opens_at) });
         self.by_window.insert((of, waiting, window), id);
-        self.opening.insert((from, id));
+        self.agenda(waiting).opening.insert((opens_at, id));
     }
 
     /// Forgets a slot. What is known of it is passed over when its time comes.
     pub fn remove_slot(&mut self, id: TopicId) {
-        if let Some(slot) = self.slots.remove(&id) {
-            self.by_window.remove(&(slot.of, slot.waiting, slot.window));
-            self.opening.retain(|(_, opening)| *opening != id);
-            self.reading.remove(&id);
+        let Some(slot) = self.slots.remove(&id) else { return };
+        self.by_window.remove(&(slot.of, slot.waiting, slot.window));
+        let agenda = self.agenda(slot.waiting);
+        if let Some(at) = slot.opens_at {
+            agenda.opening.remove(&(at, id));
         }
+        agenda.reading.remove(&(slot.window.from, id));
+    }
+
+    /// Leaves a slot alone until then.
+    fn close_until(&mut self, id: TopicId, at: Timestamp) {
+        let Some(slot) = self.slots.get_mut(&id) else { return };
+        let (waiting, from, before) = (slot.waiting, slot.window.from, slot.opens_at.replace(at));
+        let agenda = self.agenda(waiting);
+        agenda.reading.remove(&(from, id));
+        if let Some(before) = before {
+            agenda.opening.remove(&(before, id));
+        }
+        agenda.opening.insert((at, id));
     }
 
     /// Whether a topic is a slot with delayed messages.
@@ -109,16 +126,7 @@ impl Schedule {
 
     /// When something is to be done though nothing happens.
     pub fn next_timeout(&self) -> Option<Timestamp> {
-        // While something is read, it is gone on with when that has come.
-        let known = self.known.first().filter(|_| self.wants.is_empty()).map(|(at, ..)| *at);
-        let opening = self.opening.first().map(|(at, _)| *at);
-        let next = known.into_iter().chain(opening).min()?;
-        Some(self.not_before.map_or(next, |not_before| next.max(not_before)))
-    }
-
-    /// A read has been answered.
-    pub fn loaded(&mut self, slot: TopicId, from: Offset) {
-        self.wants.remove(&(slot, from));
+        self.delayed.next_timeout().into_iter().chain(self.expiring.next_timeout()).min()
     }
 }
 
@@ -140,32 +148,60 @@ impl Broker {
         });
         let Some(slot) = slot else { return };
         let Some(first) = self.topics.get(&slot).map(|topic| topic.state.end) else { return };
-        self.append(slot, block.clone(), source, out);
         let schedule = &mut self.schedule;
         let Some(state) = schedule.slots.get_mut(&slot) else { return };
         if state.read_to.is_none() && window == Window::NEAR && first == Offset(0) {
             // It is new, and there is nothing in it to be read.
             state.read_to = Some(first);
         }
-        if state.read_to == Some(first) && schedule.known.len() + block.count() <= schedule.known_max {
-            state.read_to = Some(Offset(first.0 + block.count() as u64));
-            schedule.known.extend((0..block.count()).map(|index| {
-                let due = due(block.encoded(index));
-                (due, slot, Offset(first.0 + index as u64))
-            }));
-        } else if state.read_to.is_some() {
-            schedule.reading.insert(slot);
+        let (read_to, is_open, from) = (state.read_to, state.opens_at.is_none(), state.window.from);
+        let is_known = read_to == Some(first) && block.count() <= schedule.agenda(waiting).room();
+        if is_known {
+            let end = Offset(first.0 + block.count() as u64);
+            if let Some(state) = schedule.slots.get_mut(&slot) {
+                state.read_to = Some(end);
+            }
+            let agenda = schedule.agenda(waiting);
+            for index in 0..block.count() {
+                agenda.learn((due(block.encoded(index)), slot, Offset(first.0 + index as u64)));
+            }
+        } else if is_open {
+            schedule.agenda(waiting).reading.insert((from, slot));
+        } else if read_to == Some(first) {
+            // It is empty, or all that is in it is known: nothing else has it looked at soon.
+            let first_due = (0..block.count()).map(|index| due(block.encoded(index))).min();
+            schedule.close_until(slot, first_due.unwrap_or_default());
         }
+        // What waits for long would only take the place of what is wanted soon.
+        let keep = if is_known || is_open { Keep::InMemory } else { Keep::OnDisk };
+        self.append_to(&[slot], block, source, keep, out);
     }
 
     /// Does what is due by time: opens slots, and fires what is known.
     pub(super) fn advance_schedule(&mut self, out: &mut Output) {
-        if self.schedule.not_before.is_some_and(|at| at > self.now) {
-            return;
+        for waiting in [Waiting::Delayed, Waiting::Expiring] {
+            if self.schedule.agenda(waiting).may_go_on(self.now) {
+                self.open_slots(waiting, out);
+                self.fire(waiting, out);
+            }
         }
-        self.schedule.not_before = None;
-        self.open_slots(out);
-        self.fire(out);
+    }
+
+    /// A read for the schedule was answered, perhaps in vain.
+    pub(super) fn loaded_for_schedule(&mut self, slot: TopicId, from: Offset, in_vain: bool) {
+        self.work_left = true;
+        let Some(waiting) = self.schedule.slots.get(&slot).map(|slot| slot.waiting) else {
+            self.schedule.delayed.loaded(slot, from);
+            self.schedule.expiring.loaded(slot, from);
+            return;
+        };
+        let is_there = self.topics.get(&slot).is_some_and(|topic| topic.state.run_at(from).is_some());
+        let now = self.now;
+        let agenda = self.schedule.agenda(waiting);
+        agenda.loaded(slot, from);
+        if in_vain && is_there {
+            agenda.put_off(now, READ_AGAIN_MS);
+        }
     }
 }
 

@@ -7,14 +7,20 @@ use super::super::cache::CachedChunk;
 use super::super::machine::Broker;
 use super::super::placing::Picked;
 use super::super::reading::READ_BYTES;
-use super::due;
+use super::super::topic::appended_bytes;
 use super::window::Window;
+use super::{TRY_AGAIN_MS, due};
 use crate::model::chunk::Origin;
 use crate::model::id::{Offset, OffsetRange, TopicId};
 use crate::model::record::Source;
+use crate::model::time::Timestamp;
+use crate::model::topic_kind::Waiting;
 
 /// Messages of slots that are looked at in one cycle.
 const READ_PER_CYCLE: usize = 4096;
+
+/// A slot with more than there is room for is looked at no more often than every so many milliseconds.
+const LOOK_AGAIN_MS: u64 = 50;
 
 /// What became of the messages of a slot that were looked at.
 enum Progress {
@@ -22,44 +28,57 @@ enum Progress {
     End,
     /// More is in memory.
     More,
-    /// The next ones are being read.
-    Reading,
-    /// There is no room to know them, and no finer slot: they wait until all of them are due.
+    /// It goes on when something else has happened: a read was answered, what is due was fired, there is space.
+    Waits,
+    /// There is no room to know the next one, and no finer slot: they wait until it is due, or a little longer.
+    Later(Timestamp),
+}
+
+/// What is to be done with a message of a slot.
+enum Step {
+    Know,
+    Move(Window),
+    /// It is due, and what is due before it is fired first.
+    Wait,
     Later,
 }
 
 impl Broker {
-    /// Goes on with the slots whose time has come.
-    pub(super) fn open_slots(&mut self, out: &mut Output) {
-        while let Some(&(at, slot)) = self.schedule.opening.first()
-            && at <= self.now
+    /// Goes on with the slots whose time has come, those with the earliest windows first.
+    pub(super) fn open_slots(&mut self, waiting: Waiting, out: &mut Output) {
+        let now = self.now;
+        while let Some(&(at, slot)) = self.schedule.agenda(waiting).opening.first()
+            && at <= now
         {
-            self.schedule.opening.pop_first();
+            self.schedule.agenda(waiting).opening.pop_first();
             let start = self.topics.get(&slot).map(|topic| topic.state.start);
             if let Some(state) = self.schedule.slots.get_mut(&slot) {
+                state.opens_at = None;
                 state.read_to = state.read_to.or(start);
-                self.schedule.reading.insert(slot);
+                let from = state.window.from;
+                self.schedule.agenda(waiting).reading.insert((from, slot));
             }
         }
         let mut left = READ_PER_CYCLE;
-        let reading: Vec<TopicId> = self.schedule.reading.iter().copied().collect();
-        for slot in reading {
+        let reading: Vec<_> = self.schedule.agenda(waiting).reading.iter().copied().collect();
+        for (from, slot) in reading {
             loop {
                 match self.read_slot(slot, &mut left, out) {
                     Progress::More if left > 0 => continue,
                     Progress::More => self.work_left = true,
-                    Progress::Reading => {}
+                    Progress::Waits => {}
                     Progress::End => {
-                        self.schedule.reading.remove(&slot);
+                        self.schedule.agenda(waiting).reading.remove(&(from, slot));
                         self.delete_if_over(slot, out);
                     }
-                    Progress::Later => {
-                        self.schedule.reading.remove(&slot);
-                        if let Some(state) = self.schedule.slots.get(&slot) {
-                            self.schedule.opening.insert((state.window.until, slot));
-                        }
+                    Progress::Later(due) => {
+                        let wait = Timestamp(now.0.saturating_add(LOOK_AGAIN_MS));
+                        self.schedule.close_until(slot, due.max(wait));
                     }
                 }
+                break;
+            }
+            if left == 0 || !self.schedule.agenda(waiting).may_go_on(now) {
                 break;
             }
         }
@@ -67,48 +86,75 @@ impl Broker {
 
     /// Looks at the next messages of a slot that are in memory, or has them read.
     fn read_slot(&mut self, slot: TopicId, left: &mut usize, out: &mut Output) -> Progress {
+        let now = self.now;
         let Some(topic) = self.topics.get(&slot) else { return Progress::End };
         let Some(state) = self.schedule.slots.get(&slot) else { return Progress::End };
         let (of, waiting, window) = (state.of, state.waiting, state.window);
+        let (count, end) = (topic.state.message_count(), topic.state.end);
         let run = topic.state.next_run(state.read_to.unwrap_or_default());
         if run.is_empty() {
-            let end = topic.state.end;
             if let Some(state) = self.schedule.slots.get_mut(&slot) {
                 state.read_to = Some(end);
             }
             return Progress::End;
         }
         let Some(chunk) = self.cache.topic(slot).and_then(|cached| cached.at(run.start)) else {
-            self.want_scheduled(slot, run.start, READ_BYTES, out);
-            return Progress::Reading;
+            self.want_scheduled(waiting, slot, run.start, READ_BYTES, out);
+            return Progress::Waits;
         };
         let end = run.end.min(chunk.end());
         let index_of = |offset: Offset| (offset.0 - chunk.first.0) as usize;
+        let agenda = self.schedule.agenda(waiting);
+        let is_large = window != Window::NEAR && window.is_coarse() && count > agenda.few();
         let mut moved: BTreeMap<Window, Picked> = BTreeMap::new();
         let mut at = run.start;
-        let mut later = false;
+        let mut progress = Progress::More;
+        let mut space = self.space;
         while at < end && *left > 0 {
-            let due = due(chunk.block.encoded(index_of(at)));
-            // What is due by now is fired at once, so it takes no room for long.
-            if self.schedule.known.len() < self.schedule.known_max {
-                self.schedule.known.insert((due, slot, at));
-            } else if due <= self.now {
-                break;
+            let encoded = chunk.block.encoded(index_of(at));
+            let due = due(encoded);
+            let agenda = self.schedule.agenda(waiting);
+            let step = if due <= now {
+                if agenda.has_room_for_due() { Step::Know } else { Step::Wait }
+            } else if !is_large && agenda.room() > 0 {
+                Step::Know
             } else if window.is_coarse() {
-                moved.entry(Window::of(self.now, due)).or_default().add(index_of(at), None);
+                // Seen from before the window it would be the same again.
+                Step::Move(Window::of(now.max(window.from), due))
             } else {
-                later = true;
-                break;
+                Step::Later
+            };
+            match step {
+                Step::Know => agenda.learn((due, slot, at)),
+                Step::Move(window) => match space.checked_sub(appended_bytes(encoded.len())) {
+                    Some(left) => {
+                        space = left;
+                        moved.entry(window).or_default().add(index_of(at), None);
+                    }
+                    None => {
+                        agenda.put_off(now, TRY_AGAIN_MS);
+                        progress = Progress::Waits;
+                        break;
+                    }
+                },
+                Step::Wait => {
+                    progress = Progress::Waits;
+                    break;
+                }
+                Step::Later => {
+                    progress = Progress::Later(due);
+                    break;
+                }
             }
             *left -= 1;
             at = at.next();
         }
-        let block = chunk.block.clone();
-        let origins: Vec<(u32, Option<Origin>)> = origins_of(chunk, block.count());
+        self.space = space;
+        let (first, block) = (chunk.first, chunk.block.clone());
+        let origins = if moved.is_empty() { Vec::new() } else { origins_of(chunk) };
         if let Some(state) = self.schedule.slots.get_mut(&slot) {
             state.read_to = Some(at);
         }
-        let first = chunk.first;
         let mut dropped = Vec::new();
         for (window, picked) in moved {
             let source = Source::Mixed(picked.origins(&origins));
@@ -119,36 +165,42 @@ impl Broker {
             self.put_scheduled(of, waiting, window, picked.block(&block), source, out);
         }
         self.drop_messages(slot, dropped, out);
-        if later {
-            Progress::Later
-        } else if at == run.start {
-            // What is due comes first.
-            Progress::Reading
-        } else {
-            Progress::More
-        }
+        progress
     }
 
     /// Has messages of a slot read, with what follows them up to so many bytes.
-    pub(super) fn want_scheduled(&mut self, slot: TopicId, from: Offset, bytes: usize, out: &mut Output) {
-        if self.schedule.wants.insert((slot, from)) {
+    pub(super) fn want_scheduled(
+        &mut self,
+        waiting: Waiting,
+        slot: TopicId,
+        from: Offset,
+        bytes: usize,
+        out: &mut Output,
+    ) {
+        if self.schedule.agenda(waiting).want(slot, from) {
             self.reads.want_for_schedule(slot, from, bytes, &mut out.reads);
         }
     }
 
-    /// Deletes a slot that is empty and whose time has come. The one for what is due soon stays.
+    /// Deletes a slot that is empty once nothing is put into it any more. The one for what is due soon stays.
     pub(super) fn delete_if_over(&mut self, slot: TopicId, out: &mut Output) {
         let Some(state) = self.schedule.slots.get(&slot) else { return };
         let is_empty = self.topics.get(&slot).is_some_and(|topic| topic.state.message_count() == 0);
-        if is_empty && state.window != Window::NEAR {
-            self.schedule.remove_slot(slot);
+        if !is_empty || state.window == Window::NEAR {
+            return;
+        }
+        let closes_at: Timestamp = state.window.closes_at();
+        if closes_at <= self.now {
             self.delete_topic_part(slot, out);
+        } else {
+            self.schedule.close_until(slot, closes_at);
         }
     }
 }
 
 /// The origins of the messages of a chunk, from its first on.
-fn origins_of(chunk: &CachedChunk, count: usize) -> Vec<(u32, Option<Origin>)> {
+fn origins_of(chunk: &CachedChunk) -> Vec<(u32, Option<Origin>)> {
+    let count = chunk.block.count();
     let (mut origins, mut index) = (Vec::new(), 0);
     while index < count {
         let source = chunk.source(index);

@@ -14,6 +14,8 @@ use crate::model::time::Timestamp;
 const FINEST_BITS: u32 = 10;
 /// Slots of one width in one of the next width, as a power of two.
 const LEVEL_BITS: u32 = 6;
+/// A slot is opened this part of its width before its time.
+const LEAD_PART: u64 = 16;
 
 /// What is due within this many milliseconds needs no slot of its own, as long as there is room to know it.
 pub(super) const NEAR_MS: u64 = 60_000;
@@ -40,6 +42,16 @@ impl Window {
         let from = number << bits;
         let until = from.saturating_add(1 << bits);
         Self { from: Timestamp(from), until: Timestamp(until) }
+    }
+
+    /// When its slot is opened: a little before anything in it is due, because it may take a while to read it.
+    pub fn opens_at(self) -> Timestamp {
+        Timestamp(self.from.0.saturating_sub((self.until.0 - self.from.0) / LEAD_PART))
+    }
+
+    /// From when on nothing is put into its slot any more: what is due in it goes into finer ones, or is due.
+    pub fn closes_at(self) -> Timestamp {
+        if self.is_coarse() { self.from } else { self.until }
     }
 
     /// Whether what is in it can go into finer slots.
@@ -76,6 +88,7 @@ mod tests {
             prop_assert!(window.from <= due && due < window.until);
             prop_assert!(window.until.0 - window.from.0 <= wait.max(1 << 10) * 64);
             // When the slot opens, what is in it is moved into a finer one.
+            prop_assert!(window.opens_at() <= window.from && window.closes_at() <= window.until);
             if window.is_coarse() {
                 let finer = Window::of(window.from, due);
                 prop_assert!(finer.from >= window.from && finer.until <= window.until);

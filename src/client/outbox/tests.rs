@@ -351,3 +351,15 @@ fn a_transaction_that_was_stored_before_the_connection_was_lost_is_decided_by_th
     pair.outbox.lost();
     assert_eq!(pair.outbox.resumed(Sequence(4)), Err(Mismatch::NotOurs));
 }
+
+/// A topic that is full and whose producers wait: the node calls when there is room.
+#[test]
+fn a_transaction_waits_for_room_like_any_publish() {
+    let mut pair = Pair::new();
+    pair.push(Kind::Commit { count: 1, settles: true });
+    pair.send(1);
+    let blocked = Refusal::new(ErrorCode::TopicBlocked, "");
+    assert_eq!(pair.outbox.refuse(Sequence(1), Sequence(1), &blocked), Refused::WhenReady);
+    assert!(pair.outbox.take_claimed(2).is_none());
+    assert!(matches!(pair.outbox.next_frame(1, FRAME_BYTES_MAX, 1), Some((Head::Transact(_), _))));
+}

@@ -43,6 +43,9 @@ use super::message::Parts;
 #[serde(try_from = "String", into = "String")]
 pub struct Filter(Arc<Parsed>);
 
+/// What a message without key and headers costs, in bytes of headers.
+const EFFORT_BASE: u64 = 64;
+
 struct Parsed {
     text: Box<str>,
     condition: Condition,
@@ -62,6 +65,14 @@ impl Filter {
     #[must_use]
     pub fn matches(&self, message: &Parts<'_>) -> bool {
         self.0.condition.truth(message) == Some(true)
+    }
+
+    /// About how much work it is, at most, to ask for `message`: in proportion to the filter times what it looks at.
+    /// Some 15 of these are a nanosecond.
+    #[must_use]
+    pub fn effort(&self, message: &Parts<'_>) -> u64 {
+        let looked_at = message.key.map_or(0, <[u8]>::len) + message.headers_encoded.len();
+        self.as_str().len() as u64 * (EFFORT_BASE + looked_at as u64)
     }
 
     /// The text that was read.
