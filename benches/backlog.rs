@@ -2,11 +2,12 @@
 //!
 //! `cargo bench --bench backlog [-- [--messages N] [--mode MODE] [--dir DIR] [TABLE...]]` prints the tables that are
 //! named, or all: `memory`, `recovery`, `topics`, `cold`, `disk`, `pinned`, `checkpoints`, `delayed`, `expiring`,
-//! `priorities`. N is the size of the largest backlog, 10 million by default, which takes 3 GB in DIR. Every table ends
+//! `priorities`, `values`. N is the size of the largest backlog, 10 million by default, which takes 3 GB in DIR. Every table ends
 //! by itself.
 
 mod broker;
 mod consuming;
+mod values;
 mod waiting;
 
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ use batonmq::model::time::Timestamp;
 use broker::{Broker, Failure, MODES, median, number, rate, run};
 use consuming::{Habit, consume};
 
-const TABLES: [&str; 10] = [
+const TABLES: [&str; 11] = [
     "memory",
     "recovery",
     "topics",
@@ -29,6 +30,7 @@ const TABLES: [&str; 10] = [
     "delayed",
     "expiring",
     "priorities",
+    "values",
 ];
 /// Starts of which the median is told.
 const RECOVERIES: usize = 5;
@@ -81,6 +83,10 @@ fn main() -> Result<(), Failure> {
             "cold" => ("| mode | backlog | publish /s | drained after a restart /s | ratio |", cold),
             "disk" => ("| mode | bytes of a body | bytes on disk a message | ratio |", disk),
             "pinned" => ("| mode | messages | MiB on disk | all but one settled: MiB |", pinned),
+            "values" => (
+                "| mode | only the newest | keys | publish /s | RSS MiB at most | messages left | s | MiB on disk |",
+                last_values,
+            ),
             "checkpoints" => ("| mode | log or segment | confirm p50 us | p99 us | p99.9 us |", checkpoints),
             "delayed" => (
                 "| mode | due | plain publish /s | publish /s | RSS MiB at most: publishing | coming | MiB on disk | late \
@@ -107,12 +113,16 @@ fn main() -> Result<(), Failure> {
 
 impl Plan {
     fn client(&self, broker: &Broker) -> Result<Client, Failure> {
+        self.runtime.block_on(self.connect(broker))
+    }
+
+    async fn connect(&self, broker: &Broker) -> Result<Client, Failure> {
         let second = Duration::from_secs(1);
         let wait = Duration::from_millis(1);
         let backoff = ReconnectBackoff { first: wait, eager: 60 * second, maximum: wait };
         let options =
             ClientOptions { timeout: 120 * second, backoff, ..ClientOptions::servers(&broker.address) };
-        Ok(self.runtime.block_on(Client::connect(options))?)
+        Ok(Client::connect(options).await?)
     }
 
     /// Publishes so many messages of 128 bytes to the topic `t`.
@@ -370,6 +380,21 @@ fn priorities(plan: &Plan, mode: &'static str) -> Result<(), Failure> {
         let draining = highest_memory(&broker)?;
         println!(
             "| {mode} | {what} | {published:.0} | {drained:.0} | {publishing:.0} | {draining:.0} | {disk:.0} |"
+        );
+    }
+    Ok(())
+}
+
+fn last_values(plan: &Plan, mode: &'static str) -> Result<(), Failure> {
+    let (keys, mib) = (plan.messages / 10, f64::from(1 << 20));
+    for last_value in [false, true] {
+        let connect = async |broker: &Broker| plan.connect(broker).await;
+        let cost = plan.runtime.block_on(values::update(&plan.dir, mode, keys, last_value, connect))?;
+        let values::Cost { published_per_second, memory_mib, left, cleaned_seconds, disk_bytes } = cost;
+        println!(
+            "| {mode} | {last_value} | {keys} | {published_per_second:.0} | {memory_mib:.0} | {left} | \
+             {cleaned_seconds:.0} | {:.0} |",
+            disk_bytes as f64 / mib
         );
     }
     Ok(())

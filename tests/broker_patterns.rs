@@ -10,7 +10,6 @@ use batonmq::model::id::{Offset, OffsetRange, SessionId, TopicId};
 use batonmq::model::limits::Limits;
 use batonmq::model::message::Message;
 use batonmq::model::settings::{GroupSettings, Lifetime, Policy, Start, TopicSettings};
-use batonmq::model::time::Timestamp;
 use batonmq::model::topic_kind::TopicKind;
 use batonmq::protocol::error::{ErrorCode, Refusal};
 use batonmq::protocol::request::*;

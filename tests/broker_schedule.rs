@@ -268,6 +268,21 @@ fn what_is_due_does_not_wait_for_room_that_later_messages_take() {
     assert_eq!(scene.advance(50), ["soon"]);
 }
 
+/// Messages for which there was no room were looked at when the first of them was due; one that came then and was due
+/// sooner waited with them.
+#[test]
+fn what_is_due_sooner_does_not_wait_with_what_came_before() {
+    let limits = Limits { scheduled_known_max: 1, ..Limits::default() };
+    let mut scene = Scene::new(limits, at_once());
+    scene.consume(ALL);
+    let now = scene.world.now;
+    let delayed = |name: &str, ms| Message { deliver_at: after(now, ms), ..Message::new(name.to_owned()) };
+    scene.publish(&[delayed("later", 30_000), delayed("later", 30_000)]);
+    scene.publish(&[delayed("soon", 1)]);
+    scene.run();
+    assert_eq!(scene.advance(51), ["soon"]);
+}
+
 /// A slot that was emptied within its second was deleted at once, and the next message of that second made another one:
 /// each took an id that is never used again.
 #[test]

@@ -5,10 +5,11 @@ use batonmq::model::limits::{
     BACKUP_IDLE_SECONDS, BACKUP_PART_BYTES, BACKUPS_MAX, BROWSE_READS_MAX, BROWSED_BYTES_MAX, BROWSES_MAX,
     BROWSES_PER_CONNECTION_MAX, FILES_RESERVED, FILTER_BYTES_MAX, FILTER_DEPTH_MAX, FILTER_LIST_MAX,
     FILTER_NODES_MAX, FILTER_PATTERN_RUN_MAX, GREETINGS_MAX, HEADER_COUNT_MAX, HEADER_NAME_BYTES_MAX,
-    KEY_BYTES_MAX, LETTERS_MAX, LIMITS, LISTED_MAX, LOADED_BYTES_MAX, LimitRow, Limits, NAME_BYTES_MAX,
-    PRIORITY_MAX, PUBLISH_PARTS_MAX, QUERIES_MAX, QUERY_BYTES_MAX, QUERY_COLUMNS_MAX, QUERY_ROWS_MAX,
-    QUERY_SECONDS_MAX, QUERY_TEXT_BYTES_MAX, QUERY_VALUE_BYTES_MAX, REPLAYS_MAX, ROUTE_COPIES_MAX,
-    ROUTE_STEPS_MAX, ROUTE_TARGETS_MAX, TRANSACTION_RANGES_MAX, TRANSACTION_SETTLEMENTS_MAX, WATCHES_MAX,
+    KEY_BYTES_MAX, LAST_VALUE_RANGES_MAX, LAST_VALUE_TOMBSTONE_MS, LETTERS_MAX, LIMITS, LISTED_MAX,
+    LOADED_BYTES_MAX, LimitRow, Limits, NAME_BYTES_MAX, PRIORITY_MAX, PUBLISH_PARTS_MAX, QUERIES_MAX,
+    QUERY_BYTES_MAX, QUERY_COLUMNS_MAX, QUERY_ROWS_MAX, QUERY_SECONDS_MAX, QUERY_TEXT_BYTES_MAX,
+    QUERY_VALUE_BYTES_MAX, REPLAYS_MAX, ROUTE_COPIES_MAX, ROUTE_STEPS_MAX, ROUTE_TARGETS_MAX,
+    TRANSACTION_RANGES_MAX, TRANSACTION_SETTLEMENTS_MAX, WATCHES_MAX,
 };
 use batonmq::protocol::frame::HEAD_BYTES_MAX;
 use batonmq::server::{FENCE_AGE_MAX, HANDSHAKE_MAX, STALLED_MIN};
@@ -85,6 +86,16 @@ fn document() -> String {
             "a further one is refused with `limit`",
         ),
         ("priority of a message", usize::from(PRIORITY_MAX), invalid),
+        (
+            "gaps in a topic that keeps last values, and no more than half of `settled_ranges_max`",
+            LAST_VALUE_RANGES_MAX,
+            "its oldest values are moved to its end",
+        ),
+        (
+            "milliseconds for which a message without a body stays in such a topic",
+            LAST_VALUE_TOMBSTONE_MS as usize,
+            "it goes with the next cleaning, and nothing older of its key comes back",
+        ),
         (
             "bytes of a frame's head, that is without messages",
             HEAD_BYTES_MAX,

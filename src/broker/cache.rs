@@ -14,7 +14,7 @@ use crate::model::time::Timestamp;
 const CHUNK_COST: u64 = 256;
 
 /// What the messages of a chunk have in common, by the index of the first message it holds for.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Stamps {
     One(Stamp),
     Many(Vec<(u32, Stamp)>),
@@ -69,7 +69,7 @@ pub(super) struct Source {
 }
 
 /// Consecutive messages in memory.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct CachedChunk {
     /// Offset of the first message.
     pub first: Offset,
@@ -86,6 +86,11 @@ impl CachedChunk {
     pub fn of(chunk: &Chunk) -> Self {
         let (first, block, stamps) = (chunk.first, chunk.block.clone(), Stamps::new(&chunk.stamps));
         Self { first, block, stamps, cut: 0, age: 0 }
+    }
+
+    /// Whether a message is among them.
+    pub fn holds(&self, offset: Offset) -> bool {
+        self.first <= offset && offset < self.end()
     }
 
     /// First offset behind the chunk.
@@ -130,7 +135,7 @@ impl TopicCache {
     /// The chunk that holds `offset`.
     pub fn at(&self, offset: Offset) -> Option<&CachedChunk> {
         let (_, chunk) = self.chunks.range(..=offset).next_back()?;
-        (offset < chunk.end()).then_some(chunk)
+        chunk.holds(offset).then_some(chunk)
     }
 }
 

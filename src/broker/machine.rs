@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::browse::Browses;
 use super::cache::Cache;
 use super::group::Group;
+use super::last_value::LastValues;
 use super::producer::Producers;
 use super::reading::{READ_BYTES, Reads};
 use super::replay::Replays;
@@ -119,6 +120,7 @@ pub struct Broker {
     pub(super) browses: Browses,
     pub(super) replays: Replays,
     pub(super) schedule: Schedule,
+    pub(super) last_values: LastValues,
     pub(super) cycle: Cycle,
     /// Bytes of messages that this cycle may still put out.
     pub(super) space: u64,
@@ -162,6 +164,7 @@ impl Broker {
             browses: Browses::default(),
             replays: Replays::default(),
             schedule: Schedule::new(limits.scheduled_known_max),
+            last_values: LastValues::default(),
             cycle: Cycle::default(),
             space: u64::MAX,
             searches: Searches::default(),
@@ -193,6 +196,7 @@ impl Broker {
             if broker.topics.get(&topic).is_some_and(|topic| topic.state.settings.temporary) {
                 broker.look_at_topic(topic);
             }
+            broker.note_values(topic);
         }
         broker.work_left = true;
         broker
@@ -248,6 +252,7 @@ impl Broker {
         self.advance_schedule(out);
         self.move_dead(out);
         self.keep_retention(out);
+        self.keep_last_values(out);
         self.serve_replays(out);
         self.mark_groups_of_fresh_topics();
         let groups = std::mem::take(&mut self.cycle.dirty_groups);
@@ -290,7 +295,8 @@ impl Broker {
         let scheduled = self.schedule.next_timeout();
         let topic = self.topic_timers.first().map(|(at, _)| *at);
         let replay = self.replays.next_timeout();
-        [group, pull, producer, scheduled, topic, replay].into_iter().flatten().min()
+        let last_values = self.last_values.next_timeout();
+        [group, pull, producer, scheduled, topic, replay, last_values].into_iter().flatten().min()
     }
 
     /// The durable state: the fold of all records put out. To be asked for between cycles.

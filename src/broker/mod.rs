@@ -25,6 +25,7 @@ mod in_order;
 mod judging;
 mod keyed;
 mod keys;
+mod last_value;
 mod lifetime;
 mod lineup;
 mod looking;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::machine::Broker;
 use super::refusals;
 use super::routes::{Ways, copied_bytes};
-use super::topic::{Topic, scattered_bytes, stored_bytes};
+use super::topic::{scattered_bytes, stored_bytes};
 use super::{Content, Effect, Output};
 use crate::model::chunk::Origin;
 use crate::model::id::{ProducerId, Sequence, SessionId, TopicId};
@@ -353,13 +353,16 @@ impl Broker {
     ) -> Result<Ways, Refusal> {
         let mut index = 0;
         for &(topic, count) in parts {
+            let from = known.max(index);
             index += count as usize;
-            let takes_messages = self.topics.get(&topic).is_some_and(Topic::takes_messages);
-            if index > known && !takes_messages {
-                return Err(self.missing_topic(topic));
+            if index > known {
+                let topic_named = self.topics.get(&topic).filter(|topic| topic.takes_messages());
+                let Some(topic) = topic_named else { return Err(self.missing_topic(topic)) };
+                topic.check_values(block, from, index)?;
             }
         }
         let ways = self.routes.ways_of_parts(parts, known, block);
+        self.check_routed_values(parts, &ways, block, known)?;
         self.check_room(id, parts, &ways, block, known)?;
         let bytes = stored_bytes(block) + scattered_bytes(block) + copied_bytes(&ways);
         let Some(left) = self.space.checked_sub(bytes) else {

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::browse::Browse;
+use super::cache::CachedChunk;
 use super::explain::Question;
 use super::machine::Broker;
 use super::time_search::Search;
@@ -40,6 +41,8 @@ struct Waiters {
     searches: Vec<Search>,
     /// Whether the schedule does.
     schedule: bool,
+    /// Whether a pass over a topic that keeps last values does.
+    cleaning: bool,
     questions: Vec<Question>,
     /// Whether a replay does.
     replay: bool,
@@ -164,6 +167,15 @@ impl Reads {
         waiters.replay = true;
     }
 
+    /// Has something read for a pass over a topic, which wants nothing twice.
+    pub fn want_for_cleaning(&mut self, topic: TopicId, from: Offset, bytes: usize, reads: &mut Vec<Read>) {
+        let waiters = self.under_way.entry((topic, from, bytes)).or_insert_with(|| {
+            reads.push(Read { topic, from, bytes_max: bytes });
+            Waiters::default()
+        });
+        waiters.cleaning = true;
+    }
+
     /// Has something read for a browse. Answers whether that is possible: few reads bring what browses want.
     pub fn browse(&mut self, read: Read, browse: Browse, reads: &mut Vec<Read>) -> bool {
         let key = (read.topic, read.from, read.bytes_max);
@@ -205,6 +217,12 @@ impl Broker {
             self.replays.loaded(self.now, in_vain);
             self.work_left = true;
         }
+        if waiters.cleaning {
+            let again = Timestamp(self.now.0.saturating_add(READ_AGAIN_MS));
+            let chunk = chunk.as_ref().filter(|chunk| chunk.first == read.from && !chunk.block.is_empty());
+            self.last_values.loaded(read.topic, read.from, chunk.map(CachedChunk::of), again);
+            self.work_left = true;
+        }
         debug_assert!(chunk.iter().all(|chunk| {
             chunk.stamps.iter().map(|stamp| stamp.count as usize).sum::<usize>() == chunk.block.count()
         }));
@@ -215,7 +233,11 @@ impl Broker {
             && chunk.first == read.from
         {
             topic.garbage.seen(&chunk.block);
-            self.cache.insert(read.topic, chunk.first, chunk.block, &chunk.stamps);
+            // What a pass reads is needed by nobody else, probably.
+            let others = !waiters.groups.is_empty() || !waiters.questions.is_empty() || waiters.replay;
+            if others || !waiters.cleaning {
+                self.cache.insert(read.topic, chunk.first, chunk.block, &chunk.stamps);
+            }
         }
         self.reads.question_count -= waiters.questions.len();
         for question in waiters.questions {

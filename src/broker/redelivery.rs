@@ -105,20 +105,31 @@ impl Redelivery {
 
     /// Forgets what waits within a range.
     pub fn forget(&mut self, range: OffsetRange) {
-        while let Some(ready) = self.ready.range_from(range.start)
-            && ready.start < range.end
-        {
-            self.take_ready(OffsetRange {
-                start: ready.start.max(range.start),
-                end: ready.end.min(range.end),
+        self.forget_each(&[range]);
+    }
+
+    /// Forgets what waits within ranges, which are in order and apart.
+    pub fn forget_each(&mut self, ranges: &[OffsetRange]) {
+        if self.count() == 0 {
+            return;
+        }
+        for &range in ranges {
+            while let Some(ready) = self.ready.range_from(range.start)
+                && ready.start < range.end
+            {
+                self.take_ready(OffsetRange {
+                    start: ready.start.max(range.start),
+                    end: ready.end.min(range.end),
+                });
+            }
+            let due: Vec<Offset> = self.due.within(range).collect();
+            due.into_iter().for_each(|offset| self.due.remove(offset));
+            let dying: Vec<Offset> =
+                self.dying.range(range.start..range.end.max(range.start)).copied().collect();
+            dying.iter().for_each(|offset| {
+                self.dying.remove(offset);
             });
         }
-        let due: Vec<Offset> = self.due.within(range).collect();
-        due.into_iter().for_each(|offset| self.due.remove(offset));
-        let dying: Vec<Offset> = self.dying.range(range.start..range.end.max(range.start)).copied().collect();
-        dying.iter().for_each(|offset| {
-            self.dying.remove(offset);
-        });
     }
 }
 

@@ -273,6 +273,33 @@ impl Broker {
         keep: Keep,
         out: &mut Output,
     ) {
+        for &id in ids {
+            if let Some(topic) = self.topics.get(&id).filter(|topic| topic.keeps_last_values()) {
+                self.last_values.published(id, topic.state.end, &block, self.now);
+            }
+        }
+        self.append_kept(ids, block, source, keep, out);
+    }
+
+    /// Appends messages that are in the topic already, and are dropped where they are.
+    pub(super) fn append_again(
+        &mut self,
+        id: TopicId,
+        block: MessageBlock,
+        source: Source,
+        out: &mut Output,
+    ) {
+        self.append_kept(&[id], block, source, Keep::InMemory, out);
+    }
+
+    fn append_kept(
+        &mut self,
+        ids: &[TopicId],
+        block: MessageBlock,
+        source: Source,
+        keep: Keep,
+        out: &mut Output,
+    ) {
         let (count, published_at) = (block.count() as u64, self.now);
         let origins = source.origins(count as u32);
         let stamps: Vec<Stamp> =

@@ -59,6 +59,7 @@ impl Broker {
         topic.next_look = None;
         self.recount_all(id);
         self.look_at_topic(id);
+        self.note_values(id);
         if settings.overflow != Overflow::Block {
             self.call_all_producers(id, out);
         }
@@ -142,7 +143,8 @@ pub(super) fn check_topic_settings(settings: &TopicSettings) -> Result<(), Refus
     let goes = retention.acked
         || retention.max_age_ms.is_some()
         || retention.max_bytes.is_some()
-        || retention.max_messages.is_some();
+        || retention.max_messages.is_some()
+        || settings.last_value;
     let zero = [
         ("a retention of", retention.max_messages, "messages"),
         ("a retention of", retention.max_bytes, "bytes"),
@@ -163,8 +165,10 @@ pub(super) fn check_topic_settings(settings: &TopicSettings) -> Result<(), Refus
         "a topic that keeps everything and is full would block its producers for good: let messages go when they \
          are settled or old, or choose another overflow"
             .to_owned()
-    } else if settings.last_value {
-        "keeping the last value of each key is not supported by this version of the node".to_owned()
+    } else if settings.last_value && retention.acked {
+        "a topic that keeps the newest message of each key would lose what every group has settled: let it keep \
+         settled messages (retention.acked = false)"
+            .to_owned()
     } else {
         return Ok(());
     };

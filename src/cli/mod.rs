@@ -33,6 +33,7 @@ mod switchover;
 mod topic;
 mod topic_description;
 mod topic_settings;
+mod topic_table;
 mod value;
 
 use clap::error::{ContextKind, ContextValue};

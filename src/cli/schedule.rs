@@ -169,7 +169,7 @@ async fn cancel(args: &CancelArgs) -> anyhow::Result<()> {
 }
 
 /// The beginning of bytes, as far as they are a text that fits into a line.
-fn shown_of(bytes: &[u8]) -> String {
+pub fn shown_of(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(4 * SHOWN_CHARS)]);
     let shown: String =
         text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(SHOWN_CHARS).collect();

@@ -1,4 +1,5 @@
-//! `baton topic`: list, create, change, purge, pause, delete and describe topics.
+//! `baton topic`: list, create, change, purge, pause, delete and describe topics. Reading one as a table is
+//! in `topic_table`.
 
 use batonmq::model::name::Name;
 use batonmq::model::settings::TopicSettings;
@@ -11,9 +12,10 @@ use super::exit::End;
 use super::output::{Output, Table, counted, grouped};
 use super::topic_description::{self, DescribedTopic};
 use super::topic_settings::TopicSettingsArgs;
+use super::topic_table::{self, TableArgs};
 use super::value;
 
-/// List, create, change, purge, pause, delete and describe topics.
+/// List, create, change, purge, pause, delete and describe topics, and read them as tables.
 #[derive(Debug, Subcommand)]
 pub enum TopicCommand {
     /// All topics: how many messages they hold
@@ -32,6 +34,10 @@ pub enum TopicCommand {
     Delete(OneArgs),
     /// A topic and its groups: how far each is
     Describe(DescribeArgs),
+    /// The newest value of each key, by key; keys whose newest message is empty are gone
+    ///
+    /// The whole topic is read, and the whole table is held in memory.
+    Table(TableArgs),
 }
 
 /// For all topics.
@@ -121,6 +127,7 @@ pub async fn run(command: TopicCommand) -> anyhow::Result<()> {
     match command {
         TopicCommand::List(args) => list(&args).await,
         TopicCommand::Describe(args) => describe(&args).await,
+        TopicCommand::Table(args) => topic_table::run(&args).await,
         TopicCommand::Create(args) => {
             let client = args.one.client.connect().await?;
             let settings = args.settings.apply(TopicSettings::default());

@@ -55,6 +55,7 @@ pub mod responder;
 mod seek;
 mod settlements;
 mod shared;
+pub mod table;
 pub mod topic;
 pub mod transaction;
 mod wait;

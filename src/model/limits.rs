@@ -90,6 +90,15 @@ pub const FILTER_LIST_MAX: usize = 256;
 /// Characters between two `%` of a `LIKE` pattern where `_` is among them: they are searched for in one pass, with a
 /// bit of a 64-bit word for each.
 pub const FILTER_PATTERN_RUN_MAX: usize = 64;
+/// Messages published to a topic that keeps the newest of each key from which on it is cleaned at once; half of what
+/// it holds, where that is more.
+pub const LAST_VALUE_FRESH_MIN: u64 = 1_000;
+/// Milliseconds after which fewer are reason enough to clean it.
+pub const LAST_VALUE_FRESH_MS: u64 = 60_000;
+/// Gaps in such a topic above which its messages are moved together.
+pub const LAST_VALUE_RANGES_MAX: usize = 16 << 10;
+/// Milliseconds for which a message without a body, which says that its key is gone, stays in such a topic: a day.
+pub const LAST_VALUE_TOMBSTONE_MS: u64 = 86_400_000;
 /// Highest priority of a message; 0 is the lowest and the default.
 pub const PRIORITY_MAX: u8 = 9;
 
@@ -209,6 +218,8 @@ limits! {
     scheduled_known_max: "messages", 100_000, 16, 10_000_000, "further ones are kept by the second, and may be late by one";
     /// Pulls of one group that wait for messages.
     pulls_waiting_max: "pulls", 10_000, 1, 1_000_000, "a further pull is answered at once with what is there";
+    /// Keys of a topic that keeps the newest message of each that are known at a time.
+    last_value_keys_max: "keys", 128 * KIB, 16, 16 * 1024 * KIB, "a topic with more is cleaned a stretch at a time, and what is behind it is read once for each; a key takes about 50 bytes";
     /// Bytes received on one connection that the engine has not taken yet, with the room for what they ask for.
     unprocessed_bytes_max: "bytes", 8 * MIB, 64 * KIB, GIB, "the connection is not read until the engine has caught up";
     /// Bytes for one connection that it has not read yet.

@@ -826,7 +826,9 @@ impl World {
                         continue;
                     }
                     let unwanted = self.is_unwanted(*group, offset);
-                    assert!(acked || died || expired || unwanted, "settled for a reason: {group} {offset}");
+                    let superseded = self.is_superseded_for(*group, offset);
+                    let reason = acked || died || expired || unwanted || superseded;
+                    assert!(reason, "settled for a reason: {group} {offset}");
                     assert!(!(acked && died), "settled for one reason: {group} {offset}");
                 }
             }
@@ -859,14 +861,25 @@ impl World {
                         offset < group.floor.0 || group.settled.contains(Offset(offset))
                     };
                     assert!(groups.iter().all(settled), "removed too early: {offset}");
+                    let superseded = self.is_superseded(*topic, offset);
+                    assert!(superseded || !self.keeps_last_values(*topic), "the newest goes: {offset}");
                     let was_there = self.store.get_mut(topic).and_then(|messages| messages.remove(&offset));
                     let stored = was_there.expect("removed once");
                     let expired = stored.message.expires_at.is_some_and(|at| at <= self.now);
                     let expired = expired || self.taken_out.contains(&(*topic, offset));
-                    assert!(!groups.is_empty() || expired, "removed before a group had it: {offset}");
+                    assert!(
+                        !groups.is_empty() || expired || superseded,
+                        "removed before a group had it: {offset}"
+                    );
                 }
             }
             Record::Trimmed { topic, start } => {
+                // One after the other: what makes the one superfluous may go with it.
+                while let Some(offset) = self.first_below(*topic, start.0)
+                    && self.is_superseded(*topic, offset)
+                {
+                    self.store.get_mut(topic).and_then(|messages| messages.remove(&offset));
+                }
                 self.check_trimmed(*topic, *start);
                 if let Some(messages) = self.store.get_mut(topic) {
                     messages.retain(|offset, _| *offset >= start.0);
@@ -1042,6 +1055,62 @@ impl World {
             }
         }
         known.due_at = retry.due_at;
+    }
+
+    /// Whether a topic keeps the newest message of each key.
+    pub fn keeps_last_values(&self, topic: TopicId) -> bool {
+        self.fold.topics.get(&topic).is_some_and(|topic| topic.settings.last_value)
+    }
+
+    fn first_below(&self, topic: TopicId, start: u64) -> Option<u64> {
+        let (&first, _) = self.store.get(&topic)?.first_key_value()?;
+        (first < start).then_some(first)
+    }
+
+    /// When a message was published first.
+    pub fn first_published_at(stored: &Stored) -> Timestamp {
+        let Some(value) = stored.message.header("baton.published-at") else { return stored.published_at };
+        let time = humantime::parse_rfc3339(std::str::from_utf8(value).unwrap()).unwrap();
+        Timestamp(time.duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as u64)
+    }
+
+    /// Whether a message may go because there is a newer one of its key, or because it has said for a day that its key
+    /// is gone, and nothing older is there.
+    fn is_superseded(&self, topic: TopicId, offset: u64) -> bool {
+        if !self.keeps_last_values(topic) {
+            return false;
+        }
+        let messages = &self.store[&topic];
+        let stored = &messages[&offset];
+        let Some(key) = &stored.message.key else { return false };
+        let has_key = |(_, other): &(&u64, &Stored)| other.message.key.as_ref() == Some(key);
+        let is_newest = !messages.range(offset + 1..).any(|other| has_key(&other));
+        let is_oldest = !messages.range(..offset).any(|other| has_key(&other));
+        let published_at = Self::first_published_at(stored);
+        let is_old = stored.message.body.is_empty() && published_at.0 + 86_400_000 <= self.now.0;
+        !is_newest || (is_old && is_oldest)
+    }
+
+    /// Whether a group may be done with a message that it has not got: because it may go, or because it was moved from
+    /// where the group was done with it.
+    fn is_superseded_for(&self, group: GroupId, offset: u64) -> bool {
+        let Some(state) = self.fold.groups.get(&group) else { return false };
+        if !self.keeps_last_values(state.topic) {
+            return false;
+        }
+        let held = self.groups.get(&group).and_then(|known| known.get(&offset));
+        if held.is_some_and(|known| known.holder.is_some()) {
+            return false;
+        }
+        let messages = &self.store[&state.topic];
+        let moved = &messages[&offset].message;
+        let was_done = moved.header("baton.published-at").is_some()
+            && messages.range(..offset).any(|(&old, other)| {
+                other.message.key == moved.key
+                    && other.message.body == moved.body
+                    && self.is_settled(group, old)
+            });
+        was_done || self.is_superseded(state.topic, offset)
     }
 
     /// Whether a topic holds what waits for a time.

@@ -107,6 +107,15 @@ impl Schedule {
         agenda.reading.remove(&(slot.window.from, id));
     }
 
+    /// Opens a slot.
+    fn open(&mut self, id: TopicId) {
+        let Some(slot) = self.slots.get_mut(&id) else { return };
+        let waiting = slot.waiting;
+        if let Some(at) = slot.opens_at.take() {
+            self.agenda(waiting).opening.remove(&(at, id));
+        }
+    }
+
     /// Leaves a slot alone until then.
     fn close_until(&mut self, id: TopicId, at: Timestamp) {
         let Some(slot) = self.slots.get_mut(&id) else { return };
@@ -153,8 +162,10 @@ impl Broker {
         if state.read_to.is_none() && window == Window::NEAR && first == Offset(0) {
             // It is new, and there is nothing in it to be read.
             state.read_to = Some(first);
+            schedule.open(slot);
         }
-        let (read_to, is_open, from) = (state.read_to, state.opens_at.is_none(), state.window.from);
+        let Some(state) = schedule.slots.get(&slot) else { return };
+        let (read_to, opens_at, from) = (state.read_to, state.opens_at, state.window.from);
         let is_known = read_to == Some(first) && block.count() <= schedule.agenda(waiting).room();
         if is_known {
             let end = Offset(first.0 + block.count() as u64);
@@ -165,15 +176,17 @@ impl Broker {
             for index in 0..block.count() {
                 agenda.learn((due(block.encoded(index)), slot, Offset(first.0 + index as u64)));
             }
-        } else if is_open {
+        } else if let Some(opens_at) = opens_at
+            && read_to.is_some()
+        {
+            // It was open and is looked at when what was in it then is due, or later.
+            let dues = (0..block.count()).map(|index| due(block.encoded(index)));
+            schedule.close_until(slot, dues.fold(opens_at, Timestamp::min));
+        } else if opens_at.is_none() {
             schedule.agenda(waiting).reading.insert((from, slot));
-        } else if read_to == Some(first) {
-            // It is empty, or all that is in it is known: nothing else has it looked at soon.
-            let first_due = (0..block.count()).map(|index| due(block.encoded(index))).min();
-            schedule.close_until(slot, first_due.unwrap_or_default());
         }
         // What waits for long would only take the place of what is wanted soon.
-        let keep = if is_known || is_open { Keep::InMemory } else { Keep::OnDisk };
+        let keep = if is_known || opens_at.is_none() { Keep::InMemory } else { Keep::OnDisk };
         self.append_to(&[slot], block, source, keep, out);
     }
 
