@@ -221,6 +221,27 @@ fn what_somebody_has_in_flight_stays_until_it_is_settled() {
 }
 
 #[test]
+fn what_had_to_stay_is_found_again_however_far_behind_it_the_newer_one_is() {
+    let mut scene = Scene::new(Limits { last_value_keys_max: 16, ..Limits::default() });
+    scene.world.subscribe(0, 0, "t", "g", Window { messages: 1, ..ALL }, None).unwrap();
+    let others = (0..40).map(|n| value(&n.to_string(), n.to_string()));
+    let messages: Vec<Message> =
+        [value("a", "old")].into_iter().chain(others).chain([value("a", "new")]).collect();
+    scene.publish(&messages);
+    assert_eq!(scene.run(), ["old"]);
+    for _ in 0..4 {
+        scene.world.settle(0, 0, Settlement::Extend, vec![OffsetRange::new(0, 1)]);
+        scene.advance(20_000);
+    }
+    assert_eq!(scene.there().len(), 42);
+    scene.ack_all();
+    scene.world.unsubscribe(0, 0);
+    scene.settle_down();
+    assert_eq!(scene.there().len(), 41);
+    assert!(!scene.there().contains(&"old".to_owned()));
+}
+
+#[test]
 fn what_waits_for_another_attempt_gives_way_to_a_newer_one() {
     let mut scene = Scene::new(Limits::default());
     scene.world.subscribe(0, 0, "t", "g", ALL, None).unwrap();
@@ -353,6 +374,42 @@ fn what_is_moved_is_not_delivered_again_to_a_group_that_was_done_with_it() {
     assert!(moved.iter().all(|stored| stored.origin.is_some()));
     scene.world.subscribe(0, 1, "t", "late", ALL, None).unwrap();
     assert_eq!(scene.run().len(), 200);
+}
+
+#[test]
+fn what_is_published_while_others_are_moved_is_the_newest_of_its_key() {
+    let mut scene = Scene::new(Limits { cache_bytes_max: 1_500, ..few_gaps() });
+    let keys = 200_u64;
+    for round in 0..2 {
+        let some = (0..keys).step_by(1 + round);
+        scene.publish(&some.map(|n| value(&n.to_string(), "0")).collect::<Vec<_>>());
+        scene.run();
+    }
+    scene.world.now = Timestamp(scene.world.now.0 + LAST_VALUE_FRESH_MS);
+    for n in 1_u64..2_000 {
+        let key = (n * 37 % keys).to_string();
+        scene.publish(&[value(&key, n.to_string())]);
+        scene.world.finish();
+        if !scene.world.reads.is_empty() {
+            scene.world.answer(0);
+        }
+        let newest = scene.world.store[&scene.topic]
+            .values()
+            .rfind(|stored| stored.message.key.as_deref() == Some(key.as_bytes()));
+        assert_eq!(newest.unwrap().message.body, n.to_string());
+        let older = (n.saturating_sub(3)).max(1);
+        let key = (older * 37 % keys).to_string();
+        let newest = scene.world.store[&scene.topic]
+            .values()
+            .rfind(|stored| stored.message.key.as_deref() == Some(key.as_bytes()));
+        assert_eq!(newest.unwrap().message.body, older.to_string(), "three cycles later");
+    }
+    let (end, published) = (scene.world.fold.topics[&scene.topic].end.0, scene.next - 1);
+    assert!(end > published + 20, "{} were moved", end - published);
+    scene.settle_down();
+    assert_eq!(scene.there().len() as u64, keys);
+    let expected: BTreeSet<String> = (1_800..2_000).map(|n: u64| n.to_string()).collect();
+    assert_eq!(scene.there().into_iter().collect::<BTreeSet<_>>(), expected);
 }
 
 #[test]

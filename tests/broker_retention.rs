@@ -316,7 +316,7 @@ fn contradictions_are_refused() {
         (TopicSettings { overflow: Overflow::Reject, ..default.clone() }, "max_messages"),
         (TopicSettings { overflow: Overflow::DropOldest, ..default.clone() }, "max_messages"),
         (TopicSettings { max_messages: Some(1), ..kept(KEEP) }, "for good"),
-        (TopicSettings { last_value: true, ..default }, "not supported"),
+        (TopicSettings { last_value: true, ..default }, "retention.acked = false"),
     ] {
         for command in [
             AdminCommand::CreateTopic { name: "u".into(), settings: settings.clone() },

@@ -726,7 +726,6 @@ impl Run {
         self.come_back();
         let producer = self.scene.world.clients[&SessionId(0)].producers[&0];
         self.scene.next = self.scene.world.last_of(producer).unwrap().next().0;
-        self.finish();
     }
 
     /// In the end all that has not expired has been delivered, and nothing waits any more.

@@ -1134,7 +1134,8 @@ impl World {
     fn is_unwanted(&self, part: GroupId, offset: u64) -> bool {
         let Some(filters) = self.filters_had.get(&self.whole(part)) else { return false };
         let topic = self.fold.groups[&part].topic;
-        let message = &self.store[&topic][&offset].message;
+        let stored = self.store.get(&topic).and_then(|stored| stored.get(&offset));
+        let Some(message) = stored.map(|stored| &stored.message) else { return false };
         filters.iter().any(|text| self.filters.get(text).is_none_or(|matches| !matches(message)))
     }
 

@@ -3,7 +3,7 @@
 //! How much is known is bounded. What is due already may go over the bound by a little: it is fired next, so it takes
 //! no room for long, and must not wait behind what is due later.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::id::{Offset, TopicId};
 use crate::model::time::Timestamp;
@@ -13,8 +13,10 @@ pub(super) type Known = (Timestamp, TopicId, Offset);
 
 /// Messages that may be known beyond the bound, because they are due.
 const DUE_RESERVE: usize = 4096;
-/// Reads under way at a time.
-const READS_MAX: usize = 16;
+/// Bytes that are being read at a time, about: a quarter of the smallest useful cache, so that it is used before it goes.
+const READING_BYTES_MAX: usize = 4 << 20;
+/// What a read of one message counts as. What is due in a large slot is read one by one, so many must be under way.
+const READ_COST_MIN: usize = 4 << 10;
 /// Offsets behind the first one of a read that it will probably bring too.
 pub(super) const NEAR: u64 = 64;
 
@@ -27,8 +29,9 @@ pub(super) struct Agenda {
     pub opening: BTreeSet<(Timestamp, TopicId)>,
     /// Slots that are open and not read to their end, by the beginning of their windows.
     pub reading: BTreeSet<(Timestamp, TopicId)>,
-    /// Reads under way.
-    wants: BTreeSet<(TopicId, Offset)>,
+    /// Reads under way, with what they count as.
+    wants: BTreeMap<(TopicId, Offset), usize>,
+    reading_bytes: usize,
     /// After a lack of space or a read in vain: nothing is done before this.
     not_before: Option<Timestamp>,
 }
@@ -40,7 +43,8 @@ impl Agenda {
             known_max: usize::try_from(known_max).unwrap_or(usize::MAX),
             opening: BTreeSet::new(),
             reading: BTreeSet::new(),
-            wants: BTreeSet::new(),
+            wants: BTreeMap::new(),
+            reading_bytes: 0,
             not_before: None,
         }
     }
@@ -74,17 +78,28 @@ impl Agenda {
         self.known.iter().take(count_max).take_while(|(at, ..)| *at <= now).copied().collect()
     }
 
-    /// Notes that the message at `offset` is wanted. Answers whether it has to be read for that: it is not on its way
-    /// yet, and not too much is.
-    pub fn want(&mut self, slot: TopicId, offset: Offset) -> bool {
+    /// Notes that the message at `offset` is wanted, with what follows it up to so many bytes. Answers whether it has to
+    /// be read for that: it is not on its way yet, and not too much is.
+    pub fn want(&mut self, slot: TopicId, offset: Offset, bytes: usize) -> bool {
         let near = Offset(offset.0.saturating_sub(NEAR));
-        let comes = self.wants.range((slot, near)..=(slot, offset)).next().is_some();
-        !comes && self.wants.len() < READS_MAX && self.wants.insert((slot, offset))
+        let comes = self
+            .wants
+            .range((slot, near)..=(slot, offset))
+            .any(|((_, from), cost)| *from == offset || *cost > READ_COST_MIN);
+        if comes || self.reading_bytes >= READING_BYTES_MAX {
+            return false;
+        }
+        let cost = bytes.max(READ_COST_MIN);
+        self.reading_bytes += cost;
+        self.wants.insert((slot, offset), cost);
+        true
     }
 
     /// A read was answered.
     pub fn loaded(&mut self, slot: TopicId, from: Offset) {
-        self.wants.remove(&(slot, from));
+        if let Some(cost) = self.wants.remove(&(slot, from)) {
+            self.reading_bytes -= cost;
+        }
     }
 
     /// Does nothing for so many milliseconds.

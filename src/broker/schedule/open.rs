@@ -177,7 +177,7 @@ impl Broker {
         bytes: usize,
         out: &mut Output,
     ) {
-        if self.schedule.agenda(waiting).want(slot, from) {
+        if self.schedule.agenda(waiting).want(slot, from, bytes) {
             self.reads.want_for_schedule(slot, from, bytes, &mut out.reads);
         }
     }
