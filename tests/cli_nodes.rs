@@ -117,7 +117,6 @@ fn what_is_no_command_is_refused_with_2() {
 
 #[test]
 fn flags_of_what_is_not_built_yet_are_not_offered() {
-    run(&["consume", "t", "--group", "g", "--filter", "x"]).failed(2);
     run(&["store", "check"]).failed(2);
 }
 
@@ -241,7 +240,8 @@ fn topics_are_made_listed_described_and_deleted() {
     pair.run(&["group", "create", "orders", "g", "--policy", "fair"]).ok();
     let orders = pair.run(&["topic", "describe", "orders", "--json"]).json().remove(0);
     assert_eq!((&orders["groups"], &orders["group_list"][0]["waiting"]), (&1.into(), &2.into()));
-    assert!(pair.run(&["topic", "describe", "orders"]).ok().contains("\ng      fair    2  "));
+    let described = pair.run(&["topic", "describe", "orders"]).ok();
+    assert!(described.lines().any(|line| line.starts_with("g ") && line.contains(" fair ")), "{described}");
     pair.run(&["topic", "delete", "orders"]).ok();
     pair.run(&["topic", "delete", "orders"]).failed(1);
     pair.run(&["topic", "describe", "orders"]).failed(1);

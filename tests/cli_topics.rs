@@ -38,7 +38,6 @@ fn what_makes_no_sense_is_said() {
         (&["topic", "create", "t", "--overflow", "drop-oldest"][..], 1, "set max_messages or max_bytes"),
         (&["topic", "create", "t", "--retention", "age=5ms"], 1, "a retention of 5 ms"),
         (&["topic", "create", "t", "--retention", "weekly"], 2, "keep, or acked, age=DURATION"),
-        (&["topic", "create", "t", "--last-value"], 1, "not supported by this version"),
         (&["topic", "set", "t"], 2, "name at least one setting"),
         (&["topic", "purge", "t"], 1, "there is no topic \"t\""),
         (&["group", "seek", "t", "g", "--to", "yesterday"], 2, "earliest, latest, an offset"),

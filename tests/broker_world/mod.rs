@@ -106,6 +106,8 @@ pub struct World {
     confirms: BTreeMap<(SessionId, Handle), Sequence>,
     /// What an administrator wants taken out of topics.
     pub taken_out: BTreeSet<(TopicId, u64)>,
+    /// What the commit that is looked at removes. A commit takes effect as one, whatever the order of its records.
+    removed_now: BTreeSet<(TopicId, u64)>,
     /// Dead letters so far.
     pub dead: BTreeSet<(GroupId, u64)>,
     next_request: RequestId,
@@ -148,6 +150,7 @@ impl World {
             returned: BTreeMap::new(),
             confirms: BTreeMap::new(),
             taken_out: BTreeSet::new(),
+            removed_now: BTreeSet::new(),
             dead: BTreeSet::new(),
             next_request: 1,
             replies: Vec::new(),
@@ -716,7 +719,7 @@ impl World {
     }
 
     /// Whether a refusal of a publish to these topics is right: one of them is full, or others wait for it.
-    fn is_held_up(&self, parts: &[(TopicId, u32)], code: ErrorCode) -> bool {
+    pub fn is_held_up(&self, parts: &[(TopicId, u32)], code: ErrorCode) -> bool {
         parts.iter().any(|(topic, _)| {
             let Some(settings) = self.topic_settings(*topic) else { return false };
             let published = self.out.records.iter().filter_map(|record| match record {
@@ -756,7 +759,9 @@ impl World {
         self.broker.finish(self.now, &mut self.out);
         self.delivered.clear();
         let mut dead_now = BTreeSet::new();
-        for record in std::mem::take(&mut self.out.records) {
+        let records = std::mem::take(&mut self.out.records);
+        self.note_removed(&records);
+        for record in records {
             self.check_record(&record, &mut dead_now);
             self.check_lifetime(&record);
             self.fold.apply(&record).expect("every record fits");
@@ -781,6 +786,24 @@ impl World {
         self.purged.clear();
         self.check_bounds();
         self.check_kept();
+    }
+
+    fn note_removed(&mut self, records: &[Record]) {
+        self.removed_now.clear();
+        for record in records {
+            let (topic, offsets): (_, Vec<u64>) = match record {
+                Record::Removed { topic, ranges } => {
+                    (*topic, ranges.iter().flat_map(|range| range.start.0..range.end.0).collect())
+                }
+                Record::Trimmed { topic, start } => {
+                    let messages =
+                        self.store.get(topic).into_iter().flat_map(|messages| messages.range(..start.0));
+                    (*topic, messages.map(|(offset, _)| *offset).collect())
+                }
+                _ => continue,
+            };
+            self.removed_now.extend(offsets.into_iter().map(|offset| (topic, offset)));
+        }
     }
 
     /// A group goes because somebody wants it, or because of its lifetime while it has no consumer.
@@ -1085,7 +1108,8 @@ impl World {
         let Some(key) = &stored.message.key else { return false };
         let has_key = |(_, other): &(&u64, &Stored)| other.message.key.as_ref() == Some(key);
         let is_newest = !messages.range(offset + 1..).any(|other| has_key(&other));
-        let is_oldest = !messages.range(..offset).any(|other| has_key(&other));
+        let goes = |other: u64| self.removed_now.contains(&(topic, other));
+        let is_oldest = !messages.range(..offset).any(|other| has_key(&other) && !goes(*other.0));
         let published_at = Self::first_published_at(stored);
         let is_old = stored.message.body.is_empty() && published_at.0 + 86_400_000 <= self.now.0;
         !is_newest || (is_old && is_oldest)

@@ -35,7 +35,7 @@ impl World {
             })
             .collect();
         let block = MessageBlock::encode(&told_apart(session, handle, sequence, count));
-        let publish = Publish { producer: handle, sequence: Sequence(sequence), parts };
+        let publish = Publish { producer: handle, sequence: Sequence(sequence), parts: parts.clone() };
         self.collect_replies();
         let (records, refused) = (self.out.records.len(), self.refused.len());
         self.handle(session, Command::Transact(Transact { publish, settlements }, block));
@@ -50,6 +50,9 @@ impl World {
             Foretold::Known => {
                 assert_eq!((self.out.records.len(), refused), (records, None));
                 self.confirms.insert((session, handle), Sequence(sequence + u64::from(count)));
+            }
+            Foretold::Done if refused.is_some_and(|code| self.is_held_up(&parts, code)) => {
+                assert_eq!(self.out.records.len(), records, "of what is refused nothing is done");
             }
             Foretold::Done => {
                 assert_eq!(refused, None);
