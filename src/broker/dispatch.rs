@@ -199,8 +199,8 @@ impl Broker {
             if !part.has_more(log.end) {
                 lineup.leave(&mut part.place);
             } else if count == 0 {
+                put_aside.extend(part.place);
                 lineup.leave(&mut part.place);
-                put_aside.push(topic_id);
                 if part.wants.any() {
                     awaited = awaited.max(part.priority);
                 }
@@ -213,9 +213,9 @@ impl Broker {
         for (until, pull) in answered {
             self.pull_timers.remove(&(until, pull));
         }
-        for topic in put_aside {
-            if let Some(part) = parts.get_mut(&topic) {
-                lineup.enter(&mut part.place, part.priority, topic);
+        for place in put_aside {
+            if let Some(part) = parts.get_mut(&place.topic) {
+                lineup.put_back(&mut part.place, place);
             }
         }
         if handed_out > 0 {

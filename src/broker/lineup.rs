@@ -46,6 +46,11 @@ impl Lineup {
         }
     }
 
+    /// Puts a part back into the line where it was before it was taken out.
+    pub fn put_back(&mut self, place: &mut Option<Place>, was: Place) {
+        self.order.insert(*place.insert(was));
+    }
+
     /// The part that is next and at most how many messages it may hand out, if of `share` messages one at least is to
     /// be of a lower priority.
     pub fn next(&self, share: u32) -> Option<(TopicId, u64)> {
@@ -73,15 +78,16 @@ impl Lineup {
         }
     }
 
-    /// Notes that a part in the line has handed out so many messages: it goes to the end. Where one of a lower priority
-    /// has handed out nothing, because it has to be read first, the turn of the lower ones is not over.
+    /// Notes that a part in the line has handed out so many messages: it goes to the end. Where it has handed out
+    /// nothing, because it has to be read first, its turn is not over: would it go to another one, and from there to the
+    /// next, what was read could be gone again when the turn comes back.
     pub fn handed(&mut self, place: &mut Option<Place>, count: u64) {
-        let Some(part) = place else { return };
+        let Some(part) = place.as_mut().filter(|_| count > 0) else { return };
         let Some(&first) = self.order.first() else { return };
         let is_lower = part.priority != first.priority;
-        if (is_lower && count > 0) || self.lower(first).is_none() {
+        if is_lower || self.lower(first).is_none() {
             self.since_lower = 0;
-        } else if !is_lower {
+        } else {
             self.since_lower = self.since_lower.saturating_add(count);
         }
         self.order.remove(part);
@@ -134,6 +140,26 @@ mod tests {
         assert_eq!(lineup.next(10), Some((TopicId(1), 1)));
         lineup.handed(&mut low, 1);
         assert_eq!(lineup.next(10), Some((TopicId(2), 9)));
+    }
+
+    /// What was read for a lower priority was gone from the cache when its turn came again, as the turn had gone round
+    /// all the others meanwhile.
+    #[test]
+    fn of_several_lower_ones_the_one_that_has_to_be_read_is_next() {
+        let mut lineup = Lineup::default();
+        let (mut low, mut middle, mut high) = (None, None, None);
+        lineup.enter(&mut low, 0, TopicId(1));
+        lineup.enter(&mut middle, 1, TopicId(2));
+        lineup.enter(&mut high, 2, TopicId(3));
+        lineup.handed(&mut high, 9);
+        let (first, _) = lineup.next(10).unwrap();
+        let place = if first == TopicId(1) { &mut low } else { &mut middle };
+        lineup.handed(place, 0);
+        let was = place.unwrap();
+        lineup.leave(place);
+        assert_ne!(lineup.next(10).unwrap().0, first);
+        lineup.put_back(place, was);
+        assert_eq!(lineup.next(10), Some((first, 1)));
     }
 
     #[test]
