@@ -86,6 +86,7 @@ enum Step {
     CreateGroup(usize, usize, u64),
     Browse(usize, u64, u32),
     List,
+    Explain(usize, usize, u64),
     Answer(usize),
     Advance(u64),
     Finish,
@@ -209,6 +210,7 @@ fn step() -> impl Strategy<Value = Step> {
         ],
         1 => (topic(), 0_u64..50, 0_u32..20).prop_map(|(t, o, m)| Step::Browse(t, o, m)),
         1 => Just(Step::List),
+        2 => (topic(), group(), 0_u64..60).prop_map(|(t, g, o)| Step::Explain(t, g, o)),
         8 => (0_usize..4).prop_map(Step::Answer),
         4 => prop_oneof![0_u64..20, 20_u64..3_000].prop_map(Step::Advance),
         14 => Just(Step::Finish),
@@ -368,6 +370,11 @@ fn take(world: &mut World, topics: &mut BTreeMap<usize, TopicId>, step: Step) {
         Step::List => {
             world.admin(0, AdminCommand::ListTopics { after: None });
             world.admin(0, AdminCommand::ListGroups { topic: None, after: None });
+        }
+        Step::Explain(topic, group, offset) => {
+            for name in [GROUPS[group].to_owned(), format!("{}-of-all", GROUPS[group])] {
+                world.explain(TOPICS[topic], &name, offset);
+            }
         }
         Step::Answer(index) if index < world.reads.len() => world.answer(index),
         Step::Advance(ms) => {

@@ -8,7 +8,7 @@ use batonmq::broker::{AutoCreate, Command, Ending};
 use batonmq::model::id::{Offset, OffsetRange, ProducerId, Sequence, SessionId, TopicId};
 use batonmq::model::limits::{Limits, PUBLISH_PARTS_MAX};
 use batonmq::model::message::{Message, MessageBlock};
-use batonmq::model::settings::{Backoff, GroupSettings, Policy, Start, TopicSettings};
+use batonmq::model::settings::{Backoff, GroupSettings, Policy, Retention, Start, TopicSettings};
 use batonmq::model::time::Timestamp;
 use batonmq::protocol::error::{ErrorCode, Refusal};
 use batonmq::protocol::request::*;
@@ -764,6 +764,23 @@ fn a_pull_is_answered_at_once_with_what_is_there_or_when_something_comes_or_in_v
     assert_eq!(pulled(&world), 0);
 }
 
+/// A pull that had no bytes left was only complete when the cycle ended, and the next one of the consumer waited for
+/// something else to happen.
+#[test]
+fn what_a_pull_leaves_is_for_the_next_one_at_once() {
+    let (mut world, topic) = world();
+    world.subscribe(0, 0, "t", "g", messages(1), None);
+    publish(&mut world, topic, 5);
+    for _ in 0..2 {
+        world.pull(0, 0, Window { messages: 9, bytes: 1 }, 1_000);
+    }
+    world.finish();
+    assert_eq!(delivered(&world), [(0, 0), (0, 1)], "one whatever its size for each pull");
+    world.settle(0, 0, Settlement::Ack, range(0, 2));
+    world.finish();
+    assert_eq!(delivered(&world), [(0, 2)], "and then within the window");
+}
+
 #[test]
 fn a_pull_without_a_wait_gets_what_must_be_read_first() {
     let (mut world, topic) = world_with(Limits { cache_bytes_max: 0, ..Limits::default() });
@@ -776,6 +793,56 @@ fn a_pull_without_a_wait_gets_what_must_be_read_first() {
     world.answer_all();
     world.finish();
     assert_eq!(world.replies.len(), before + 1);
+    assert_eq!(delivered(&world), [(0, 0), (0, 1)]);
+}
+
+/// A group that waited for a read of another one, which was in vain because retention had dropped where it began, took
+/// that for a read error and waited before it asked again.
+#[test]
+fn who_waited_for_a_read_of_what_is_dropped_asks_again_at_once() {
+    let (mut world, topic) = world_with(Limits { cache_bytes_max: 0, ..Limits::default() });
+    world.subscribe(0, 0, "t", "g", messages(0), None);
+    world.subscribe(0, 1, "t", "h", messages(0), None);
+    publish(&mut world, topic, 10);
+    world.finish();
+    let to = Start::Offset(Offset(6));
+    world.admin(0, AdminCommand::Seek { topic: "t".into(), name: "h".into(), to });
+    world.finish();
+    world.answer_all();
+    world.flow(0, 0, messages(1));
+    world.flow(0, 1, messages(1));
+    world.finish();
+    assert_eq!(world.reads.len(), 1, "both wait for one read");
+    let retention = Retention { max_messages: Some(5), ..Retention::default() };
+    let settings = TopicSettings { retention, ..TopicSettings::default() };
+    world.admin(0, AdminCommand::ChangeTopic { name: "t".into(), settings });
+    world.finish();
+    assert_eq!(world.fold.topics[&topic].start, Offset(5));
+    for _ in 0..2 {
+        world.answer_all();
+        world.finish();
+    }
+    let mut got = delivered(&world);
+    got.sort_unstable();
+    assert_eq!(got, [(0, 5), (1, 6)]);
+}
+
+/// A policy that keeps an order goes through everything again, and a seek after that forgot what had been handed out.
+#[test]
+fn after_a_seek_what_another_policy_handed_out_is_marked_as_redelivered() {
+    let (mut world, topic) = world();
+    world.subscribe(0, 0, "t", "g", messages(5), Some(at_once()));
+    publish(&mut world, topic, 2);
+    world.finish();
+    world.unsubscribe(0, 0);
+    let settings = GroupSettings { policy: Policy::Exclusive, ..at_once() };
+    world.admin(0, AdminCommand::ChangeGroup { topic: "t".into(), name: "g".into(), settings });
+    world.finish();
+    world.admin(0, AdminCommand::Seek { topic: "t".into(), name: "g".into(), to: Start::Earliest });
+    world.finish();
+    // The model knows that they were handed out, and must be told so.
+    world.subscribe(0, 0, "t", "g", messages(5), None);
+    world.finish();
     assert_eq!(delivered(&world), [(0, 0), (0, 1)]);
 }
 

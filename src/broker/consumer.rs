@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 
 use super::cache::CachedChunk;
-use super::flights::Flights;
+use super::flights::{Flights, Lease};
 use super::turns::Turn;
 use super::{Content, Delivery, Effect};
 use crate::model::chunk::Origin;
@@ -45,6 +45,13 @@ pub(super) struct Room {
     pub any_size: bool,
 }
 
+impl Room {
+    /// Whether there is room for a message at all.
+    pub fn has_any(&self) -> bool {
+        self.messages > 0 && (self.bytes > 0 || self.any_size)
+    }
+}
+
 /// Messages picked for a consumer that have not been sent yet.
 #[derive(Debug, Default)]
 struct Outbox {
@@ -65,7 +72,7 @@ pub(super) struct HandOut<'a> {
     /// What is known of earlier attempts.
     pub retry: Option<&'a Retry>,
     pub redelivered: Redelivered,
-    pub deadline: Timestamp,
+    pub lease: Lease,
 }
 
 /// Whether messages may have been handed out before.
@@ -152,8 +159,7 @@ impl Consumer {
         if self.paused || (self.stuck && self.pulls.is_empty()) {
             return false;
         }
-        let room = self.room();
-        room.messages > 0 && (room.bytes > 0 || room.any_size)
+        self.room().has_any()
     }
 
     /// Puts messages of a chunk into its hands; they leave with [`send`](Self::send) at the latest.
@@ -170,7 +176,7 @@ impl Consumer {
         }
         let start = chunk.first.0 + what.index as u64;
         let range = OffsetRange::new(start, start + what.count as u64);
-        self.flights.add(what.topic, range, bytes, what.deadline);
+        self.flights.add(what.topic, range, bytes, what.lease);
         if let Some(pull) = self.pulls.front_mut() {
             pull.got += what.count as u32;
             pull.got_bytes += bytes;

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use super::cache::{CachedChunk, TopicCache};
 use super::consumer::{DELIVERY_BYTES, HandOut, Redelivered};
+use super::flights::Lease;
 use super::group::Group;
 use super::machine::Broker;
 use super::members::Members;
@@ -58,8 +59,8 @@ pub(super) struct Dispatch<'a> {
     read_list: &'a mut Vec<Read>,
     /// Messages that may still be handed out of the part whose turn it is.
     pub budget: u64,
-    /// When the lease ends of what is handed out.
-    deadline: Timestamp,
+    /// The lease of what is handed out.
+    lease: Lease,
     /// Whether something is being read for the group.
     reading: bool,
     /// Messages that may still be passed over in this cycle.
@@ -132,7 +133,7 @@ impl Broker {
     fn hand_out(&mut self, id: GroupId, looked_at: &mut Vec<TopicId>, out: &mut Output) {
         let Some(group) = self.groups.get_mut(&id) else { return };
         let Group { lineup, parts, members, settings, filter, .. } = group;
-        let deadline = self.now.after(settings.lease());
+        let lease = Lease { since: self.now, until: self.now.after(settings.lease()) };
         let mut dispatch = Dispatch {
             now: self.now,
             limits: &self.limits,
@@ -146,7 +147,7 @@ impl Broker {
             effects: &mut out.effects,
             read_list: &mut out.reads,
             budget: 0,
-            deadline,
+            lease,
             reading: false,
             passes_left: PASSED_PER_CYCLE,
             parks_left: self.limits.parked_max.saturating_sub(group.parked),
@@ -220,7 +221,7 @@ impl Broker {
         }
         if handed_out > 0 {
             group.delivered.add(self.now, handed_out);
-            group.check_leases_by(deadline);
+            group.check_leases_by(lease.until);
         }
         if is_spent {
             self.cycle.mark_consumers(group);
@@ -426,8 +427,8 @@ impl Dispatch<'_> {
             let content = Content::ConsumerTopic(named);
             self.effects.push(Effect { session: consumer.session, content });
         }
-        let deadline = self.deadline;
-        let what = HandOut { topic: log.topic, index, count, retry, redelivered, deadline };
+        let lease = self.lease;
+        let what = HandOut { topic: log.topic, index, count, retry, redelivered, lease };
         consumer.hand_out(chunk, what, self.effects);
         consumer.served = number;
         self.members.served = number;
@@ -449,10 +450,11 @@ impl Dispatch<'_> {
         }
     }
 
-    /// Gives a consumer that got something its next turn. A pull that has all it asked for is complete.
+    /// Gives a consumer that got something its next turn. A pull that has all it asked for, in messages or in bytes, is
+    /// complete: what it leaves is for the next pull, or within the window.
     fn next_turn(&mut self, slot: Slot) {
         let Some(consumer) = self.members.get(slot) else { return };
-        if !consumer.pulls.is_empty() && consumer.room().messages == 0 {
+        if !consumer.pulls.is_empty() && !consumer.room().has_any() {
             self.complete_pull(slot);
         } else {
             self.members.refresh(slot);

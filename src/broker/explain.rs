@@ -14,7 +14,9 @@ use super::{Content, Output, Read, refusals};
 use crate::model::id::{GroupId, Offset, OffsetRange, SessionId, TopicId};
 use crate::model::limits::BROWSES_MAX;
 use crate::model::position::Position;
+use crate::model::retry::Retry;
 use crate::model::settings::Policy;
+use crate::model::time::Timestamp;
 use crate::protocol::error::Refusal;
 use crate::protocol::request::RequestId;
 use crate::protocol::response::{Explanation, MessageState, Reply};
@@ -93,117 +95,73 @@ impl Broker {
         let (Some(log), Some(part)) = (self.topics.get(&lane), group.parts.get(&lane)) else {
             return Err(refusals::gone_meanwhile());
         };
-        if let Some(known) = self.whatever_it_is(whole, group, log, part, position) {
+        let offset = position.offset;
+        if let Some(known) = self.unless_there(whole, log, offset) {
             return Ok(Ok(known));
         }
-        let chunk = self.cache.topic(lane).and_then(|cached| cached.at(position.offset));
+        let chunk = self.cache.topic(lane).and_then(|cached| cached.at(offset));
         let message = match chunk {
             Some(chunk) => Message::There(chunk),
             None if was_read => Message::Missing,
             None => Message::Unread,
         };
-        Ok(self
-            .by_content(group, part, position, message)
-            .unwrap_or_else(|| Ok(self.what_it_waits_for(group, part, position))))
+        if offset < part.state.floor || part.state.settled.contains(offset) {
+            return Ok(of_settled(group, part, offset, message));
+        }
+        let own = self.topics.get(&group.topic).unwrap_or(whole);
+        let known = self.with_whom(group, part, offset).or_else(|| paused(whole, own, group));
+        if let Some(known) = known {
+            return Ok(Ok(known));
+        }
+        let by_content = by_content(group, part, offset, message, self.now);
+        Ok(by_content.unwrap_or_else(|| Ok(self.what_it_waits_for(group, part, position))))
     }
 
-    /// What holds for the message, whatever it is and whoever consumes.
-    fn whatever_it_is(
-        &self,
-        whole: &Topic,
-        group: &Group,
-        log: &Topic,
-        part: &Part,
-        position: Position,
-    ) -> Option<Explanation> {
-        use MessageState::*;
-        let offset = position.offset;
-        let (state, text) = if offset >= log.state.end {
-            let delayed = self.delayed_count(whole);
-            let hint = match delayed {
+    /// Where a topic does not have a message.
+    fn unless_there(&self, whole: &Topic, log: &Topic, offset: Offset) -> Option<Explanation> {
+        if offset >= log.state.end {
+            let delayed = match self.delayed_count(whole) {
                 0 => String::new(),
                 count => {
                     format!("; {count} messages of the topic wait for their time, and get an offset then")
                 }
             };
-            (
-                NotPublished,
-                format!("there is no such message yet: the next one gets offset {}{hint}", log.state.end),
-            )
-        } else if log.state.run_at(offset).is_none() {
-            (Gone, "it is gone: every group was done with it, or it expired or was dropped".to_owned())
-        } else if offset < part.state.floor || part.state.settled.contains(offset) {
-            (Settled, "it is settled: the group has acknowledged it or does not want it".to_owned())
-        } else if let Some((consumer, until)) = group.members.holder(part.topic(), offset) {
+            let text =
+                format!("there is no such message yet: the next one gets offset {}{delayed}", log.state.end);
+            return Some(Explanation { state: MessageState::NotPublished, text });
+        }
+        let is_there = log.state.run_at(offset).is_some();
+        let text = "it is gone: every group was done with it, or it expired or was dropped";
+        (!is_there).then(|| Explanation { state: MessageState::Gone, text: text.to_owned() })
+    }
+
+    /// Who has a message, or what it waits for where nobody may have it.
+    fn with_whom(&self, group: &Group, part: &Part, offset: Offset) -> Option<Explanation> {
+        use MessageState::*;
+        let retry = part.state.retries.get(offset);
+        let (state, text) = if let Some((consumer, lease)) = group.members.holder(part.topic(), offset) {
             let client = self.sessions.get(&consumer.session).map_or("", |session| session.client.as_str());
             let (session, handle) = (consumer.session, consumer.handle);
-            (
-                InFlight,
-                format!(
-                    "consumer {handle} of connection {session} ({client}) has it; its lease ends at {until}"
-                ),
-            )
+            let (since, until) = (lease.since, lease.until);
+            let text = format!(
+                "consumer {handle} of connection {session} ({client}) has it since {since}; its lease ends at {until}"
+            );
+            (InFlight, text)
         } else if part.redelivery.dying.contains(&offset) {
-            (Dying, format!("it is on its way to the dead letters: {}", history(part, offset)))
-        } else if let Some(retry) = part.state.retries.get(offset).filter(|retry| retry.due_at > self.now) {
-            (
-                Delayed,
-                format!(
-                    "it waits for its next attempt, which is due at {}: {}",
-                    retry.due_at,
-                    history(part, offset)
-                ),
-            )
-        } else if whole.state.settings.paused {
-            (Paused, "the topic is paused: `baton topic resume` lets it go on".to_owned())
-        } else if group.settings.paused {
-            (Paused, "the group is paused: `baton group resume` lets it go on".to_owned())
+            (Dying, format!("it is on its way to the dead letters: {}", history(retry)))
+        } else if let Some(due_at) = retry.map(|retry| retry.due_at).filter(|due_at| *due_at > self.now) {
+            let text = format!("it waits for its next attempt, which is due at {due_at}: {}", history(retry));
+            (Delayed, text)
         } else {
             return None;
         };
         Some(Explanation { state, text })
     }
 
-    /// What follows from the content of the message.
-    fn by_content(
-        &self,
-        group: &Group,
-        part: &Part,
-        position: Position,
-        message: Message<'_>,
-    ) -> Option<Answer> {
-        let chunk = match message {
-            Message::There(chunk) => chunk,
-            Message::Missing => return None,
-            Message::Unread => {
-                let read = Read { topic: part.topic(), from: position.offset, bytes_max: 1 };
-                return Some(Err(read));
-            }
-        };
-        let mut sieve = Sieve::new(group.filter.as_ref(), self.now);
-        let (verdict, _) = sieve.run(chunk, position.offset, position.offset.next(), 1);
-        match verdict {
-            Verdict::HandOut => None,
-            Verdict::Expire => {
-                let index = (position.offset.0 - chunk.first.0) as usize;
-                let at = chunk.block.message(index).ok().and_then(|message| message.expires_at);
-                let at = at.map_or(String::new(), |at| format!(" since {at}"));
-                Some(because(MessageState::Expired, format!("it has expired{at}: nobody gets it any more")))
-            }
-            Verdict::Settle => {
-                let filter = group.settings.filter.as_deref().unwrap_or_default();
-                let text = format!("the filter of the group does not match it: {filter}");
-                Some(because(MessageState::Filtered, text))
-            }
-        }
-    }
-
     /// What a message that can be handed out waits for.
     fn what_it_waits_for(&self, group: &Group, part: &Part, position: Position) -> Explanation {
         use MessageState::*;
         let members = &group.members;
-        let waiting = part.redelivery.count();
-        let ranges = part.state.settled.range_count() as u64;
         let (state, text) = if members.count() == 0 {
             (NoCredit, "no consumer of the group is connected".to_owned())
         } else if members.is_changing() {
@@ -217,10 +175,8 @@ impl Broker {
                 Waiting,
                 format!("message {first} waits for another attempt, and an exclusive group keeps the order"),
             )
-        } else if let Some(first) = part.keys.as_ref().and_then(|keys| keys.before(position.offset)) {
-            (BehindKey, format!("message {first} with the same key comes first, and is not settled"))
-        } else if part.keys.as_ref().is_some_and(|keys| keys.is_parked(position.offset)) {
-            (NoCredit, "the consumer of its key can take no more".to_owned())
+        } else if let Some(known) = self.by_key(group, part, position.offset) {
+            return known;
         } else if members.turns.is_empty() {
             let text = format!(
                 "none of the {} consumers of the group can take more: {} messages are in flight to them, up to their \
@@ -229,23 +185,8 @@ impl Broker {
                 members.in_flight
             );
             (NoCredit, text)
-        } else if members.in_flight >= self.limits.in_flight_max {
-            let max = self.limits.in_flight_max;
-            (Limited, format!("the group has {max} messages in flight, the limit in_flight_max"))
-        } else if waiting >= self.limits.retries_max && part.cursor <= position.offset {
-            let max = self.limits.retries_max;
-            (Limited, format!("{waiting} messages wait for another attempt, the limit retries_max is {max}"))
-        } else if group.parked >= self.limits.parked_max && part.cursor <= position.offset {
-            let max = self.limits.parked_max;
-            (Limited, format!("{max} messages are parked behind keys, the limit parked_max"))
-        } else if ranges >= self.limits.settled_ranges_max && part.cursor <= position.offset {
-            let max = self.limits.settled_ranges_max;
-            (
-                Limited,
-                format!(
-                    "there are {ranges} gaps behind messages that are not settled, the limit settled_ranges_max is {max}"
-                ),
-            )
+        } else if let Some(text) = self.limit_reached(group, part, position.offset) {
+            (Limited, text)
         } else {
             match self.before(group, part, position) {
                 0 => (Ready, "it is the next that is handed out".to_owned()),
@@ -253,6 +194,49 @@ impl Broker {
             }
         };
         Explanation { state, text }
+    }
+
+    /// What a message waits for because of its key, as far as the group has come.
+    fn by_key(&self, group: &Group, part: &Part, offset: Offset) -> Option<Explanation> {
+        let keys = part.keys.as_ref()?;
+        let key = keys.key_of(offset)?;
+        if let Some(first) = keys.before(offset) {
+            let text = format!("message {first} with the same key comes first, and is not settled");
+            return Some(Explanation { state: MessageState::BehindKey, text });
+        }
+        let slot = group.members.assignment().owner(key).filter(|slot| !group.members.can_take(*slot))?;
+        let owner = group.members.get(slot)?;
+        let (consumer, session) = (owner.handle, owner.session);
+        let text =
+            format!("consumer {consumer} of connection {session}, to which its key goes, can take no more");
+        Some(Explanation { state: MessageState::NoCredit, text })
+    }
+
+    /// The limit that keeps a message from being handed out.
+    fn limit_reached(&self, group: &Group, part: &Part, offset: Offset) -> Option<String> {
+        let limits = &self.limits;
+        if group.members.in_flight >= limits.in_flight_max {
+            let max = limits.in_flight_max;
+            return Some(format!("the group has {max} messages in flight, the limit in_flight_max"));
+        }
+        if part.cursor > offset {
+            return None;
+        }
+        let (waiting, ranges) = (part.redelivery.count(), part.state.settled.range_count() as u64);
+        if waiting >= limits.retries_max {
+            let max = limits.retries_max;
+            Some(format!("{waiting} messages wait for another attempt, the limit retries_max is {max}"))
+        } else if group.parked >= limits.parked_max {
+            let max = limits.parked_max;
+            Some(format!("{max} messages are parked behind keys, the limit parked_max"))
+        } else if ranges >= limits.settled_ranges_max {
+            let max = limits.settled_ranges_max;
+            Some(format!(
+                "there are {ranges} gaps behind messages that are not settled, the limit settled_ranges_max is {max}"
+            ))
+        } else {
+            None
+        }
     }
 
     /// Messages that are to be handed out before this one: of its priority those with lower offsets, and all of a
@@ -276,6 +260,63 @@ impl Broker {
     }
 }
 
+/// What is known of a message that a group is done with.
+fn of_settled(group: &Group, part: &Part, offset: Offset, message: Message<'_>) -> Answer {
+    let settled = || because(MessageState::Settled, "it is settled: the group is done with it");
+    if group.filter.is_none() {
+        return settled();
+    }
+    // Whatever its time: what the group does not want was settled for that.
+    match by_content(group, part, offset, message, Timestamp(0)) {
+        Some(answer) => answer,
+        None => settled(),
+    }
+}
+
+/// Where the group, the topic, or the pattern that is the group's own are paused.
+fn paused(topic: &Topic, own: &Topic, group: &Group) -> Option<Explanation> {
+    let pausing = [topic, own].into_iter().find(|topic| topic.state.settings.paused);
+    let text = if let Some(topic) = pausing {
+        let name = &topic.state.name;
+        format!("the topic {name} is paused: `baton topic resume` lets it go on")
+    } else if group.settings.paused {
+        "the group is paused: `baton group resume` lets it go on".to_owned()
+    } else {
+        return None;
+    };
+    Some(Explanation { state: MessageState::Paused, text })
+}
+
+/// What follows from the content of a message.
+fn by_content(
+    group: &Group,
+    part: &Part,
+    offset: Offset,
+    message: Message<'_>,
+    now: Timestamp,
+) -> Option<Answer> {
+    let chunk = match message {
+        Message::There(chunk) => chunk,
+        Message::Missing => return None,
+        Message::Unread => return Some(Err(Read { topic: part.topic(), from: offset, bytes_max: 1 })),
+    };
+    let (verdict, _) = Sieve::new(group.filter.as_ref(), now).run(chunk, offset, offset.next(), 1);
+    match verdict {
+        Verdict::HandOut => None,
+        Verdict::Expire => {
+            let index = (offset.0 - chunk.first.0) as usize;
+            let at = chunk.block.message(index).ok().and_then(|message| message.expires_at);
+            let at = at.map_or(String::new(), |at| format!(" at {at}"));
+            Some(because(MessageState::Expired, format!("it has expired{at}: nobody gets it any more")))
+        }
+        Verdict::Settle => {
+            let filter = group.settings.filter.as_deref().unwrap_or_default();
+            let text = format!("the filter of the group does not match it: {filter}");
+            Some(because(MessageState::Filtered, text))
+        }
+    }
+}
+
 /// The message that must come first in an exclusive group.
 fn first_in_order(group: &Group, part: &Part, offset: Offset) -> Option<Offset> {
     let ordered = group.settings.policy == Policy::Exclusive;
@@ -287,8 +328,8 @@ fn waiting_from(part: &Part, range: OffsetRange) -> u64 {
 }
 
 /// How often a message was handed out and what came of it.
-fn history(part: &Part, offset: Offset) -> String {
-    let Some(retry) = part.state.retries.get(offset) else { return "never handed out".to_owned() };
+fn history(retry: Option<&Retry>) -> String {
+    let Some(retry) = retry else { return "never handed out".to_owned() };
     let last = retry.last_failure().map(|failure| {
         let text = failure.text.as_deref().map(|text| format!(" ({text})")).unwrap_or_default();
         format!(", the last time {}{text} at {}", failure.reason.word(), failure.at)

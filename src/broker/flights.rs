@@ -1,4 +1,4 @@
-//! What one consumer has in flight: ranges of offsets of topics, with their bytes and the end of their lease.
+//! What one consumer has in flight: ranges of offsets of topics, with their bytes and their lease.
 //!
 //! One entry per range that was handed out together, not per message. Where a part of a range is taken out, its
 //! bytes are its share of the range's bytes; the shares of all parts add up to the whole.
@@ -8,12 +8,21 @@ use std::collections::BTreeMap;
 use crate::model::id::{Offset, OffsetRange, TopicId};
 use crate::model::time::Timestamp;
 
+/// The time for which a consumer has messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Lease {
+    /// When they were handed out.
+    pub since: Timestamp,
+    /// When they are taken back, unless it is extended.
+    pub until: Timestamp,
+}
+
 /// Messages handed out together.
 #[derive(Clone, Copy, Debug)]
 struct Flight {
     end: Offset,
     bytes: u64,
-    deadline: Timestamp,
+    lease: Lease,
 }
 
 /// Everything in flight to a consumer. Ranges do not overlap.
@@ -35,10 +44,10 @@ impl Flights {
         self.bytes
     }
 
-    /// When the lease of a message ends that is in flight.
-    pub fn deadline(&self, topic: TopicId, offset: Offset) -> Option<Timestamp> {
+    /// The lease of a message that is in flight.
+    pub fn lease(&self, topic: TopicId, offset: Offset) -> Option<Lease> {
         let (&(of, _), flight) = self.ranges.range(..=(topic, offset)).next_back()?;
-        (of == topic && offset < flight.end).then_some(flight.deadline)
+        (of == topic && offset < flight.end).then_some(flight.lease)
     }
 
     /// The ranges of a topic that are in flight, lowest first.
@@ -54,20 +63,20 @@ impl Flights {
     }
 
     /// Adds a range that is handed out. None of it is in flight yet.
-    pub fn add(&mut self, topic: TopicId, range: OffsetRange, bytes: u64, deadline: Timestamp) {
+    pub fn add(&mut self, topic: TopicId, range: OffsetRange, bytes: u64, lease: Lease) {
         self.count += range.len();
         self.bytes += bytes;
         if let Some(mut last) = self.ranges.last_entry()
             && last.key().0 == topic
         {
             let last = last.get_mut();
-            if last.end == range.start && last.deadline == deadline {
+            if last.end == range.start && last.lease == lease {
                 last.end = range.end;
                 last.bytes += bytes;
                 return;
             }
         }
-        self.ranges.insert((topic, range.start), Flight { end: range.end, bytes, deadline });
+        self.ranges.insert((topic, range.start), Flight { end: range.end, bytes, lease });
     }
 
     /// Takes out what is in flight of a topic within `range` and shows each piece with its bytes, lowest first.
@@ -87,6 +96,20 @@ impl Flights {
         });
     }
 
+    /// Has the lease of what is in flight of a topic within `range` end at `until`. Answers how many messages that are.
+    pub fn extend(&mut self, topic: TopicId, range: OffsetRange, until: Timestamp) -> u64 {
+        if range.is_empty() {
+            return 0;
+        }
+        self.split_at(topic, range.start);
+        self.split_at(topic, range.end);
+        let within = self.ranges.range_mut((topic, range.start)..(topic, range.end));
+        within.fold(0, |count, (&(_, start), flight)| {
+            flight.lease.until = until;
+            count + flight.end.0 - start.0
+        })
+    }
+
     /// Whether all of a range of a topic is in flight, by leases that end after `now`. Where not, answers the first
     /// offset that is not.
     pub fn first_missing(&self, topic: TopicId, range: OffsetRange, now: Timestamp) -> Option<Offset> {
@@ -94,7 +117,7 @@ impl Flights {
         while at < range.end {
             let before = self.ranges.range((topic, Offset(0))..=(topic, at)).next_back();
             match before {
-                Some((_, flight)) if flight.end > at && flight.deadline > now => at = flight.end,
+                Some((_, flight)) if flight.end > at && flight.lease.until > now => at = flight.end,
                 _ => return Some(at),
             }
         }
@@ -118,8 +141,8 @@ impl Flights {
         let mut earliest: Option<Timestamp> = None;
         let (count, bytes) = (&mut self.count, &mut self.bytes);
         self.ranges.retain(|&(topic, start), flight| {
-            if flight.deadline > now {
-                earliest = Some(earliest.map_or(flight.deadline, |known| known.min(flight.deadline)));
+            if flight.lease.until > now {
+                earliest = Some(earliest.map_or(flight.lease.until, |known| known.min(flight.lease.until)));
                 return true;
             }
             let taken = OffsetRange { start, end: flight.end };
@@ -159,7 +182,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_taken_is_what_was_in_flight(
-            steps in prop::collection::vec((0_u32..2, 0_u64..60, 1_u64..12, 0_u64..1_000, 0_u8..3), 1..60),
+            steps in prop::collection::vec((0_u32..2, 0_u64..60, 1_u64..12, 0_u64..1_000, 0_u8..4), 1..60),
         ) {
             let mut flights = Flights::default();
             let mut naive: BTreeMap<(u32, u64), u64> = BTreeMap::new();
@@ -169,7 +192,8 @@ mod tests {
                 let within = (of, start)..(of, start + len);
                 match step {
                     0 if naive.range(within.clone()).next().is_none() => {
-                        flights.add(topic, range, number, Timestamp(number % 5));
+                        let lease = Lease { since: Timestamp(number), until: Timestamp(number % 5) };
+                        flights.add(topic, range, number, lease);
                         naive.extend((start..start + len).map(|offset| ((of, offset), number % 5)));
                         put += number;
                     }
@@ -196,6 +220,15 @@ mod tests {
                         prop_assert_eq!(taken, expected);
                         naive.retain(|_, deadline| !due(deadline));
                         prop_assert_eq!(earliest, naive.values().min().map(|deadline| Timestamp(*deadline)));
+                    }
+                    3 => {
+                        let extended = flights.extend(topic, range, Timestamp(number % 5));
+                        let mut count = 0;
+                        for (_, until) in naive.range_mut(within) {
+                            *until = number % 5;
+                            count += 1;
+                        }
+                        prop_assert_eq!(extended, count);
                     }
                     _ => {}
                 }

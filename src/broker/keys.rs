@@ -58,6 +58,11 @@ impl Keys {
         busy.or_else(|| self.first_in_line(key).filter(|first| *first < offset))
     }
 
+    /// The key of a message that the cursor has passed and that is not settled; `None` where it has none.
+    pub fn key_of(&self, offset: Offset) -> Option<KeyHash> {
+        self.held.get(&offset).or_else(|| self.parked.get(&offset)).copied()
+    }
+
     /// Whether there may be something to hand out.
     pub fn has_offers(&self) -> bool {
         !self.fresh.is_empty() || !self.offers.is_empty()
@@ -102,8 +107,7 @@ impl Keys {
 
     /// Offers a message that is to be tried again.
     pub fn offer_again(&mut self, offset: Offset) {
-        let key = self.held.get(&offset).or_else(|| self.parked.get(&offset));
-        self.fresh.push((key.copied(), offset));
+        self.fresh.push((self.key_of(offset), offset));
     }
 
     /// Messages are settled: their keys are free for the next ones.

@@ -6,11 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::assignment::{Assignment, Candidate};
 use super::consumer::Consumer;
+use super::flights::Lease;
 use super::turns::{Slot, Turn, Turns};
 use super::{Content, Effect};
 use crate::model::id::{Offset, OffsetRange, TopicId};
 use crate::model::settings::Policy;
-use crate::model::time::Timestamp;
 use crate::protocol::response::{Activity, ConsumerRole};
 
 /// The consumers of a group.
@@ -157,9 +157,9 @@ impl Members {
         self.consumers.get_mut(slot as usize)?.as_mut()
     }
 
-    /// The consumer that has a message, and when its lease ends.
-    pub fn holder(&self, topic: TopicId, offset: Offset) -> Option<(&Consumer, Timestamp)> {
-        self.iter().find_map(|(_, consumer)| Some((consumer, consumer.flights.deadline(topic, offset)?)))
+    /// The consumer that has a message, and its lease.
+    pub fn holder(&self, topic: TopicId, offset: Offset) -> Option<(&Consumer, Lease)> {
+        self.iter().find_map(|(_, consumer)| Some((consumer, consumer.flights.lease(topic, offset)?)))
     }
 
     /// The consumers with their places.

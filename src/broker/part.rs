@@ -294,10 +294,11 @@ impl Part {
     /// Goes on at another place, where nothing is in flight: what is before it is settled, and what is from there on
     /// and not `removed` from the topic, which ends at `end`, is not.
     pub fn seek(&mut self, floor: Offset, removed: &RangeSet, end: Offset) {
-        let handed_out = self.cursor;
+        // The cursor may have gone back since, where the policy was changed.
+        let handed_out = self.cursor.max(self.fresh_from);
         self.state.seek(floor, removed);
         self.cursor = self.state.floor;
-        self.known_from = self.known_from.max(handed_out).min(end);
+        self.known_from = handed_out.min(end);
         let settled_end = self.state.settled.iter().last().map_or(Offset(0), |range| range.end);
         self.fresh_from = self.known_from.max(settled_end);
         self.redelivery = Redelivery::default();

@@ -251,7 +251,7 @@ impl Broker {
             }
             part.wants.retries.remove(&from);
             if in_vain {
-                self.read_in_vain(id, read.topic, from);
+                self.read_in_vain(id, read, from);
             }
             if let Some(group) = self.groups.get_mut(&id) {
                 self.cycle.mark(group, read.topic);
@@ -260,18 +260,19 @@ impl Broker {
         self.start_next_reads(out);
     }
 
-    /// Where messages were dropped meanwhile, the group is done with them; otherwise it asks again a little later.
-    fn read_in_vain(&mut self, id: GroupId, topic_id: TopicId, from: Offset) {
+    /// Where messages were dropped meanwhile, the group is done with them. Where the read began at one that is there, the
+    /// group, which waited for it or for one behind it, asks again a little later.
+    fn read_in_vain(&mut self, id: GroupId, read: Read, from: Offset) {
         let Some(group) = self.groups.get_mut(&id) else { return };
-        let Some(topic) = self.topics.get(&topic_id) else { return };
+        let Some(topic) = self.topics.get(&read.topic) else { return };
         let start = topic.state.start;
         if from < start {
-            group.settle_unheld(topic_id, OffsetRange { start: Offset(0), end: start });
+            group.settle_unheld(read.topic, OffsetRange { start: Offset(0), end: start });
         }
-        let Some(part) = group.parts.get_mut(&topic_id) else { return };
+        let Some(part) = group.parts.get_mut(&read.topic) else { return };
         if from < start {
             part.cursor = part.cursor.max(start);
-        } else if !topic.state.removed.contains(from) {
+        } else if read.from >= start && !topic.state.removed.contains(read.from) {
             part.wants.not_before = Some(Timestamp(self.now.0.saturating_add(READ_AGAIN_MS)));
         }
     }

@@ -13,6 +13,7 @@ use super::turns::Slot;
 use super::{Content, Ending, Output, dead_letter, refusals};
 use crate::model::id::{GroupId, Offset, OffsetRange, SessionId, TopicId};
 use crate::model::limits::REASON_BYTES_MAX;
+use crate::model::ranges::RangeSet;
 use crate::model::record::Record;
 use crate::model::retry::{Failure, ReturnReason};
 use crate::model::settings::{Backoff, Policy};
@@ -245,21 +246,17 @@ impl Group {
 
     /// Starts the lease of what of a topic is within the ranges anew.
     fn extend(&mut self, slot: Slot, topic: TopicId, ranges: &[OffsetRange], now: Timestamp) -> u64 {
-        let deadline = now.after(self.settings.lease());
+        let until = now.after(self.settings.lease());
         let Some(consumer) = self.members.get_mut(slot) else { return 0 };
-        // Ranges may overlap: all are taken out before any is put back.
-        let mut pieces = Vec::new();
+        // Ranges may overlap: each message is counted once.
+        let mut distinct = RangeSet::new();
         for range in ranges {
-            consumer.flights.take(topic, *range, |piece, bytes| pieces.push((piece, bytes)));
+            distinct.insert(*range);
         }
-        pieces.sort_unstable();
-        let count = pieces.iter().map(|(piece, _)| piece.len()).sum();
-        for (piece, bytes) in pieces {
-            consumer.flights.add(topic, piece, bytes, deadline);
-        }
+        let count = distinct.iter().map(|range| consumer.flights.extend(topic, range, until)).sum();
         // The lease may have been made shorter since the others were handed out.
         if count > 0 {
-            self.check_leases_by(deadline);
+            self.check_leases_by(until);
         }
         count
     }

@@ -329,6 +329,8 @@ pub enum MessageState {
     Delayed,
     /// It is on its way to the dead letters.
     Dying,
+    /// It is among the dead letters. Nodes say that it is settled, or gone; whoever asks may look for its letter.
+    Dead,
     /// Its time is over.
     Expired,
     /// The filter of the group does not match it.
@@ -358,6 +360,7 @@ impl MessageState {
             Self::InFlight => "in-flight",
             Self::Delayed => "delayed",
             Self::Dying => "dying",
+            Self::Dead => "dead",
             Self::Expired => "expired",
             Self::Filtered => "filtered",
             Self::BehindKey => "behind-key",

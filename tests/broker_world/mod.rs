@@ -6,7 +6,8 @@
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 
-pub mod order;
+pub mod explain;
+mod order;
 mod transact;
 
 use std::collections::{BTreeMap, BTreeSet};

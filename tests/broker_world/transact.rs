@@ -34,7 +34,10 @@ impl World {
                 ranges: ranges.clone(),
             })
             .collect();
-        let block = MessageBlock::encode(&told_apart(session, handle, sequence, count));
+        // As large as those that are published with a key: bytes in flight are counted exactly then.
+        let mut messages = told_apart(session, handle, sequence, count);
+        messages.iter_mut().for_each(|message| message.body = [&message.body[..], b"   "].concat().into());
+        let block = MessageBlock::encode(&messages);
         let publish = Publish { producer: handle, sequence: Sequence(sequence), parts: parts.clone() };
         self.collect_replies();
         let (records, refused) = (self.out.records.len(), self.refused.len());

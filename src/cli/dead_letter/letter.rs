@@ -95,6 +95,17 @@ impl<'a> Letter<'a> {
         header.starts_with("baton.dead.")
     }
 
+    /// Where it is and why, in a sentence.
+    pub fn sentence(&self) -> String {
+        let Self { dead_letter_topic, offset, reason, died_at, .. } = self;
+        let attempts = number(self.attempts);
+        let said = self.failures.last().and_then(|failure| failure.text.as_deref());
+        let said = said.map(|said| format!(" ({said})")).unwrap_or_default();
+        format!(
+            "it is dead letter {offset} of {dead_letter_topic} since {died_at}: {reason}{said}, failed {attempts} times"
+        )
+    }
+
     /// Its row in a table.
     pub fn row(self) -> [String; 8] {
         let said = self.failures.last().and_then(|failure| failure.text.clone()).unwrap_or_default();

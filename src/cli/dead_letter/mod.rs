@@ -12,7 +12,8 @@ use batonmq::model::id::Offset;
 use clap::{Args, Subcommand};
 
 use super::output::{Output, Table};
-use letter::{HEAD, Letter, Whole};
+pub use letter::Letter;
+use letter::{HEAD, Whole};
 use selection::{SelectArgs, Selection};
 use work::{ReplayArgs, Work, WorkArgs};
 
