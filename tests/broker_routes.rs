@@ -14,7 +14,7 @@ use batonmq::model::limits::{Limits, ROUTE_STEPS_MAX, ROUTE_TARGETS_MAX};
 use batonmq::model::message::{Message, MessageBlock};
 use batonmq::model::record::{Published, Record, Source};
 use batonmq::model::route::RouteMode;
-use batonmq::model::settings::{GroupSettings, Overflow, TopicSettings};
+use batonmq::model::settings::{GroupSettings, Overflow, Retention, TopicSettings};
 use batonmq::model::time::Timestamp;
 use batonmq::protocol::error::{ErrorCode, Refusal};
 use batonmq::protocol::request::{AdminCommand, Publish, Settlement, Window};
@@ -356,6 +356,28 @@ fn a_publish_is_refused_or_waits_as_a_whole_where_a_target_is_full() {
         assert_eq!(scene.world.refused.last().unwrap().2, code);
         assert_eq!(["t", "a", "b"].map(|name| scene.bodies(name).len()), [2; 3]);
     }
+}
+
+/// Of a publish to a topic with a route to a table, messages that the route does not take were refused beside one that it
+/// takes, and taken without it.
+#[test]
+fn what_a_route_does_not_take_needs_no_key_for_the_table_that_it_leads_to() {
+    let mut scene = Scene::new(Limits::default());
+    let retention = Retention { acked: false, ..Retention::default() };
+    let settings = TopicSettings { last_value: true, retention, ..TopicSettings::default() };
+    scene.admin(AdminCommand::CreateTopic { name: "table".into(), settings }).unwrap();
+    scene.create(route("r", "t", &["table"], Some("n < 5"), RouteMode::Copy)).unwrap();
+    let with_key = |n| Message { key: Some("k".into()), ..message(n) };
+    scene.publish_messages("t", &[message(7), with_key(1), message(8)]);
+    scene.world.finish();
+    assert_eq!((scene.bodies("t"), scene.bodies("table")), (vec![7, 1, 8], vec![1]));
+    let topic = scene.topic("t");
+    let publish = Publish { producer: 0, sequence: Sequence(4), parts: vec![(topic, 3)] };
+    let block = MessageBlock::encode(&[with_key(2), message(9), message(3)]);
+    scene.world.handle(SessionId(0), Command::Publish(publish, block));
+    scene.world.finish();
+    assert_eq!(scene.world.refused.last().unwrap().2, ErrorCode::Invalid);
+    assert_eq!((scene.bodies("t").len(), scene.bodies("table").len()), (3, 1));
 }
 
 #[test]

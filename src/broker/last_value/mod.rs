@@ -235,8 +235,8 @@ impl Broker {
 }
 
 impl Broker {
-    /// Whether the messages of a publish from `known` on can go where routes take them. What goes to a topic that keeps
-    /// the newest message of each key must be fit for it, with all that is published to the same topic.
+    /// Whether the messages of a publish from `known` on can go where routes take them: what goes to a topic that keeps
+    /// the newest message of each key must be fit for it.
     pub(super) fn check_routed_values(
         &self,
         parts: &[(TopicId, u32)],
@@ -251,9 +251,12 @@ impl Broker {
             if from >= end {
                 continue;
             }
-            let targets = ways.next().and_then(Option::as_ref).into_iter().flatten();
-            for topic in targets.flat_map(|way| &way.topics).filter_map(|topic| self.topics.get(topic)) {
-                topic.check_values(block, from, end)?;
+            for way in ways.next().and_then(Option::as_ref).into_iter().flatten() {
+                for topic in way.topics.iter().filter_map(|topic| self.topics.get(topic)) {
+                    for &(first, behind) in way.picked.runs() {
+                        topic.check_values(block, from + first, from + behind)?;
+                    }
+                }
             }
         }
         Ok(())
