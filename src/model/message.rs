@@ -18,12 +18,13 @@
 //!
 //! Numbers are little-endian; a field is there if and only if its flag is set. An encoded message is valid if and
 //! only if every length stays inside the message, names are UTF-8 of 1 to 255 bytes, unknown flags are 0 and the
-//! limits of [`Limits`] hold.
+//! limits of [`Limits`] hold. In one that is published no header is one that [only the node sets](is_set_by_node).
 
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use super::header::is_set_by_node;
 use super::limits::{
     HEADER_COUNT_MAX, HEADER_NAME_BYTES_MAX, KEY_BYTES_MAX, Limits, NODE_HEADER_COUNT_MAX, PRIORITY_MAX,
 };
@@ -64,6 +65,17 @@ pub enum MessageError {
         index: usize,
         /// The field in question.
         field: &'static str,
+    },
+    /// A header that only the node sets, in a message that is published.
+    #[error(
+        "message {index}: header {name:?} is set by the node and by nobody else: leave it out, or give it a name that \
+         does not begin with \"baton.\""
+    )]
+    Reserved {
+        /// Position of the message in its block, from 0.
+        index: usize,
+        /// The name of the header.
+        name: String,
     },
     /// A field is larger than its limit.
     #[error("message {index}: {field} has {len}, the limit{} is {max}", limit_of(field))]
@@ -117,6 +129,14 @@ impl Message {
         self.headers.iter().find(|(header, _)| header == name).map(|(_, value)| value)
     }
 
+    /// The message without the headers that only the node sets: so one that was delivered can be published once more,
+    /// though it was a dead letter, was replayed, or was moved as the last value of its key.
+    #[must_use]
+    pub fn without_node_headers(mut self) -> Self {
+        self.headers.retain(|(name, _)| !is_set_by_node(name));
+        self
+    }
+
     /// Bytes of the encoded form.
     #[must_use]
     pub fn encoded_len(&self) -> usize {
@@ -127,7 +147,7 @@ impl Message {
         5 + key + headers + times + usize::from(self.priority > 0) + self.body.len()
     }
 
-    /// Checks the message against the limits.
+    /// Checks whether the message may be published, within these limits.
     ///
     /// # Errors
     /// Names the first field that is too large or not valid; `index` is 0.
@@ -145,6 +165,9 @@ impl Message {
         for (name, value) in &self.headers {
             if name.is_empty() || name.len() > HEADER_NAME_BYTES_MAX {
                 return Err(MessageError::Invalid { index, field: "header name" });
+            }
+            if is_set_by_node(name) {
+                return Err(MessageError::Reserved { index, name: name.clone() });
             }
             header_bytes += name.len() + value.len();
         }
@@ -378,10 +401,10 @@ pub struct MessageBlock {
 }
 
 impl MessageBlock {
-    /// Checks bytes from outside and makes them a block.
+    /// Checks bytes that somebody publishes and makes them a block.
     ///
     /// # Errors
-    /// The first message that is not valid or passes a limit.
+    /// The first message that is not valid, passes a limit or has a header that only the node sets.
     pub fn parse(bytes: Bytes, limits: &Limits) -> Result<Self, MessageError> {
         Self::split(bytes, |encoded, index| {
             // The common message, a body and nothing else, needs no closer look.
@@ -391,9 +414,14 @@ impl MessageBlock {
             }
             let parts = Parts::read(encoded, index)?;
             // As a publisher counts them: the lengths between them are not theirs.
-            let (header_count, header_bytes) = parts
-                .headers()
-                .fold((0, 0), |(count, bytes), (name, value)| (count + 1, bytes + name.len() + value.len()));
+            let (mut header_count, mut header_bytes) = (0, 0);
+            for (name, value) in parts.headers() {
+                if is_set_by_node(name) {
+                    return Err(MessageError::Reserved { index, name: name.to_owned() });
+                }
+                header_count += 1;
+                header_bytes += name.len() + value.len();
+            }
             for (field, len, max) in [
                 ("header count", header_count, HEADER_COUNT_MAX as u64),
                 ("headers", header_bytes, limits.header_bytes_max),
@@ -715,6 +743,31 @@ mod tests {
         }
         let error = wide(7).check(&limits).unwrap_err().to_string();
         assert_eq!(error, "message 0: headers has 11, the limit header_bytes_max is 10");
+    }
+
+    /// A publisher could make a message look like a dead letter of another topic, and have it replayed there.
+    #[test]
+    fn a_publisher_cannot_say_what_only_the_node_says() {
+        use crate::model::header::{CORRELATION_ID, REPLY_TO};
+        let with =
+            |name: &str| Message { headers: vec![(name.to_owned(), "x".into())], ..Message::new("body") };
+        for (name, may) in [
+            (CORRELATION_ID, true),
+            (REPLY_TO, true),
+            ("batons", true),
+            ("baton.dead.topic", false),
+            ("baton.published-at", false),
+            ("baton.anything", false),
+        ] {
+            let message = with(name);
+            let refused = Err(MessageError::Reserved { index: 0, name: name.to_owned() });
+            let expected = if may { Ok(()) } else { refused };
+            assert_eq!(message.check(&Limits::default()), expected);
+            let block = MessageBlock::encode([&message]);
+            assert_eq!(MessageBlock::parse(block.bytes().clone(), &Limits::default()).map(|_| ()), expected);
+            assert_eq!(message.clone().without_node_headers() == message, may);
+            assert_eq!(block.message(0).unwrap(), message, "what the node has set can be read");
+        }
     }
 
     /// The node's own headers have room of their own, which publishers could use up.

@@ -454,7 +454,9 @@ impl Connection {
         let (code, error) = match MessageBlock::parse(messages, &self.server.limits) {
             Ok(block) => return Ok(Ok(block)),
             Err(error @ MessageError::TooLarge { .. }) => (ErrorCode::MessageTooLarge, error),
-            Err(error @ MessageError::Invalid { .. }) => (ErrorCode::Invalid, error),
+            Err(error @ (MessageError::Invalid { .. } | MessageError::Reserved { .. })) => {
+                (ErrorCode::Invalid, error)
+            }
             Err(error @ (MessageError::Truncated { .. } | MessageError::UnknownFlags { .. })) => {
                 return Err(ConnectionError::Refused(Refusal::new(ErrorCode::Protocol, error.to_string())));
             }

@@ -1196,7 +1196,7 @@ impl World {
         let whole = group;
         let group = self.part(group, topic).expect("a delivery is of a topic that the group has");
         let bytes: Vec<u8> = delivery.messages.iter().flat_map(|piece| piece.to_vec()).collect();
-        let block = MessageBlock::parse(bytes.into(), &Limits::default()).unwrap();
+        let block = MessageBlock::from_store(bytes.into()).unwrap();
         assert_eq!(block.count() as u32, delivery.runs.iter().map(|run| run.count).sum::<u32>());
         let mut index = 0;
         for run in &delivery.runs {
