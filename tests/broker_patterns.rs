@@ -249,7 +249,7 @@ fn a_topic_that_is_deleted_takes_its_parts_with_it() {
     send(&mut world, "a.y", 5);
     world.finish();
     assert_eq!(delivered(&world).len(), 4);
-    assert!(world.clients[&SessionId(1)].generations.contains_key(&(0, gone)), "it was recalled");
+    assert!(!world.named.contains(&(SessionId(1), 0, gone)), "the consumer was told");
     assert_eq!(ack(&mut world, 1, gone, 0, 9), 0);
     let of_pattern = topics(&mut world).into_iter().find(|topic| topic.name == "a.*").unwrap();
     assert_eq!(of_pattern.matching, Some(1));

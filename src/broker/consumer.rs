@@ -213,6 +213,12 @@ impl Consumer {
         self.recalls.get(&topic).copied().unwrap_or(0)
     }
 
+    /// Forgets a topic that is gone. Answers whether it was told its name.
+    pub fn forget_topic(&mut self, topic: TopicId) -> bool {
+        self.recalls.remove(&topic);
+        self.known_topics.remove(&topic)
+    }
+
     /// What it had of a topic is not its any more. Answers how it is told.
     pub fn recalled(&mut self, topic: TopicId) -> Effect {
         let generation = self.recalls.entry(topic).or_insert(0);

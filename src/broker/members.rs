@@ -231,7 +231,7 @@ impl Members {
             let before = consumer.flights.count();
             consumer.flights.take(topic, OffsetRange::ALL, |_, _| {});
             taken += before - consumer.flights.count();
-            if consumer.known_topics.remove(&topic) {
+            if consumer.forget_topic(topic) {
                 consumer.stuck = false;
                 knew.push(slot);
             }
@@ -262,5 +262,27 @@ impl Members {
             self.untold.insert(active);
             self.refresh(active);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::id::SessionId;
+    use crate::protocol::request::Window;
+
+    /// Of each topic whose deliveries were ever recalled a number was kept for as long as the consumer lived.
+    #[test]
+    fn nothing_is_kept_of_a_topic_that_is_gone() {
+        let mut members = Members::new(Policy::RoundRobin);
+        let slot = members.join(Consumer::new(SessionId(1), 7, 0, Window { messages: 1, bytes: 1 }));
+        let topic = TopicId(3);
+        let consumer = members.get_mut(slot).unwrap();
+        consumer.known_topics.insert(topic);
+        consumer.recalled(topic);
+        assert_eq!(consumer.generation(topic), 1);
+        assert_eq!(members.forget_topic(topic), [slot]);
+        assert_eq!(members.get(slot).unwrap().generation(topic), 0);
+        assert_eq!(members.forget_topic(topic), [0; 0], "it is told once");
     }
 }

@@ -72,8 +72,8 @@ use crate::protocol::request::{
     Transact, Unsubscribe,
 };
 use crate::protocol::response::{
-    Confirm, ConsumerClosed, ConsumerRecalled, ConsumerRole, ConsumerTopic, FailureRun, PublishReady,
-    PublishRefused, Reply, Run,
+    Confirm, ConsumerClosed, ConsumerRecalled, ConsumerRole, ConsumerTopic, ConsumerTopicGone, FailureRun,
+    PublishReady, PublishRefused, Reply, Run,
 };
 
 /// What a session wants. The session is named beside it.
@@ -153,6 +153,8 @@ pub enum Content {
     ConsumerClosed(ConsumerClosed),
     /// Messages of another topic come to a consumer.
     ConsumerTopic(ConsumerTopic),
+    /// No more messages of a topic come to a consumer.
+    ConsumerTopicGone(ConsumerTopicGone),
     /// A consumer has another role.
     ConsumerRole(ConsumerRole),
     /// Deliveries are not the consumer's any more.

@@ -4,15 +4,16 @@
 //! group of it has a part of its own for each lane. Slots have no groups: only the [schedule](super::schedule) reads
 //! them.
 
-use super::Output;
 use super::machine::Broker;
 use super::part::Part;
 use super::topic::Topic;
+use super::{Content, Output};
 use crate::model::id::{GroupId, Offset, TopicId};
 use crate::model::record::Record;
 use crate::model::settings::Start;
 use crate::model::snapshot::{GroupState, TopicState};
 use crate::model::topic_kind::TopicKind;
+use crate::protocol::response::ConsumerTopicGone;
 
 impl Broker {
     /// Where the messages of a priority of a topic are. Makes the lane where there is none.
@@ -85,7 +86,8 @@ impl Broker {
                 self.forget_part(&mut group, topic_id, out);
                 for slot in group.members.forget_topic(topic_id) {
                     let Some(consumer) = group.members.get_mut(slot) else { continue };
-                    out.effects.push(consumer.recalled(topic_id));
+                    let gone = ConsumerTopicGone { consumer: consumer.handle, topic: topic_id };
+                    out.effect(consumer.session, Content::ConsumerTopicGone(gone));
                 }
                 self.cycle.mark_consumers(&mut group);
                 self.groups.insert(id, group);

@@ -140,11 +140,12 @@ impl Consumer {
         &self.member.core.options.topic
     }
 
-    /// Name of the topic that a delivery is from: that of the subscription, or one that its pattern stands for.
+    /// Name of the topic that a delivery is from: that of the subscription, or one that its pattern stands for. It is
+    /// kept for a while when the topic is deleted; that of the subscription is the answer where it is known no more.
     #[must_use]
     pub fn topic_of(&self, delivery: impl Into<DeliveryId>) -> Arc<str> {
         let state = self.member.core.lock();
-        let named = state.topics.get(&delivery.into().topic).cloned();
+        let named = state.topics.get(delivery.into().topic).cloned();
         named.unwrap_or_else(|| self.topic().into())
     }
 
@@ -244,10 +245,7 @@ impl Consumer {
         if recalls != self.recalls_seen {
             self.recalls_seen = recalls;
             let state = core.lock();
-            self.local.retain(|delivery| {
-                let DeliveryId { session, topic, generation, .. } = delivery.id;
-                session == state.session && generation == state.generation(topic)
-            });
+            self.local.retain(|delivery| state.holds(delivery.id));
         }
     }
 

@@ -15,12 +15,13 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::consumer::Subscription;
-use super::delivery::{DeliveredTo, Delivery, delivery, unpack};
+use super::delivery::{DeliveredTo, Delivery, DeliveryId, delivery, unpack};
 use super::error::ClientError;
 use super::link::{Link, Session, Written};
 use super::options::{ConsumerOptions, SETTLE_BATCH_MAX};
 use super::settlements::{Settlements, Taken};
 use super::shared::{Shared, Waiting, locked, unexpected};
+use super::topic_names::TopicNames;
 use super::wait::{after_refusal, by_chance};
 use crate::model::id::TopicId;
 use crate::model::message::MessageError;
@@ -55,7 +56,7 @@ pub(super) struct State {
     pub(super) session: Session,
     pub(super) subscription: Option<Subscription>,
     /// Names of the topics whose messages come, but for the one that was subscribed.
-    pub(super) topics: HashMap<TopicId, Arc<str>>,
+    pub(super) topics: TopicNames,
     /// How often what it had of a topic was recalled on this connection, where it was.
     pub(super) generations: HashMap<TopicId, u32>,
     /// The wait after the last refusal to let it join, before chance.
@@ -83,6 +84,13 @@ impl State {
     /// How often what the consumer had of a topic was recalled.
     pub(super) fn generation(&self, topic: TopicId) -> u32 {
         self.generations.get(&topic).copied().unwrap_or(0)
+    }
+
+    /// Whether a delivery is still with the consumer, as far as it was told.
+    pub(super) fn holds(&self, delivery: DeliveryId) -> bool {
+        let DeliveryId { session, topic, generation, .. } = delivery;
+        let is_own = self.subscription.as_ref().is_some_and(|subscription| subscription.topic == topic);
+        session == self.session && generation == self.generation(topic) && (is_own || self.topics.has(topic))
     }
 
     /// Whether a consumer that the node did not let join may join a moment later. A limit is told to whoever joins
@@ -114,7 +122,7 @@ impl ConsumerCore {
             phase: Phase::Opening,
             session: 0,
             subscription: None,
-            topics: HashMap::new(),
+            topics: TopicNames::default(),
             generations: HashMap::new(),
             put_off: None,
             arrived: VecDeque::new(),
@@ -272,7 +280,18 @@ impl ConsumerCore {
     pub(super) fn topic_named(&self, session: Session, named: ConsumerTopic) {
         let mut state = self.lock();
         if state.session == session {
-            state.topics.insert(named.topic, named.name.into());
+            state.topics.named(named.topic, named.name.into());
+        }
+    }
+
+    /// A topic is gone, and what was handed out of it.
+    pub(super) fn topic_gone(&self, session: Session, topic: TopicId) {
+        let mut state = self.lock();
+        if state.session == session {
+            state.arrived.retain(|delivery| delivery.id.topic != topic);
+            state.generations.remove(&topic);
+            state.topics.gone(topic);
+            self.recalls.fetch_add(1, Ordering::Release);
         }
     }
 
@@ -351,6 +370,7 @@ impl ConsumerCore {
         self.current.store(0, Ordering::Release);
         self.activity.send_replace(None);
         state.generations.clear();
+        state.topics.lost();
         state.arrived.clear();
         state.with_writer = false;
         state.lost += state.settlements.clear() + state.calls_unanswered;

@@ -312,6 +312,12 @@ impl Reader<'_> {
                     consumer.topic_named(self.session, named);
                 }
             }
+            Response::ConsumerTopicGone(gone) => {
+                let consumer = locked(&self.shared.registry).consumers.get(&gone.consumer).cloned();
+                if let Some(consumer) = consumer {
+                    consumer.topic_gone(self.session, gone.topic);
+                }
+            }
             Response::ConsumerRole(role) => {
                 let consumer = locked(&self.shared.registry).consumers.get(&role.consumer).cloned();
                 if let Some(consumer) = consumer {

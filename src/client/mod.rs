@@ -57,6 +57,7 @@ mod settlements;
 mod shared;
 pub mod table;
 pub mod topic;
+mod topic_names;
 pub mod transaction;
 mod wait;
 

@@ -67,6 +67,7 @@ impl Sending {
             Content::PublishReady(ready) => Response::PublishReady(ready).encode(&mut session.tail),
             Content::ConsumerClosed(closed) => Response::ConsumerClosed(closed).encode(&mut session.tail),
             Content::ConsumerTopic(named) => Response::ConsumerTopic(named).encode(&mut session.tail),
+            Content::ConsumerTopicGone(gone) => Response::ConsumerTopicGone(gone).encode(&mut session.tail),
             Content::ConsumerRole(role) => Response::ConsumerRole(role).encode(&mut session.tail),
             Content::ConsumerRecalled(recalled) => {
                 Response::ConsumerRecalled(recalled).encode(&mut session.tail);

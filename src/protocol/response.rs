@@ -165,6 +165,15 @@ pub struct ConsumerTopic {
     pub priority: u8,
 }
 
+/// A topic that was [named](ConsumerTopic) to a consumer is gone, and with it what the consumer has of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsumerTopicGone {
+    /// The consumer.
+    pub consumer: Handle,
+    /// The topic. Its number will not come again.
+    pub topic: TopicId,
+}
+
 /// Whether a consumer of an exclusive group gets messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Activity {
@@ -620,6 +629,8 @@ pub enum Response {
     ConsumerClosed(ConsumerClosed),
     /// Messages of another topic come to a consumer.
     ConsumerTopic(ConsumerTopic),
+    /// No more messages of a topic come to a consumer.
+    ConsumerTopicGone(ConsumerTopicGone),
     /// A consumer has another role.
     ConsumerRole(ConsumerRole),
     /// Deliveries are not the consumer's any more.
@@ -641,6 +652,7 @@ impl Response {
     const CONSUMER_TOPIC: u8 = 0xa2;
     const CONSUMER_ROLE: u8 = 0xa3;
     const CONSUMER_RECALLED: u8 = 0xa4;
+    const CONSUMER_TOPIC_GONE: u8 = 0xa5;
 
     /// Reads a frame.
     ///
@@ -675,6 +687,7 @@ impl Response {
             Self::CONSUMER_TOPIC => Self::ConsumerTopic(frame.whole()?),
             Self::CONSUMER_ROLE => Self::ConsumerRole(frame.whole()?),
             Self::CONSUMER_RECALLED => Self::ConsumerRecalled(frame.whole()?),
+            Self::CONSUMER_TOPIC_GONE => Self::ConsumerTopicGone(frame.whole()?),
             kind => return Err(DecodeError::UnknownKind(kind)),
         })
     }
@@ -708,6 +721,7 @@ impl Response {
             Self::ConsumerTopic(head) => put_head(out, Self::CONSUMER_TOPIC, head, 0),
             Self::ConsumerRole(head) => put_head(out, Self::CONSUMER_ROLE, head, 0),
             Self::ConsumerRecalled(head) => put_head(out, Self::CONSUMER_RECALLED, head, 0),
+            Self::ConsumerTopicGone(head) => put_head(out, Self::CONSUMER_TOPIC_GONE, head, 0),
         }
     }
 }

@@ -638,9 +638,14 @@ impl World {
                         client.generations.insert(key, recalled.generation);
                     }
                     self.take_back_recalled(effect.session, recalled.consumer, recalled.topic);
-                    if !self.topics_now().contains(&recalled.topic) {
-                        self.named.remove(&(effect.session, recalled.consumer, recalled.topic));
+                }
+                Content::ConsumerTopicGone(gone) => {
+                    if let Some(client) = self.clients.get_mut(&effect.session) {
+                        client.generations.remove(&(gone.consumer, gone.topic));
                     }
+                    self.take_back_recalled(effect.session, gone.consumer, gone.topic);
+                    let known = self.named.remove(&(effect.session, gone.consumer, gone.topic));
+                    assert!(known, "a consumer is told of the end of what it was told of");
                 }
                 Content::ConsumerClosed(closed) => {
                     self.order.members.remove(&(effect.session, closed.consumer));

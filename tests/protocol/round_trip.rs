@@ -17,10 +17,10 @@ use batonmq::protocol::request::{
     Purpose, Request, Settle, Settlement, Subscribe, Transact, TransactSettle, Unsubscribe, Window,
 };
 use batonmq::protocol::response::{
-    Activity, Confirm, ConsumerClosed, ConsumerRecalled, ConsumerRole, ConsumerTopic, Deliver, Explanation,
-    FailureRun, GroupInfo, Heartbeat, MessageState, NodeStatus, NotMaster, Place, PublishReady,
-    PublishRefused, Replayed, Reply, Response, Role, RouteInfo, Run, SlotInfo, Standing, StateRun, TopicInfo,
-    Welcome,
+    Activity, Confirm, ConsumerClosed, ConsumerRecalled, ConsumerRole, ConsumerTopic, ConsumerTopicGone,
+    Deliver, Explanation, FailureRun, GroupInfo, Heartbeat, MessageState, NodeStatus, NotMaster, Place,
+    PublishReady, PublishRefused, Replayed, Reply, Response, Role, RouteInfo, Run, SlotInfo, Standing,
+    StateRun, TopicInfo, Welcome,
 };
 use bytes::{Bytes, BytesMut};
 use proptest::collection::vec;
@@ -462,6 +462,9 @@ fn response() -> impl Strategy<Value = Response> {
         (any::<u32>(), any::<u32>(), any::<u32>()).prop_map(|(consumer, topic, generation)| {
             let topic = TopicId(topic);
             Response::ConsumerRecalled(ConsumerRecalled { consumer, topic, generation })
+        }),
+        (any::<u32>(), any::<u32>()).prop_map(|(consumer, topic)| {
+            Response::ConsumerTopicGone(ConsumerTopicGone { consumer, topic: TopicId(topic) })
         }),
         any::<u32>().prop_map(|producer| Response::PublishReady(PublishReady { producer })),
         (any::<u32>(), refusal())

@@ -19,9 +19,9 @@ use batonmq::protocol::request::{
 };
 use batonmq::protocol::response::{
     Activity, Confirm, ConsumerClosed, ConsumerDescription, ConsumerRecalled, ConsumerRole, ConsumerTopic,
-    Deliver, Explanation, FailureRun, GroupDescription, GroupInfo, Heartbeat, MessageState, NodeStatus,
-    NotMaster, Place, PublishReady, PublishRefused, Replayed, Reply, Response, Role, RouteInfo, Run,
-    SlotInfo, Standing, StateRun, TopicDescription, TopicInfo, Welcome,
+    ConsumerTopicGone, Deliver, Explanation, FailureRun, GroupDescription, GroupInfo, Heartbeat,
+    MessageState, NodeStatus, NotMaster, Place, PublishReady, PublishRefused, Replayed, Reply, Response,
+    Role, RouteInfo, Run, SlotInfo, Standing, StateRun, TopicDescription, TopicInfo, Welcome,
 };
 use bytes::Bytes;
 
@@ -402,5 +402,6 @@ pub fn responses() -> Vec<Response> {
         }),
         Response::ConsumerRole(ConsumerRole { consumer: 2, activity: Activity::Waiting }),
         Response::ConsumerRecalled(ConsumerRecalled { consumer: 2, topic: TopicId(4), generation: 1 }),
+        Response::ConsumerTopicGone(ConsumerTopicGone { consumer: 2, topic: TopicId(5) }),
     ]
 }
