@@ -11,12 +11,13 @@ use std::time::Duration;
 use batonmq::client::{Answered, Client, ClientError, ConsumerOptions, Requester, Responder, Topic};
 use batonmq::model::header::{CORRELATION_ID, REPLY_TO, REPLY_TOPIC_PREFIX};
 use batonmq::model::message::Message;
-use batonmq::model::settings::{Backoff, GroupSettings};
+use batonmq::model::settings::{Backoff, GroupSettings, Retention, TopicSettings};
 use batonmq::protocol::error::ErrorCode;
 use batonmq::protocol::response::Role;
 use support::load::options;
 use support::pair::{Node, PATIENCE};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 /// Requests that are under way at a time.
 const REQUESTS: u64 = 200;
@@ -132,6 +133,47 @@ async fn a_reply_that_nobody_wants_has_nowhere_to_go_and_the_request_is_done() {
     let group = &client.groups(Some("ask")).await.unwrap()[0];
     assert_eq!((group.waiting, group.retries), (0, 0));
     assert!(client.topics().await.unwrap().iter().all(|topic| topic.name != gone));
+}
+
+/// A request that named a topic which refuses its reply was delivered again at once and without end: whoever may publish a
+/// request kept all responders busy.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_whose_reply_is_refused_for_good_is_a_dead_letter() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::new("a", &dir.path().join("store"), "file", dir.path());
+    node.start();
+    node.wait_for(Role::Master).await;
+    let client = Client::connect(options(&node.address)).await.unwrap();
+    let retention = Retention { acked: false, ..Retention::default() };
+    let table = TopicSettings { last_value: true, retention, ..TopicSettings::default() };
+    client.create_topic("table", table).await.unwrap();
+    let topic = client.topic("ask").await.unwrap();
+    let mut responder = client.responder(responders()).await.unwrap();
+    let producer = client.producer(Default::default()).await.unwrap();
+    // Neither needs a lookup to be refused, nor finds a topic.
+    let wishes =
+        [("table", None), ("not a name", Some(Answered::Unwanted)), ("any.*", Some(Answered::Unwanted))];
+    for (reply_to, expected) in wishes {
+        let headers = vec![(REPLY_TO.to_owned(), reply_to.into())];
+        producer.send(&topic, &Message { headers, ..Message::new(reply_to) }).await.unwrap();
+        let request = responder.next().await.unwrap().unwrap();
+        assert_eq!(request.message.body, reply_to, "the one before does not come again");
+        match (responder.reply(&request, Message::new("no key")).await, expected) {
+            (Ok(answered), Some(expected)) => assert_eq!(answered, expected),
+            (Err(ClientError::TransactionAborted(refusal)), None) => {
+                assert_eq!(refusal.code, ErrorCode::Invalid);
+            }
+            (other, _) => panic!("{reply_to}: {other:?}"),
+        }
+    }
+    let letters = ConsumerOptions::new("ask.dead-letter", "letters");
+    let mut letters = client.consumer(letters).await.unwrap();
+    let letter = timeout(PATIENCE, letters.next()).await.unwrap().unwrap().unwrap().message;
+    assert_eq!(letter.body, "table");
+    let failures = String::from_utf8(letter.header("baton.dead.failures").unwrap().to_vec()).unwrap();
+    assert!(failures.contains("rejected its reply was refused: message 0: topic table keeps"), "{failures}");
+    let group = &client.groups(Some("ask")).await.unwrap()[0];
+    assert_eq!((group.waiting, group.retries, group.in_flight), (0, 0, 0));
 }
 
 /// Replies are told apart by their correlation id, however they come.

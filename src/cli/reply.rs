@@ -65,9 +65,9 @@ async fn answer(args: &ReplyArgs, responder: &mut Responder) -> anyhow::Result<(
             args.body.as_ref().map_or_else(|| request.message.body.clone(), |body| Bytes::from(body.clone()));
         match responder.reply(&request, Message::new(body)).await {
             Ok(_) => {}
-            // It is delivered again.
+            // It is delivered again, or is a dead letter.
             Err(ClientError::TransactionAborted(refusal)) => {
-                tracing::debug!(%refusal, "a request could not be answered yet");
+                tracing::warn!(%refusal, "a request was not answered");
                 continue;
             }
             Err(error) => return Err(error.into()),

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use super::Client;
 use super::consumer::{Consumer, Settler};
@@ -12,12 +13,15 @@ use super::options::{ConsumerOptions, ProducerOptions};
 use super::producer::Producer;
 use super::shared::locked;
 use super::topic::Topic;
+use super::wait::by_chance;
 use crate::model::header::{CORRELATION_ID, REPLY_TO};
 use crate::model::message::Message;
 use crate::protocol::error::ErrorCode;
 
 /// Reply topics whose numbers are remembered.
 const TOPICS_KEPT: usize = 1000;
+/// Where there is no room for a reply, its request is kept back for about so long.
+const WAIT_FOR_ROOM: Duration = Duration::from_secs(1);
 
 /// Gets requests. Made by [`Client::responder`](super::Client::responder). What it dereferences to settles requests that
 /// are not to be answered, nacks them for example.
@@ -101,21 +105,49 @@ impl Replier {
     /// If the future is dropped, the request may be answered or not; where it is not, it is delivered again.
     ///
     /// # Errors
-    /// [`ClientError::TransactionAborted`] where the request is not with this responder any more, or its reply topic went
-    /// at this very moment: it is delivered again to one of its group. As [`Transaction::commit`] otherwise.
+    /// [`ClientError::TransactionAborted`] where the request was not answered. If it is not with this responder any more,
+    /// or there is no room for the reply at the moment, it is delivered again to one of its group; the latter is told
+    /// after a second. If the topic of the reply will never take it, the request is rejected, with that as the reason: it
+    /// goes to the dead letters. [`ClientError::Message`] where the reply passes a limit: the request is as it was. As
+    /// [`Transaction::commit`] otherwise.
     ///
     /// [`Transaction::commit`]: super::Transaction::commit
     pub async fn reply(&self, request: &Delivery, mut reply: Message) -> Result<Answered, ClientError> {
-        let mut transaction = self.producer.transaction();
+        reply.headers.retain(|(name, _)| name != CORRELATION_ID);
+        let id = request.message.headers.iter().find(|(name, _)| name == CORRELATION_ID);
+        reply.headers.extend(id.cloned());
+        let refusal = loop {
+            match self.try_reply(request, &reply).await {
+                Err(ClientError::TransactionAborted(refusal) | ClientError::Refused(refusal)) => {
+                    if !matches!(refusal.code, ErrorCode::UnknownTopic | ErrorCode::Deleted) {
+                        break refusal;
+                    }
+                    // The topic went at this very moment: it is looked for again.
+                }
+                answered => return answered,
+            }
+        };
+        match refusal.code {
+            ErrorCode::TransactionAborted => {}
+            ErrorCode::StoreFull | ErrorCode::TopicFull | ErrorCode::Limit => {
+                tokio::time::sleep(by_chance(WAIT_FOR_ROOM)).await;
+                self.settler.release(request);
+            }
+            _ => {
+                self.settler.reject_because(request, &format!("its reply was refused: {}", refusal.text));
+            }
+        }
+        Err(ClientError::TransactionAborted(refusal))
+    }
+
+    async fn try_reply(&self, request: &Delivery, reply: &Message) -> Result<Answered, ClientError> {
         let topic = match request.message.header(REPLY_TO) {
             Some(name) => self.topic(&String::from_utf8_lossy(name)).await?,
             None => None,
         };
+        let mut transaction = self.producer.transaction().keeping_deliveries();
         if let Some(topic) = &topic {
-            reply.headers.retain(|(name, _)| name != CORRELATION_ID);
-            let id = request.message.headers.iter().find(|(name, _)| name == CORRELATION_ID);
-            reply.headers.extend(id.cloned());
-            transaction.send(topic, &reply)?;
+            transaction.send(topic, reply)?;
         }
         transaction.ack(&self.settler, request)?;
         transaction.commit().await?;

@@ -42,6 +42,15 @@ pub struct Transaction {
     state: Arc<Mutex<State>>,
     within: Duration,
     timer: AbortHandle,
+    when_refused: WhenRefused,
+}
+
+/// What becomes of the deliveries of a transaction that the node refuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum WhenRefused {
+    Release,
+    /// They stay with their consumers, and whoever committed it settles them.
+    Keep,
 }
 
 #[derive(Debug)]
@@ -72,13 +81,12 @@ struct Sent {
 }
 
 impl Sent {
-    /// It was refused: lets go what it holds.
+    /// It was refused: its topics are looked up again where that may be why.
     fn refused(&self, refusal: &Refusal) {
         if matches!(refusal.code, ErrorCode::UnknownTopic | ErrorCode::Deleted) {
             // Which of them it is does not stand in the refusal. The others are found again.
             self.topics.iter().for_each(|(topic, id)| topic.0.gone(*id));
         }
-        release(&self.settled);
     }
 }
 
@@ -106,9 +114,16 @@ impl Transaction {
         let (timed, deadline) = (Arc::clone(&state), after(Instant::now(), within));
         let timer = tokio::spawn(async move {
             tokio::time::sleep_until(deadline).await;
-            end_open(&timed, Err(ClientError::TransactionTimedOut { within }));
+            end_open(&timed, Err(ClientError::TransactionTimedOut { within }), WhenRefused::Release);
         });
-        Self { producer, state, within, timer: timer.abort_handle() }
+        let when_refused = WhenRefused::Release;
+        Self { producer, state, within, timer: timer.abort_handle(), when_refused }
+    }
+
+    /// Leaves its deliveries with their consumers where the node refuses it.
+    pub(super) fn keeping_deliveries(mut self) -> Self {
+        self.when_refused = WhenRefused::Keep;
+        self
     }
 
     /// Adds a message.
@@ -218,7 +233,7 @@ impl Transaction {
                 }
                 // Nothing of it has left.
                 Err(ClientError::Refused(refusal)) => {
-                    end_open(&self.state, Err(ClientError::TransactionAborted(refusal)));
+                    end_open(&self.state, Err(ClientError::TransactionAborted(refusal)), self.when_refused);
                 }
                 Err(error) => return Err(error),
             }
@@ -235,6 +250,9 @@ impl Transaction {
         let sent = std::mem::replace(&mut *locked(&self.state), State::Ended(result.clone()));
         if let (State::Sent(sent), Err(ClientError::TransactionAborted(refusal))) = (&sent, &result) {
             sent.refused(refusal);
+            if self.when_refused == WhenRefused::Release {
+                release(&sent.settled);
+            }
         }
         result
     }
@@ -287,22 +305,24 @@ impl Transaction {
 impl Drop for Transaction {
     fn drop(&mut self) {
         self.timer.abort();
-        end_open(&self.state, Err(ClientError::TransactionOver));
+        end_open(&self.state, Err(ClientError::TransactionOver), WhenRefused::Release);
         if let State::Sent(sent) = &*locked(&self.state) {
             self.producer.release_claim(sent.ticket);
         }
     }
 }
 
-/// Ends a transaction that is still open, and gives back what it would have settled.
-fn end_open(state: &Mutex<State>, result: Result<(), ClientError>) {
+/// Ends a transaction that is still open, and gives back what it would have settled unless it is to be kept.
+fn end_open(state: &Mutex<State>, result: Result<(), ClientError>, deliveries: WhenRefused) {
     let mut state = locked(state);
     if !matches!(*state, State::Open(_)) {
         return;
     }
     let ended = std::mem::replace(&mut *state, State::Ended(result));
     drop(state);
-    if let State::Open(contents) = ended {
+    if let State::Open(contents) = ended
+        && deliveries == WhenRefused::Release
+    {
         release(&contents.settled);
     }
 }
