@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use super::Client;
 use super::consumer::{Consumer, Settler};
@@ -13,15 +12,13 @@ use super::options::{ConsumerOptions, ProducerOptions};
 use super::producer::Producer;
 use super::shared::locked;
 use super::topic::Topic;
-use super::wait::by_chance;
+use super::wait::{PUT_OFF_MAX, by_chance};
 use crate::model::header::{CORRELATION_ID, REPLY_TO};
 use crate::model::message::Message;
 use crate::protocol::error::ErrorCode;
 
 /// Reply topics whose numbers are remembered.
 const TOPICS_KEPT: usize = 1000;
-/// Where there is no room for a reply, its request is kept back for about so long.
-const WAIT_FOR_ROOM: Duration = Duration::from_secs(1);
 
 /// Gets requests. Made by [`Client::responder`](super::Client::responder). What it dereferences to settles requests that
 /// are not to be answered, nacks them for example.
@@ -129,8 +126,10 @@ impl Replier {
         };
         match refusal.code {
             ErrorCode::TransactionAborted => {}
-            ErrorCode::StoreFull | ErrorCode::TopicFull | ErrorCode::Limit => {
-                tokio::time::sleep(by_chance(WAIT_FOR_ROOM)).await;
+            ErrorCode::StoreFull | ErrorCode::TopicFull => self.settler.release(request),
+            // The topic of the reply cannot be made for now.
+            ErrorCode::Limit => {
+                tokio::time::sleep(by_chance(PUT_OFF_MAX)).await;
                 self.settler.release(request);
             }
             _ => {

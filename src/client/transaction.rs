@@ -19,6 +19,7 @@ use super::producer::{Producer, Ticket};
 use super::settlements::merge;
 use super::shared::{after, locked};
 use super::topic::Topic;
+use super::wait::{PUT_OFF_MAX, by_chance};
 use crate::model::id::{OffsetRange, TopicId};
 use crate::model::message::Message;
 use crate::protocol::error::{ErrorCode, Refusal};
@@ -213,6 +214,8 @@ impl Transaction {
     /// If the future is dropped, the transaction may be carried out all the same; called again, this goes on waiting.
     /// What was released or refused then goes back when its lease ends.
     ///
+    /// Where there is no room, it ends and gives back after a second only: what comes again would be refused again.
+    ///
     /// # Errors
     /// [`ClientError::TransactionAborted`] where nothing of it was carried out: its deliveries go back.
     /// [`ClientError::TransactionTimedOut`] where its time was over before. [`ClientError::Unconfirmed`] and
@@ -250,6 +253,9 @@ impl Transaction {
         let sent = std::mem::replace(&mut *locked(&self.state), State::Ended(result.clone()));
         if let (State::Sent(sent), Err(ClientError::TransactionAborted(refusal))) = (&sent, &result) {
             sent.refused(refusal);
+            if matches!(refusal.code, ErrorCode::StoreFull | ErrorCode::TopicFull) {
+                tokio::time::sleep(by_chance(PUT_OFF_MAX)).await;
+            }
             if self.when_refused == WhenRefused::Release {
                 release(&sent.settled);
             }

@@ -10,7 +10,7 @@ use std::time::Duration;
 pub(super) const RETRY_WAIT: Duration = Duration::from_millis(20);
 /// First and longest wait after refusals in a row.
 const PUT_OFF_FIRST: Duration = Duration::from_millis(10);
-const PUT_OFF_MAX: Duration = Duration::from_secs(1);
+pub(super) const PUT_OFF_MAX: Duration = Duration::from_secs(1);
 
 /// The wait after a refusal, `last` being the one after the refusal before it; before chance.
 pub(super) fn after_refusal(last: Option<Duration>) -> Duration {

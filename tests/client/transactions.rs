@@ -7,6 +7,7 @@ use batonmq::model::message::Message;
 use batonmq::protocol::error::ErrorCode;
 use batonmq::protocol::request::{Request, Settle, Settlement, TransactSettle};
 use tokio::net::TcpListener;
+use tokio::time::Instant;
 
 use crate::node::{Behaviour, Node};
 use crate::{bodies, connected, numbered, soon, until};
@@ -97,7 +98,9 @@ async fn a_refused_transaction_says_why_gives_back_and_leaves_the_producer_as_it
     transaction.send(&output, &delivery.message).unwrap();
     transaction.ack(&consumer, &delivery).unwrap();
     node.set(|behaviour| behaviour.full = 1);
+    let asked = Instant::now();
     assert_eq!(refusal(soon(transaction.commit()).await), ErrorCode::StoreFull);
+    assert!(asked.elapsed() > Duration::from_millis(400), "a full store is not asked without a pause");
     until(|| world.lock().unwrap().count_frames(releases) == 1).await;
     assert_eq!(producer.failures(), [], "it is told by the commit and nowhere else");
     soon(producer.send(&output, &Message::new("next"))).await.unwrap();
