@@ -284,6 +284,21 @@ fn what_makes_no_sense_is_refused_and_nothing_is_made() {
     assert_eq!((scene.world.fold.topics.len(), scene.world.fold.routes.len()), (1, 0));
 }
 
+/// The topics before the one too many were made, and the route was not.
+#[test]
+fn a_route_to_more_topics_than_a_pattern_may_have_makes_none_of_them() {
+    let mut scene = Scene::new(Limits { pattern_topics_max: 2, ..Limits::default() });
+    let window = Window { messages: 10, bytes: u64::MAX };
+    scene.world.subscribe(0, 0, "a.*", "g", window, None).unwrap();
+    scene.topic("a.x");
+    let (code, text) = scene.refused(copy("r", "t", &["a.y", "b.y", "a.z"]));
+    assert_eq!(code, ErrorCode::Limit);
+    assert!(text.contains("topic a.z would be one too many of pattern a.*"), "{text}");
+    scene.world.finish();
+    assert_eq!((scene.world.fold.topics.len(), scene.world.fold.routes.len()), (3, 0));
+    scene.create(copy("r", "t", &["a.y", "b.y"])).unwrap();
+}
+
 #[test]
 fn circles_are_refused_by_the_way_they_would_go() {
     let mut scene = Scene::new(Limits::default());

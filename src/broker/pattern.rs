@@ -75,17 +75,17 @@ impl Broker {
         }
     }
 
-    /// Whether one more topic of this name may be made.
-    pub(super) fn check_pattern_room(&self, name: &Name) -> Result<(), Refusal> {
+    /// Whether topics of these names may be made, all of them.
+    pub(super) fn check_pattern_room(&self, names: &[&Name]) -> Result<(), Refusal> {
         let max = self.limits.pattern_topics_max;
-        for pattern in self.patterns_of(name) {
-            if self.patterns.get(&pattern).is_some_and(|count| *count >= max)
-                && let Some(pattern) = self.topics.get(&pattern)
-            {
+        for (id, count) in &self.patterns {
+            let Some(pattern) = self.topics.get(id).map(|pattern| &pattern.state.name) else { continue };
+            let mut added = names.iter().filter(|name| stands_for(pattern, name));
+            let room = max.saturating_sub(*count) as usize;
+            if let Some(name) = added.nth(room) {
                 let text = format!(
-                    "topic {name} would be one more of pattern {}, whose groups have {max} topics already: the limit \
-                     pattern_topics_max is reached",
-                    pattern.state.name
+                    "topic {name} would be one too many of pattern {pattern}, whose groups may have {max} topics: \
+                     the limit pattern_topics_max is reached"
                 );
                 return Err(Refusal::new(ErrorCode::Limit, text));
             }

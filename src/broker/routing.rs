@@ -61,9 +61,9 @@ impl Broker {
         let targets = self.check_targets(asked)?;
         let from = self.topic_named(&asked.from)?;
         self.check_named(from)?;
-        for target in targets.iter().filter(|target| !self.topic_names.contains_key(*target)) {
-            self.check_pattern_room(target)?;
-        }
+        let made: Vec<&Name> =
+            targets.iter().filter(|target| !self.topic_names.contains_key(*target)).collect();
+        self.check_pattern_room(&made)?;
         if let Some(filter) = &asked.filter {
             check_filter(filter)?;
         }

@@ -176,7 +176,7 @@ impl Broker {
         settings: TopicSettings,
         out: &mut Output,
     ) -> Result<TopicId, Refusal> {
-        self.check_pattern_room(&name)?;
+        self.check_pattern_room(&[&name])?;
         let id = self.create_topic_of_kind(TopicKind::Named, name.clone(), settings, out)?;
         self.add_to_patterns(id, &name, out);
         Ok(id)
