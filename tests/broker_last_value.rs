@@ -10,7 +10,7 @@ use batonmq::broker::{AutoCreate, Command, Ending};
 use batonmq::model::id::{GroupId, OffsetRange, Sequence, SessionId, TopicId};
 use batonmq::model::limits::{LAST_VALUE_FRESH_MIN, LAST_VALUE_FRESH_MS, LAST_VALUE_TOMBSTONE_MS, Limits};
 use batonmq::model::message::{Message, MessageBlock};
-use batonmq::model::settings::{GroupSettings, Policy, Retention, TopicSettings};
+use batonmq::model::settings::{GroupSettings, Overflow, Policy, Retention, TopicSettings};
 use batonmq::model::time::Timestamp;
 use batonmq::protocol::error::ErrorCode;
 use batonmq::protocol::request::{AdminCommand, Publish, Settlement, Window};
@@ -164,6 +164,29 @@ fn a_message_without_a_key_or_bound_to_a_time_is_refused_with_all_of_its_publish
     scene.publish(&[value("", "an empty key is a key")]);
     scene.run();
     assert_eq!(scene.there().len(), 1);
+}
+
+/// Producers of a topic that was full of what there is a newer one of waited for a minute, and its clients gave up before.
+#[test]
+fn a_full_topic_is_cleaned_at_once_where_that_makes_room() {
+    for overflow in [Overflow::Block, Overflow::Reject] {
+        let settings = TopicSettings { max_messages: Some(3), overflow, ..settings() };
+        let mut scene = Scene::with(Limits::default(), settings);
+        scene.publish(&[value("a", "1"), value("b", "2"), value("a", "3")]);
+        scene.run();
+        assert_eq!(scene.there().len(), 3, "nobody needs room");
+        let refused =
+            [ErrorCode::TopicBlocked, ErrorCode::TopicFull][usize::from(overflow == Overflow::Reject)];
+        assert_eq!(scene.refused(&[value("c", "4")]), refused);
+        scene.run();
+        assert_eq!(scene.there(), ["2", "3"]);
+        assert_eq!(scene.world.ready.len(), usize::from(overflow == Overflow::Block));
+        scene.publish(&[value("c", "4")]);
+        // It holds nothing that could go.
+        assert_eq!(scene.refused(&[value("d", "5")]), refused);
+        scene.run();
+        assert_eq!(scene.there(), ["2", "3", "4"]);
+    }
 }
 
 #[test]

@@ -85,8 +85,12 @@ impl Broker {
         }
         let waits = settings.overflow == Overflow::Block;
         let must_wait = waits && topic.line.is_behind(producer);
-        if !topic.is_full() && !must_wait {
+        let is_full = topic.is_full();
+        if !is_full && !must_wait {
             return Ok(());
+        }
+        if is_full && topic.keeps_last_values() {
+            self.last_values.make_room(id, topic.messages);
         }
         if !waits {
             return Err(refusals::topic_full(&topic.state));

@@ -36,6 +36,10 @@ use pass::{Keeps, Pass};
 /// published to it: reading them takes a few percent of that time.
 const READ_PER_MS: u64 = 20;
 
+/// Messages that are read at most, in a full topic, for each that was published since it was clean and may make room.
+/// Where a topic may hold hardly more messages than it has keys, reading all of it for each update would never end.
+const READ_FOR_ROOM: u64 = 4096;
+
 /// How the messages of a stretch are treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
@@ -136,6 +140,17 @@ impl LastValues {
             pass.see_published(first, block, round.mode.keeps());
         }
         self.arm(id);
+    }
+
+    /// A topic of so many messages takes none because it is full: it is cleaned at once, if what was published since that
+    /// was last done is worth reading all of it.
+    pub fn make_room(&mut self, id: TopicId, messages: u64) {
+        let Some(table) = self.tables.get_mut(&id) else { return };
+        let worth_it = messages <= table.fresh.saturating_mul(READ_FOR_ROOM);
+        if worth_it && !table.in_line && table.round.is_none() {
+            table.in_line = true;
+            self.line.push_back(id);
+        }
     }
 
     /// A read has been answered.
