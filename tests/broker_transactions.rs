@@ -9,7 +9,7 @@ use batonmq::model::id::{Offset, OffsetRange, Sequence, SessionId, TopicId};
 use batonmq::model::limits::{Limits, TRANSACTION_RANGES_MAX, TRANSACTION_SETTLEMENTS_MAX};
 use batonmq::model::message::{Message, MessageBlock};
 use batonmq::model::record::Record;
-use batonmq::model::settings::{GroupSettings, Overflow, TopicSettings};
+use batonmq::model::settings::{GroupSettings, Overflow, Start, TopicSettings};
 use batonmq::protocol::error::ErrorCode;
 use batonmq::protocol::request::*;
 use batonmq::protocol::response::Reply;
@@ -123,6 +123,28 @@ fn what_another_consumer_has_by_now_is_not_settled() {
     );
     let aborted = Some(ErrorCode::TransactionAborted);
     assert_eq!(world.transact(0, 0, 5, vec![(output, 1)], vec![acks(0, 1)]), aborted);
+    world.finish();
+}
+
+/// The same consumer gets the same messages again, and a transaction with the first hand-over is on its way.
+#[test]
+fn a_transaction_with_what_was_recalled_is_aborted_though_it_has_come_again() {
+    let (mut world, [input, output, _]) = world();
+    world.admin(0, AdminCommand::Seek { topic: "in".into(), name: "g".into(), to: Start::Earliest });
+    world.finish();
+    assert_eq!(world.delivered.len(), 4, "all of it came again");
+    let transact = |generation| {
+        let publish = Publish { producer: 0, sequence: Sequence(5), parts: vec![(output, 1)] };
+        let (settlement, ranges) = (Settlement::Ack, vec![OffsetRange::new(0, 4)]);
+        let settle = TransactSettle { consumer: 0, topic: input, generation, settlement, ranges };
+        let block = MessageBlock::encode(&[Message::new("made")]);
+        Command::Transact(Transact { publish, settlements: vec![settle] }, block)
+    };
+    world.handle(S, transact(0));
+    world.finish();
+    assert_eq!(world.refused.last().unwrap().2, ErrorCode::TransactionAborted);
+    assert_eq!((last(&world), stored(&world, output)), (4, 0));
+    assert_eq!(world.transact(0, 0, 5, vec![(output, 1)], vec![acks(0, 4)]), None, "what came again may be");
     world.finish();
 }
 
