@@ -334,6 +334,36 @@ fn a_topic_that_is_made_one_later_is_cleaned_and_leaves_what_has_no_key() {
     assert_eq!(scene.there(), ["no key", "2", "3"]);
 }
 
+/// What the broker itself moves is refused nowhere: a letter without a key stays, also where all values are moved, and one
+/// with a key is the newest of it.
+#[test]
+fn dead_letters_come_into_a_table_with_a_key_or_without() {
+    let mut scene = Scene::new(few_gaps());
+    let topic = scene.world.find_topic(0, "jobs").unwrap();
+    let dead_letter = Some("t".parse().unwrap());
+    let settings = GroupSettings { dead_letter, ..GroupSettings::default() };
+    scene.world.subscribe(0, 0, "jobs", "g", ALL, Some(settings)).unwrap();
+    scene.publish(&[value("a", "old")]);
+    let dying = [Message::new("no key"), value("a", "new")];
+    scene.world.publish_messages(0, 0, scene.next, vec![(topic, 2)], &dying);
+    scene.next += 2;
+    scene.world.finish();
+    let letters = |scene: &Scene| {
+        let mut there = scene.there();
+        there.retain(|body| !body.chars().any(|digit| digit.is_ascii_digit()));
+        there
+    };
+    let all = vec![OffsetRange::new(0, 2)];
+    scene.world.settle_in(0, 0, topic, Settlement::Reject { reason: None }, all);
+    scene.settle_down();
+    assert_eq!(letters(&scene), ["no key", "new"]);
+    let before = scene.world.store[&scene.topic].keys().next().copied();
+    full_of_gaps(&mut scene, 200);
+    assert!(scene.world.store[&scene.topic].keys().next().copied() > before, "all of it was moved");
+    let left: BTreeSet<String> = letters(&scene).into_iter().collect();
+    assert_eq!(left, ["new", "no key"].map(str::to_owned).into());
+}
+
 #[test]
 fn a_topic_of_more_keys_than_are_known_at_a_time_is_cleaned_whole() {
     let mut scene = Scene::new(Limits { last_value_keys_max: 16, ..Limits::default() });

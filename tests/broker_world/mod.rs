@@ -998,7 +998,9 @@ impl World {
         });
         for (index, origin) in origins.enumerate() {
             let message = published.block.message(index).unwrap();
-            if message.header("baton.dead.topic").is_some() {
+            // A letter in a table may be moved to its end: it died before.
+            if message.header("baton.dead.topic").is_some() && message.header("baton.published-at").is_none()
+            {
                 self.check_dead(&message, dead_now);
             }
             for (topic, first) in &published.targets {
@@ -1111,7 +1113,14 @@ impl World {
         }
         let messages = &self.store[&topic];
         let stored = &messages[&offset];
-        let Some(key) = &stored.message.key else { return false };
+        let Some(key) = &stored.message.key else {
+            // It stays for good, and may be moved with all others.
+            let is_it = |other: &Stored| {
+                let moved = other.message.header("baton.published-at").is_some();
+                moved && other.message.key.is_none() && other.message.body == stored.message.body
+            };
+            return messages.range(offset + 1..).any(|(_, other)| is_it(other));
+        };
         let has_key = |(_, other): &(&u64, &Stored)| other.message.key.as_ref() == Some(key);
         let is_newest = !messages.range(offset + 1..).any(|other| has_key(&other));
         let goes = |other: u64| self.removed_now.contains(&(topic, other));
