@@ -32,12 +32,19 @@ impl Broker {
         let Some(part) = group.parts.get_mut(&topic_id) else { return effort };
         let mut sieve = Sieve { effort, ..Sieve::new(group.filter.as_ref(), self.now) };
         let end = topic.state.end;
-        let mut at = std::mem::replace(&mut part.judged, end).max(part.cursor);
+        let mut at = std::mem::replace(&mut part.judged, end).max(part.cursor).max(part.state.floor);
         let mut settled = false;
         while at < end
             && (part.settled_range_count() as u64) < self.limits.settled_ranges_max / 2
             && let Some(chunk) = cached.at(at)
         {
+            // Some of it was settled when it was published: a letter for another group.
+            let known = part.state.settled.range_from(at);
+            if let Some(settled) = known.filter(|settled| settled.start <= at) {
+                at = settled.end;
+                continue;
+            }
+            let end = known.map_or(end, |settled| settled.start.min(end));
             let (verdict, next) = sieve.run(chunk, at, end.min(chunk.end()), u64::MAX);
             if verdict == Verdict::Settle {
                 part.settle(OffsetRange { start: at, end: next });
