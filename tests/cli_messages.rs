@@ -243,6 +243,38 @@ fn dead_letters_are_listed_shown_replayed_and_purged() {
 }
 
 #[test]
+fn a_dead_letter_goes_back_to_its_group_or_to_all() {
+    let pair = Pair::single();
+    let consumed = |group: &str| {
+        let flags = ["consume", "t", "--group", group, "--count", "9", "--idle-timeout", "200ms"];
+        pair.run(&flags).ok()
+    };
+    pair.run(&["topic", "create", "t"]).ok();
+    for group in ["g", "other"] {
+        pair.run(&["group", "create", "t", group]).ok();
+    }
+    pair.run(&["publish", "t", "a"]).ok();
+    assert_eq!(consumed("other"), "a\n");
+    let kill = || {
+        consume(&pair, "1", &["--then", "reject"]).ok();
+        wait_until(|| pair.run(&["dead-letter", "list", "t", "--json"]).json().len() == 1);
+    };
+    kill();
+    assert_eq!(pair.run(&["dead-letter", "replay", "t"]).ok(), "1 dead letter replayed\n");
+    kill();
+    assert_eq!(consumed("other"), "");
+    pair.run(&["group", "delete", "t", "g"]).ok();
+    let refused = pair.run(&["dead-letter", "replay", "t"]).ok();
+    assert!(
+        refused.starts_with("0 dead letters replayed; 1 kept: the group in which they died is gone"),
+        "{refused}"
+    );
+    pair.run(&["dead-letter", "replay", "t", "--all-groups", "--to", "u"]).failed(2);
+    assert_eq!(pair.run(&["dead-letter", "replay", "t", "--all-groups"]).ok(), "1 dead letter replayed\n");
+    assert_eq!(consumed("other"), "a\n");
+}
+
+#[test]
 fn dead_letters_are_picked_by_what_they_are() {
     let pair = Pair::single();
     for (key, price) in [("k1", "5"), ("k2", "50"), ("k3", "500")] {

@@ -1,4 +1,4 @@
-//! Dead letters are replayed exactly once, however often the masters are killed meanwhile.
+//! Dead letters are replayed exactly once, for the group in which they died, however often the masters are killed meanwhile.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -11,6 +11,7 @@ use batonmq::client::{Client, ConsumerOptions, ProducerOptions};
 use batonmq::model::id::Offset;
 use batonmq::model::limits::LETTERS_MAX;
 use batonmq::model::message::Message;
+use batonmq::protocol::request::ReplayTo;
 use batonmq::protocol::response::{Role, TopicInfo};
 use support::load::options;
 use support::pair::{Node, PATIENCE};
@@ -53,6 +54,12 @@ async fn letters_are_replayed_once(mode: &'static str) {
     producer.send_batch(&orders, &messages).await.unwrap();
     producer.flush().await.unwrap();
     let mut consumer = client.consumer(ConsumerOptions::new("orders", "billing")).await.unwrap();
+    let mut audit = client.consumer(ConsumerOptions::new("orders", "audit")).await.unwrap();
+    for _ in 0..LETTERS {
+        let delivery = audit.next().await.unwrap().unwrap();
+        audit.ack(&delivery);
+    }
+    audit.flush().await.unwrap();
     for _ in 0..LETTERS {
         let delivery = consumer.next().await.unwrap().unwrap();
         consumer.reject_because(&delivery, "no such customer");
@@ -77,7 +84,8 @@ async fn letters_are_replayed_once(mode: &'static str) {
         tokio::spawn(async move {
             let offsets: Vec<Offset> = (dead.start.0..dead.end.0).map(Offset).collect();
             for some in offsets.chunks(LETTERS_MAX / 10) {
-                let done = client.replay_dead_letters(dead.topic, some.to_vec(), None).await.unwrap();
+                let done =
+                    client.replay_dead_letters(dead.topic, some.to_vec(), ReplayTo::Group).await.unwrap();
                 assert_eq!(done.replayed + done.gone, some.len() as u64, "{done:?}");
             }
         })
@@ -96,7 +104,21 @@ async fn letters_are_replayed_once(mode: &'static str) {
     assert!(kills > 0);
     assert_eq!(bodies(&client, "orders.dead-letter").await, BTreeMap::new());
     let expected = messages.iter().map(|message| (message.body.to_vec(), 1));
-    assert_eq!(bodies(&client, "orders").await, expected.collect());
+    assert_eq!(bodies(&client, "orders").await, expected.clone().collect());
+    let mut billed = BTreeMap::new();
+    let mut consumer = client.consumer(ConsumerOptions::new("orders", "billing")).await.unwrap();
+    for _ in 0..LETTERS {
+        let delivery = consumer.next().await.unwrap().unwrap();
+        *billed.entry(delivery.message.body.to_vec()).or_default() += 1;
+        consumer.ack(&delivery);
+    }
+    consumer.flush().await.unwrap();
+    assert_eq!(billed, expected.collect::<BTreeMap<_, u64>>());
+    let waiting = client.groups(Some("orders")).await.unwrap().into_iter().map(|group| group.waiting);
+    assert_eq!(waiting.collect::<Vec<_>>(), [0, 0]);
+    // What comes next to the group that had no part in it is what is published next.
+    producer.send(&orders, &Message::new("next")).await.unwrap();
+    assert_eq!(audit.next().await.unwrap().unwrap().message.body, "next");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,8 +1,8 @@
 //! Dead letters: where a message goes after its last attempt or when it is rejected.
 //!
 //! The copy in the dead-letter topic and the settlement in the group are one commit, so a message is in one of both
-//! places, never in none and never in both. The copy keeps key, headers and body and has the headers of [`HEADERS`],
-//! texts all of them; from a message that dies again the older values become a line of `baton.dead.history`, the
+//! places, never in none and never in both. The copy keeps key, headers and body and has the headers of [`HEADERS`] and
+//! perhaps [`PATTERN`], texts all of them; from a message that dies again the older values become a line of `baton.dead.history`, the
 //! last [`HISTORY_LINES`] of which are kept. The limits on headers do not apply to these.
 //!
 //! The topic is the one that the group's settings name, or the topic's own name with `.dead-letter` behind it. It is
@@ -26,6 +26,7 @@ use crate::model::record::Source;
 use crate::model::retry::{Failure, Retry, ReturnReason};
 use crate::model::settings::{GroupSettings, TopicSettings};
 use crate::model::time::Timestamp;
+use crate::model::topic_kind::TopicKind;
 
 /// What the name of a dead-letter topic ends with.
 pub const DEAD_LETTER_SUFFIX: &str = ".dead-letter";
@@ -43,6 +44,8 @@ pub const HEADERS: [&str; 9] = [
     "baton.dead.deliveries",
     "baton.dead.failures",
 ];
+/// The pattern that the group is a group of, where it is not one of the topic itself: both may have a group of that name.
+pub const PATTERN: &str = "baton.dead.pattern";
 /// The header with what the others said before: a line for each earlier death, the oldest first.
 pub const HISTORY: &str = "baton.dead.history";
 /// Lines of history that are kept.
@@ -67,44 +70,69 @@ pub(super) fn target(topic: &Name, settings: &GroupSettings) -> Option<Name> {
     Name::new(&format!("{}{DEAD_LETTER_SUFFIX}", &topic.as_str()[..kept])).ok()
 }
 
-/// The values of [`HEADERS`].
-type Death = [String; 9];
+/// What is said of a death.
+struct Death {
+    /// The values of [`HEADERS`].
+    values: [String; 9],
+    /// The value of [`PATTERN`].
+    pattern: Option<String>,
+}
 
 /// The message as it stands in the dead-letter topic.
 fn dead_message(mut message: Message, death: Death) -> Message {
     let history = take_history(&mut message, "");
     // There it neither waits for a time nor goes by itself.
     (message.deliver_at, message.expires_at) = (None, None);
-    let values = death.map(bytes::Bytes::from);
+    let values = death.values.map(bytes::Bytes::from);
     message.headers.extend(HEADERS.map(str::to_owned).into_iter().zip(values));
+    message.headers.extend(death.pattern.map(|pattern| (PATTERN.to_owned(), pattern.into())));
     message.headers.extend(history);
     message
 }
 
-/// The message as it stands where it is replayed to: alive, its death a line of its history. Answers the topic that it
-/// comes from too; `None` where it is no dead letter.
-pub(super) fn revived(mut message: Message, now: Timestamp) -> Option<(String, Message)> {
-    let topic = String::from_utf8_lossy(message.header(HEADERS[0])?).into_owned();
-    let history = take_history(&mut message, &format!(" replayed-at={now}"));
-    message.headers.extend(history);
-    Some((topic, message))
+/// A dead letter as it stands where it is replayed to.
+pub(super) struct Revived {
+    /// The topic that it comes from.
+    pub topic: String,
+    /// The group in which it died, of that topic or of a pattern.
+    pub group: Option<String>,
+    pub pattern: Option<String>,
+    /// Alive, its death a line of its history.
+    pub message: Message,
+}
+
+impl Revived {
+    /// What becomes of a letter; `None` where it is none.
+    pub fn of(mut message: Message, now: Timestamp) -> Option<Self> {
+        let topic = text_of(&message, HEADERS[0])?;
+        let (group, pattern) = (text_of(&message, HEADERS[2]), text_of(&message, PATTERN));
+        let history = take_history(&mut message, &format!(" replayed-at={now}"));
+        message.headers.extend(history);
+        Some(Self { topic, group, pattern, message })
+    }
+}
+
+fn text_of(message: &Message, header: &str) -> Option<String> {
+    message.header(header).map(|value| String::from_utf8_lossy(value).into_owned())
 }
 
 /// Takes what says of deaths out of a message. Answers the header with the history, the last death in it, with
 /// `addition` behind it.
 fn take_history(message: &mut Message, addition: &str) -> Option<(String, bytes::Bytes)> {
-    let text = |name| message.header(name).map(|value| String::from_utf8_lossy(value).into_owned());
+    let text = |name| text_of(message, name);
     let mut history: Vec<String> =
         text(HISTORY).map(|lines| lines.lines().map(str::to_owned).collect()).unwrap_or_default();
     if text(HEADERS[0]).is_some() {
         let older = HEADERS.map(|name| text(name).unwrap_or_else(|| "?".to_owned()));
         let [topic, offset, group, attempts, reason, published_at, at, ..] = older;
+        let pattern = text(PATTERN).map_or_else(String::new, |pattern| format!(" pattern={pattern}"));
         history.push(format!(
-            "{at} topic={topic} offset={offset} group={group} attempts={attempts} reason={reason} \
+            "{at} topic={topic} offset={offset} group={group}{pattern} attempts={attempts} reason={reason} \
              published-at={published_at}{addition}"
         ));
     }
-    message.headers.retain(|(name, _)| name != HISTORY && !HEADERS.contains(&name.as_str()));
+    let of_death = |name: &str| name == HISTORY || name == PATTERN || HEADERS.contains(&name);
+    message.headers.retain(|(name, _)| !of_death(name));
     let kept = history.len().saturating_sub(HISTORY_LINES);
     (!history.is_empty()).then(|| (HISTORY.to_owned(), history[kept..].join("\n").into()))
 }
@@ -186,6 +214,8 @@ impl Broker {
         let mut dead = Dead::default();
         let Some(group) = self.groups.get_mut(&id) else { return dead };
         let name = group.main().map_or_else(String::new, |main| main.state.name.to_string());
+        let own = self.topics.get(&group.topic).filter(|own| own.state.kind == TopicKind::Pattern);
+        let pattern = own.map(|own| own.state.name.to_string());
         let Some(topic) = self.topics.get(&topic_id) else { return dead };
         let Some(part) = group.parts.get_mut(&topic_id) else { return dead };
         let cached = self.cache.topic(topic_id);
@@ -210,7 +240,7 @@ impl Broker {
             let retry = part.state.retries.get(offset).cloned().unwrap_or_default();
             let reason = retry.last_failure().map_or(ReturnReason::Rejected, |failure| failure.reason);
             let source = chunk.source(index);
-            let death = [
+            let values = [
                 topic.state.name.to_string(),
                 Position { priority: part.priority, offset }.to_string(),
                 name.clone(),
@@ -221,7 +251,7 @@ impl Broker {
                 retry.handed_out.to_string(),
                 failures(&retry),
             ];
-            dead.messages.push(dead_message(message, death));
+            dead.messages.push(dead_message(message, Death { values, pattern: pattern.clone() }));
             dead.offsets.push(offset);
             dead.origins.push((1, source.origin));
         }
@@ -254,7 +284,8 @@ mod tests {
     use super::*;
 
     fn death(topic: &str) -> Death {
-        [topic, "7", "g", "3", "nacked", "then", "now", "4", "now nacked"].map(str::to_owned)
+        let values = [topic, "7", "g", "3", "nacked", "then", "now", "4", "now nacked"].map(str::to_owned);
+        Death { values, pattern: None }
     }
 
     #[test]
@@ -295,18 +326,31 @@ mod tests {
         let message = Message { key: Some("k".into()), priority: 3, ..Message::new("body") };
         let message = Message { headers: vec![("mine".into(), "1".into())], ..message };
         let first = dead_message(message.clone(), death("first"));
-        let (topic, alive) = revived(first, Timestamp(0)).unwrap();
-        assert_eq!(topic, "first");
+        let Revived { topic, group, pattern, message: alive } = Revived::of(first, Timestamp(0)).unwrap();
+        assert_eq!((topic.as_str(), group.as_deref(), pattern), ("first", Some("g"), None));
         let line = "now topic=first offset=7 group=g attempts=3 reason=nacked published-at=then \
                     replayed-at=1970-01-01T00:00:00.000Z";
         assert_eq!(alive.header(HISTORY).unwrap(), line);
         assert_eq!(Message { headers: alive.headers[..1].to_vec(), ..alive.clone() }, message);
         assert_eq!(alive.headers.len(), 2);
-        assert_eq!(revived(alive.clone(), Timestamp(0)), None, "it is no dead letter any more");
+        assert!(Revived::of(alive.clone(), Timestamp(0)).is_none(), "it is no dead letter any more");
         // It dies again: its first death is told once.
         let again = dead_message(alive, death("second"));
         assert_eq!(again.header(HISTORY).unwrap(), line);
         assert_eq!(again.header(HEADERS[0]).unwrap(), "second");
+    }
+
+    #[test]
+    fn a_letter_of_a_group_of_a_pattern_says_which_one() {
+        let pattern = Some("orders.#".to_owned());
+        let dead =
+            dead_message(Message::new("body"), Death { pattern: pattern.clone(), ..death("orders.eu") });
+        assert_eq!(dead.header(PATTERN).unwrap(), "orders.#");
+        let alive = Revived::of(dead, Timestamp(0)).unwrap();
+        assert_eq!(alive.pattern, pattern);
+        assert_eq!(alive.message.headers.len(), 1);
+        let history = String::from_utf8(alive.message.header(HISTORY).unwrap().to_vec()).unwrap();
+        assert!(history.contains(" group=g pattern=orders.# attempts=3 "), "{history}");
     }
 
     #[test]

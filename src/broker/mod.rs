@@ -21,6 +21,7 @@ mod flights;
 mod garbage;
 mod group;
 mod holdings;
+mod home;
 mod in_order;
 mod judging;
 mod keyed;

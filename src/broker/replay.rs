@@ -7,7 +7,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::dead_letter::revived;
+use super::dead_letter::Revived;
+use super::effort::Effort;
+use super::home::{Home, Stay};
 use super::machine::Broker;
 use super::topic::{scattered_bytes, stored_bytes};
 use super::{Content, Output, refusals};
@@ -20,7 +22,7 @@ use crate::model::record::Source;
 use crate::model::time::Timestamp;
 use crate::model::topic_kind::TopicKind;
 use crate::protocol::error::Refusal;
-use crate::protocol::request::RequestId;
+use crate::protocol::request::{ReplayTo, RequestId};
 use crate::protocol::response::{Replayed, Reply};
 
 /// Letters and bytes that are replayed in one cycle.
@@ -34,7 +36,7 @@ pub(super) struct Ask {
     pub request: RequestId,
     pub topic: TopicId,
     pub offsets: Vec<Offset>,
-    pub to: Option<String>,
+    pub to: ReplayTo,
 }
 
 /// A request that is not answered yet.
@@ -43,7 +45,7 @@ struct Replay {
     session: SessionId,
     request: RequestId,
     topic: TopicId,
-    to: Option<String>,
+    to: ReplayTo,
     /// What is left, in order.
     left: VecDeque<Offset>,
     done: Replayed,
@@ -77,7 +79,7 @@ impl Replays {
     }
 }
 
-/// Letters on their way to one topic.
+/// Letters on their way to one topic, or one group of it.
 #[derive(Default)]
 struct Batch {
     messages: Vec<Message>,
@@ -93,7 +95,7 @@ impl Broker {
             if self.replays.line.len() >= REPLAYS_MAX {
                 return Err(refusals::limit("replays_max", REPLAYS_MAX as u64, "replays waiting"));
             }
-            if let Some(to) = &to {
+            if let ReplayTo::Topic(to) = &to {
                 self.topic_on_use(to, out)?;
             }
             Ok(offsets)
@@ -168,7 +170,8 @@ impl Broker {
         out: &mut Output,
     ) -> Result<bool, Refusal> {
         let held = self.held_of(replay.topic);
-        let mut batches: BTreeMap<TopicId, Batch> = BTreeMap::new();
+        let mut batches: BTreeMap<Home, Batch> = BTreeMap::new();
+        let mut effort = Effort::CYCLE;
         while let Some(&offset) = replay.left.front() {
             let Some(topic) = self.topics.get(&replay.topic) else {
                 replay.done.gone += replay.left.len() as u64;
@@ -179,7 +182,7 @@ impl Broker {
                 replay.done.gone += 1;
             } else if held.contains(offset) {
                 replay.done.held += 1;
-            } else if *count == 0 || *bytes == 0 {
+            } else if *count == 0 || *bytes == 0 || effort.is_spent() {
                 self.work_left = true;
                 break;
             } else {
@@ -193,47 +196,50 @@ impl Broker {
                 let origin = chunk.source(index).origin;
                 (*count, *bytes) = (*count - 1, bytes.saturating_sub(encoded.len()));
                 // What cannot be read says nothing of where it came from.
-                let revived = Message::decode(&encoded).ok().and_then(|letter| revived(letter, self.now));
-                let home = revived.and_then(|(origin, message)| {
-                    let target = self.topic_on_use(replay.to.as_deref().unwrap_or(&origin), out).ok()?;
-                    (target != replay.topic).then_some((target, message))
+                let letter = Message::decode(&encoded).ok().and_then(|letter| Revived::of(letter, self.now));
+                let home = letter.ok_or(Stay::Homeless).and_then(|letter| {
+                    let home = self.home(replay.topic, &letter, &replay.to, &mut effort, out)?;
+                    Ok((home, letter.message))
                 });
                 match home {
-                    Some((target, message)) => {
-                        let batch = batches.entry(target).or_default();
+                    Ok((home, message)) => {
+                        let batch = batches.entry(home).or_default();
                         batch.messages.push(message);
                         batch.origins.push((1, origin));
                         batch.offsets.push(OffsetRange::one(offset));
                     }
-                    None => replay.done.homeless += 1,
+                    Err(stay) => stay.count(&mut replay.done),
                 }
             }
             replay.left.pop_front();
         }
-        for (target, batch) in batches {
+        for (home, batch) in batches {
             replay.done.replayed += batch.messages.len() as u64;
-            self.replay_batch(replay.topic, target, batch, out)?;
+            self.replay_batch(replay.topic, home, batch, out)?;
         }
         Ok(replay.left.is_empty())
     }
 
-    /// Publishes letters to a topic and takes them out of theirs.
+    /// Publishes letters where they go and takes them out of their topic.
     fn replay_batch(
         &mut self,
         from: TopicId,
-        to: TopicId,
+        home: Home,
         batch: Batch,
         out: &mut Output,
     ) -> Result<(), Refusal> {
         let Batch { messages, origins, offsets } = batch;
         let block = MessageBlock::encode(&messages);
         let bytes = stored_bytes(&block) + scattered_bytes(&block);
+        self.check_gaps(home)?;
         self.space = self.space.checked_sub(bytes).ok_or_else(|| refusals::store_full(bytes))?;
+        let ends = self.ends_of(home.topic);
         if block.is_scheduled() {
-            self.scatter(to, &block, &origins, self.now, out);
+            self.scatter(home.topic, &block, &origins, self.now, out);
         } else {
-            self.append(to, block, Source::Mixed(origins), out);
+            self.append(home.topic, block, Source::Mixed(origins), out);
         }
+        self.settle_for_others(home, &ends);
         self.take_out(from, offsets, out);
         Ok(())
     }

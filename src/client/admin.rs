@@ -22,7 +22,7 @@ use crate::model::settings::{GroupSettings, Start, TopicSettings};
 use crate::model::table::Table;
 use crate::protocol::error::ErrorCode;
 use crate::protocol::frame::RawFrame;
-use crate::protocol::request::{Admin, AdminCommand, Request};
+use crate::protocol::request::{Admin, AdminCommand, ReplayTo, Request};
 use crate::protocol::response::{
     Explanation, GroupInfo, NodeStatus, Replayed, Reply, Response, RouteInfo, SlotInfo, TopicDescription,
     TopicInfo,
@@ -401,21 +401,20 @@ impl Client {
         }
     }
 
-    /// Publishes dead letters once more, to the topic that each came from or to another one, and takes them out of their
+    /// Publishes dead letters once more, for the group in which each died or as `to` says, and takes them out of their
     /// topic, which is named by its number in the [list of topics](Self::topics). Each of them is in one of both places
-    /// at any time. Where the connection was lost before the answer, those that an earlier try has replayed are told as
-    /// gone.
+    /// at any time. Those that cannot be replayed stay, and are counted by why. Where the connection was lost before
+    /// the answer, those that an earlier try has replayed are told as gone.
     ///
     /// # Errors
-    /// Where there is no such topic, the other topic neither exists nor may be made, there is no space, or there are more
-    /// than [`LETTERS_MAX`](crate::model::limits::LETTERS_MAX).
+    /// Where there is no such topic, the other topic neither exists nor may be made, there is no space, there are more
+    /// than [`LETTERS_MAX`](crate::model::limits::LETTERS_MAX), or another group has too many gaps for one more.
     pub async fn replay_dead_letters(
         &self,
         topic: TopicId,
         offsets: Vec<Offset>,
-        to: Option<&str>,
+        to: ReplayTo,
     ) -> Result<Replayed, ClientError> {
-        let to = to.map(str::to_owned);
         match self.administer(AdminCommand::ReplayDeadLetters { topic, offsets, to }).await? {
             Reply::Replayed(replayed) => Ok(replayed),
             other => Err(unexpected(&other)),

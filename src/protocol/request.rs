@@ -233,6 +233,18 @@ pub enum BrowseFrom {
     Place(Place),
 }
 
+/// Where dead letters go when they are replayed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReplayTo {
+    /// To the group in which each died, in the topic that it came from: for the other groups it is settled.
+    #[default]
+    Group,
+    /// To every group of the topic that each came from.
+    AllGroups,
+    /// To every group of this topic.
+    Topic(String),
+}
+
 /// What an administrator can ask for. Append only: the order stands on the wire.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AdminCommand {
@@ -384,15 +396,16 @@ pub enum AdminCommand {
         /// The place.
         to: Start,
     },
-    /// Publishes dead letters once more where they came from, and takes them out of their topic: each in one commit, and
-    /// their order kept. Those that are not there any more are passed over, so asking twice has the effect of once.
+    /// Publishes dead letters once more and takes them out of their topic: each in one commit, and those that go to the
+    /// same topic and group in their order. Those that are not there any more are passed over, so asking twice has the
+    /// effect of once.
     ReplayDeadLetters {
         /// The topic that they are in, as the list of topics numbers it.
         topic: TopicId,
         /// Their offsets, at most [`LETTERS_MAX`](crate::model::limits::LETTERS_MAX), in any order.
         offsets: Vec<Offset>,
-        /// The topic to which they go; `None` for the one that each came from.
-        to: Option<String>,
+        /// Where they go.
+        to: ReplayTo,
     },
     /// Takes messages out of a topic, whichever of its groups have had them. Those that are not there any more are
     /// passed over.

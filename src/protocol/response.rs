@@ -445,6 +445,13 @@ pub struct Replayed {
     pub held: u64,
     /// They do not say where they came from, or that topic is gone and may not be made by using it: they stay.
     pub homeless: u64,
+    /// They were for the group in which they died, and that is gone: they stay.
+    pub groupless: u64,
+    /// They were for the group in which they died, and its filter does not match them: they stay.
+    pub unwanted: u64,
+    /// They were for the group in which they died, and the topic keeps last values, which are the same for all groups:
+    /// they stay.
+    pub last_values: u64,
 }
 
 /// Where browsing goes on: in this topic, with this offset.

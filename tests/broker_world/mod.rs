@@ -107,6 +107,8 @@ pub struct World {
     confirms: BTreeMap<(SessionId, Handle), Sequence>,
     /// What an administrator wants taken out of topics.
     pub taken_out: BTreeSet<(TopicId, u64)>,
+    /// Whether dead letters are replayed for the groups in which they died only.
+    pub replays_to_group: bool,
     /// What the commit that is looked at removes. A commit takes effect as one, whatever the order of its records.
     removed_now: BTreeSet<(TopicId, u64)>,
     /// Dead letters so far.
@@ -151,6 +153,7 @@ impl World {
             returned: BTreeMap::new(),
             confirms: BTreeMap::new(),
             taken_out: BTreeSet::new(),
+            replays_to_group: false,
             removed_now: BTreeSet::new(),
             dead: BTreeSet::new(),
             next_request: 1,
@@ -856,7 +859,8 @@ impl World {
                     }
                     let unwanted = self.is_unwanted(*group, offset);
                     let superseded = self.is_superseded_for(*group, offset);
-                    let reason = acked || died || expired || unwanted || superseded;
+                    let elsewhere = self.is_replayed_elsewhere(*group, offset);
+                    let reason = acked || died || expired || unwanted || superseded || elsewhere;
                     assert!(reason, "settled for a reason: {group} {offset}");
                     assert!(!(acked && died), "settled for one reason: {group} {offset}");
                 }
@@ -916,6 +920,24 @@ impl World {
             }
             _ => {}
         }
+    }
+
+    /// The pattern that a group is a group of, where it is.
+    pub fn pattern_of(&self, part: GroupId) -> Option<String> {
+        let own = &self.fold.topics[&self.fold.groups[&self.whole(part)].topic];
+        (own.kind == TopicKind::Pattern).then(|| own.name.to_string())
+    }
+
+    /// Whether a message was replayed in this cycle for a group that it is not.
+    fn is_replayed_elsewhere(&self, part: GroupId, offset: u64) -> bool {
+        let topic = self.fold.groups[&part].topic;
+        let stored = self.store.get(&topic).and_then(|stored| stored.get(&offset));
+        let Some(stored) = stored.filter(|stored| stored.published_at == self.now) else { return false };
+        let Some(history) = stored.message.header("baton.dead.history") else { return false };
+        let pattern = self.pattern_of(part).map_or_else(String::new, |pattern| format!(" pattern={pattern}"));
+        let own = format!(" group={}{pattern} attempts=", self.fold.groups[&part].name);
+        let history = std::str::from_utf8(history).unwrap();
+        self.replays_to_group && !history.lines().last().unwrap().contains(&own)
     }
 
     /// A message whose topic has dropped it.
@@ -1021,12 +1043,11 @@ impl World {
         };
         let (topic, _) = self.fold.topics.iter().find(|(_, state)| is_origin(state)).unwrap();
         let name = text("baton.dead.group");
-        let (group, _) = self
-            .fold
-            .groups
-            .iter()
-            .find(|(_, state)| state.name.as_str() == name && state.topic == *topic)
-            .unwrap();
+        let pattern = message.header("baton.dead.pattern").map(|_| text("baton.dead.pattern"));
+        let is_group = |id: GroupId, state: &GroupState| {
+            state.name.as_str() == name && state.topic == *topic && self.pattern_of(id) == pattern
+        };
+        let (group, _) = self.fold.groups.iter().find(|(id, state)| is_group(**id, state)).unwrap();
         let offset = position.offset.0;
         let settings = &self.fold.groups[&self.whole(*group)].settings;
         let known = &self.groups[group][&offset];

@@ -14,7 +14,7 @@ use batonmq::protocol::error::{ErrorCode, Refusal};
 use batonmq::protocol::frame::RawFrame;
 use batonmq::protocol::request::{
     Admin, AdminCommand, BrowseFrom, CloseProducer, FindTopic, Flow, Hello, OpenProducer, Publish, Pull,
-    Purpose, Request, Settle, Settlement, Subscribe, Transact, TransactSettle, Unsubscribe, Window,
+    Purpose, ReplayTo, Request, Settle, Settlement, Subscribe, Transact, TransactSettle, Unsubscribe, Window,
 };
 use batonmq::protocol::response::{
     Activity, Confirm, ConsumerClosed, ConsumerRecalled, ConsumerRole, ConsumerTopic, ConsumerTopicGone,
@@ -50,6 +50,10 @@ fn start() -> impl Strategy<Value = Start> {
         offset().prop_map(Start::Offset),
         any::<u64>().prop_map(|at| Start::Time(Timestamp(at)))
     ]
+}
+
+fn replay_to() -> impl Strategy<Value = ReplayTo> {
+    prop_oneof![Just(ReplayTo::Group), Just(ReplayTo::AllGroups), text().prop_map(ReplayTo::Topic)]
 }
 
 fn settings() -> impl Strategy<Value = GroupSettings> {
@@ -171,7 +175,7 @@ fn command() -> impl Strategy<Value = AdminCommand> {
         text().prop_map(|name| AdminCommand::PurgeTopic { name }),
         (text(), text()).prop_map(|(topic, name)| AdminCommand::PurgeGroup { topic, name }),
         (text(), text(), start()).prop_map(|(topic, name, to)| AdminCommand::Seek { topic, name, to }),
-        (any::<u32>().prop_map(TopicId), vec(offset(), 0..4), option::of(text()))
+        (any::<u32>().prop_map(TopicId), vec(offset(), 0..4), replay_to())
             .prop_map(|(topic, offsets, to)| AdminCommand::ReplayDeadLetters { topic, offsets, to }),
         (any::<u32>().prop_map(TopicId), vec(offset(), 0..4))
             .prop_map(|(topic, offsets)| AdminCommand::DropMessages { topic, offsets }),
@@ -390,8 +394,8 @@ fn reply() -> impl Strategy<Value = Reply> {
         ),
         any::<u64>().prop_map(|count| Reply::Dropped { count }),
         text().prop_map(|text| { Reply::Explanation(Explanation { state: MessageState::BehindKey, text }) }),
-        any::<[u64; 4]>().prop_map(|[replayed, gone, held, homeless]| {
-            Reply::Replayed(Replayed { replayed, gone, held, homeless })
+        any::<[u64; 7]>().prop_map(|[replayed, gone, held, homeless, groupless, unwanted, last_values]| {
+            Reply::Replayed(Replayed { replayed, gone, held, homeless, groupless, unwanted, last_values })
         }),
         (vec(text(), 0..4), vec(vec(value(), 0..4), 0..4))
             .prop_map(|(columns, rows)| Reply::Table(Table { columns, rows })),

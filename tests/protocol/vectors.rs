@@ -15,7 +15,7 @@ use batonmq::model::time::Timestamp;
 use batonmq::protocol::error::{ErrorCode, Refusal};
 use batonmq::protocol::request::{
     Admin, AdminCommand, BrowseFrom, CloseProducer, FindTopic, Flow, Hello, OpenProducer, Publish, Pull,
-    Purpose, Request, Settle, Settlement, Subscribe, Transact, TransactSettle, Unsubscribe, Window,
+    Purpose, ReplayTo, Request, Settle, Settlement, Subscribe, Transact, TransactSettle, Unsubscribe, Window,
 };
 use batonmq::protocol::response::{
     Activity, Confirm, ConsumerClosed, ConsumerDescription, ConsumerRecalled, ConsumerRole, ConsumerTopic,
@@ -279,8 +279,18 @@ pub fn requests() -> Vec<Request> {
         admin(AdminCommand::Seek { topic: "t".into(), name: "g".into(), to: Start::Offset(Offset(2)) }),
         admin(AdminCommand::ReplayDeadLetters {
             topic: TopicId(4),
+            offsets: vec![Offset(2)],
+            to: ReplayTo::Group,
+        }),
+        admin(AdminCommand::ReplayDeadLetters {
+            topic: TopicId(4),
+            offsets: vec![Offset(2)],
+            to: ReplayTo::AllGroups,
+        }),
+        admin(AdminCommand::ReplayDeadLetters {
+            topic: TopicId(4),
             offsets: vec![Offset(2), Offset(300)],
-            to: Some("t".into()),
+            to: ReplayTo::Topic("t".into()),
         }),
         admin(AdminCommand::DropMessages { topic: TopicId(4), offsets: vec![Offset(2)] }),
         admin(AdminCommand::ListRoutes { after: Some("r".into()) }),
@@ -371,7 +381,15 @@ pub fn responses() -> Vec<Response> {
         reply(Reply::Dropped { count: 1 }),
         reply(Reply::Description(Box::new(description()))),
         reply(Reply::Explanation(Explanation { state: MessageState::NoCredit, text: "why".into() })),
-        reply(Reply::Replayed(Replayed { replayed: 300, gone: 1, held: 2, homeless: 3 })),
+        reply(Reply::Replayed(Replayed {
+            replayed: 300,
+            gone: 1,
+            held: 2,
+            homeless: 3,
+            groupless: 4,
+            unwanted: 5,
+            last_values: 6,
+        })),
         reply(Reply::Routes { routes: vec![route(RouteMode::Copy, None)], more: false }),
         Response::Confirm(Confirm { producer: 1, sequence: Sequence(252) }),
         Response::PublishRefused(PublishRefused {

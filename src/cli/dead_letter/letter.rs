@@ -15,6 +15,7 @@ pub const GROUP: &str = "baton.dead.group";
 pub const REASON: &str = "baton.dead.reason";
 /// When it died.
 pub const DIED_AT: &str = "baton.dead.at";
+const PATTERN: &str = "baton.dead.pattern";
 const OFFSET: &str = "baton.dead.offset";
 const ATTEMPTS: &str = "baton.dead.attempts";
 const DELIVERIES: &str = "baton.dead.deliveries";
@@ -50,6 +51,8 @@ pub struct Letter<'a> {
     /// Its place there: an offset, or priority and offset.
     origin_offset: String,
     group: String,
+    /// The pattern that the group is a group of, where it is none of the topic itself.
+    pattern: Option<String>,
     /// Attempts that failed.
     attempts: Option<u32>,
     /// How often it was handed out.
@@ -79,6 +82,7 @@ impl<'a> Letter<'a> {
             topic: text(TOPIC),
             origin_offset: text(OFFSET),
             group: text(GROUP),
+            pattern: browsed.message.header(PATTERN).map(|_| text(PATTERN)),
             attempts: text(ATTEMPTS).parse().ok(),
             deliveries: text(DELIVERIES).parse().ok(),
             reason: text(REASON),
@@ -120,7 +124,9 @@ impl<'a> Letter<'a> {
     pub fn print(&self, output: &mut Output) -> anyhow::Result<()> {
         let Self { dead_letter_topic, offset, topic, origin_offset, group, reason, .. } = self;
         output.line(format_args!("dead letter: {dead_letter_topic} {offset}"))?;
-        output.line(format_args!("from: topic {topic}, offset {origin_offset}, group {group}"))?;
+        let pattern =
+            self.pattern.as_ref().map_or_else(String::new, |pattern| format!(" of pattern {pattern}"));
+        output.line(format_args!("from: topic {topic}, offset {origin_offset}, group {group}{pattern}"))?;
         output.line(format_args!("published at: {}", self.published_at))?;
         output.line(format_args!("died at: {}", self.died_at))?;
         let (attempts, deliveries) = (number(self.attempts), number(self.deliveries));

@@ -29,15 +29,17 @@ Examples:
     List(ListArgs),
     /// One dead letter with its headers and its body
     Show(ShowArgs),
-    /// Publish dead letters to the topic they came from, once more
+    /// Give dead letters back to the group in which they died, once more
     #[command(after_help = "\
 A letter is published and taken out of the dead letters in one commit: wherever replay or a node is killed, it is in one
 of both places, and replay may simply be run again. It keeps key, headers and body; of what made it dead a line remains
-in its header `baton.dead.history`. Every group of the topic gets a replayed message, not only the one that had failed.
+in its header `baton.dead.history`. It goes to the topic it came from, and there only to the group in which it died: for
+the other groups it is settled. With --all-groups every group gets it, and with --to every group of another topic.
 
 Examples:
   baton dead-letter replay orders --group billing --dry-run
   baton dead-letter replay orders --reason lease-expired --limit 100
+  baton dead-letter replay orders --older-than 1d --all-groups
   baton dead-letter replay orders --offset 17 --to orders.check")]
     Replay(ReplayArgs),
     /// Remove dead letters for good
@@ -74,11 +76,8 @@ pub async fn run(command: DeadLetterCommand) -> anyhow::Result<()> {
     match command {
         DeadLetterCommand::List(args) => list(&args).await,
         DeadLetterCommand::Show(args) => show(&args).await,
-        DeadLetterCommand::Replay(args) => {
-            let to = args.to.as_ref().map(|to| to.as_str());
-            work::run(&args.work, Work::Replay { to }).await
-        }
-        DeadLetterCommand::Purge(args) => work::run(&args, Work::Purge).await,
+        DeadLetterCommand::Replay(args) => work::run(&args.work, &Work::Replay(args.to())).await,
+        DeadLetterCommand::Purge(args) => work::run(&args, &Work::Purge).await,
     }
 }
 

@@ -3,6 +3,7 @@
 use batonmq::client::{Browsed, Client};
 use batonmq::model::id::Offset;
 use batonmq::model::name::Name;
+use batonmq::protocol::request::ReplayTo;
 use batonmq::protocol::response::{Replayed, TopicInfo};
 use clap::Args;
 use serde::Serialize;
@@ -26,7 +27,7 @@ pub struct WorkArgs {
     /// Only show which letters are meant
     #[arg(long)]
     dry_run: bool,
-    /// The result as JSON: letters, gone, held, homeless
+    /// The result as JSON: how many letters that were, and how many stay for what reason
     #[arg(long)]
     json: bool,
 }
@@ -36,15 +37,29 @@ pub struct WorkArgs {
 pub struct ReplayArgs {
     #[command(flatten)]
     pub work: WorkArgs,
-    /// To this topic rather than the one they came from
-    #[arg(long, value_name = "TOPIC", value_parser = value::name)]
-    pub to: Option<Name>,
+    /// To all groups of the topic they came from, rather than to the one in which they died
+    #[arg(long)]
+    all_groups: bool,
+    /// To all groups of this topic rather than the one they came from
+    #[arg(long, value_name = "TOPIC", value_parser = value::name, conflicts_with = "all_groups")]
+    to: Option<Name>,
+}
+
+impl ReplayArgs {
+    /// Where the letters go.
+    pub fn to(&self) -> ReplayTo {
+        match &self.to {
+            Some(topic) => ReplayTo::Topic(topic.to_string()),
+            None if self.all_groups => ReplayTo::AllGroups,
+            None => ReplayTo::Group,
+        }
+    }
 }
 
 /// What is done with letters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Work<'a> {
-    Replay { to: Option<&'a str> },
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Work {
+    Replay(ReplayTo),
     Purge,
 }
 
@@ -55,6 +70,9 @@ struct Worked {
     gone: u64,
     held: u64,
     homeless: u64,
+    groupless: u64,
+    unwanted: u64,
+    last_values: u64,
 }
 
 impl Worked {
@@ -63,6 +81,9 @@ impl Worked {
         self.gone += replayed.gone;
         self.held += replayed.held;
         self.homeless += replayed.homeless;
+        self.groupless += replayed.groupless;
+        self.unwanted += replayed.unwanted;
+        self.last_values += replayed.last_values;
     }
 
     /// What is to be said of letters that are still there or were not there any more.
@@ -71,6 +92,16 @@ impl Worked {
             (self.gone, "gone meanwhile, perhaps by an earlier try of this command"),
             (self.held, "kept: with a consumer of the dead-letter topic"),
             (self.homeless, "kept: the topic they came from is gone, give another with --to"),
+            (
+                self.groupless,
+                "kept: the group in which they died is gone, make it again or give --all-groups",
+            ),
+            (self.unwanted, "kept: the filter of the group in which they died does not match them any more"),
+            (
+                self.last_values,
+                "kept: their topic keeps last values, and each would be the newest of its key for \
+                                every group; give --all-groups if that is meant",
+            ),
         ];
         let said = said.into_iter().filter(|(count, _)| *count > 0);
         said.map(|(count, what)| format!("; {} {what}", grouped(count))).collect()
@@ -78,7 +109,7 @@ impl Worked {
 }
 
 /// Runs it.
-pub async fn run(args: &WorkArgs, work: Work<'_>) -> anyhow::Result<()> {
+pub async fn run(args: &WorkArgs, work: &Work) -> anyhow::Result<()> {
     let mut selection = Selection::new(&args.select)?;
     selection.offsets = args.offset.iter().copied().collect();
     let client = args.select.client.connect().await?;
@@ -105,7 +136,7 @@ pub async fn run(args: &WorkArgs, work: Work<'_>) -> anyhow::Result<()> {
     if args.json {
         return print_json(&worked);
     }
-    let done = if work == Work::Purge { "removed" } else { "replayed" };
+    let done = if *work == Work::Purge { "removed" } else { "replayed" };
     print_line(format!("{} {done}{}", counted(worked.letters, "dead letter"), worked.rest()))
 }
 
@@ -113,11 +144,11 @@ async fn work_on(
     client: &Client,
     place: &TopicInfo,
     letters: &[Browsed],
-    work: Work<'_>,
+    work: &Work,
 ) -> anyhow::Result<Replayed> {
     let offsets: Vec<Offset> = letters.iter().map(|letter| letter.offset).collect();
     match work {
-        Work::Replay { to } => Ok(client.replay_dead_letters(place.topic, offsets, to).await?),
+        Work::Replay(to) => Ok(client.replay_dead_letters(place.topic, offsets, to.clone()).await?),
         Work::Purge => {
             let dropped = client.drop_messages(place.topic, offsets).await?;
             Ok(Replayed { replayed: dropped, held: letters.len() as u64 - dropped, ..Replayed::default() })
