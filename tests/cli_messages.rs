@@ -274,6 +274,22 @@ fn a_dead_letter_goes_back_to_its_group_or_to_all() {
     assert_eq!(consumed("other"), "a\n");
 }
 
+/// Letters of a group of a pattern that names a topic for them were not found by the topic that they came from.
+#[test]
+fn dead_letters_of_a_pattern_are_found_by_the_topic_they_came_from() {
+    let pair = Pair::single();
+    pair.run(&["group", "create", "t.#", "g", "--dead-letter", "lost"]).ok();
+    pair.run(&["publish", "t.eu", "a"]).ok();
+    pair.run(&["consume", "t.#", "--group", "g", "--count", "1", "--then", "reject"]).ok();
+    let list = || pair.run(&["dead-letter", "list", "t.eu", "--json"]).json();
+    wait_until(|| list().len() == 1);
+    assert_eq!((&list()[0]["pattern"], &list()[0]["group"]), (&"t.#".into(), &"g".into()));
+    let shown = pair.run(&["dead-letter", "show", "t.eu", "0"]).ok();
+    assert!(shown.contains("from: topic t.eu, offset 0, group g of pattern t.#\n"), "{shown}");
+    assert_eq!(pair.run(&["dead-letter", "replay", "t.eu"]).ok(), "1 dead letter replayed\n");
+    assert_eq!(pair.run(&["consume", "t.#", "--group", "g", "--count", "1"]).ok(), "a\n");
+}
+
 #[test]
 fn dead_letters_are_picked_by_what_they_are() {
     let pair = Pair::single();

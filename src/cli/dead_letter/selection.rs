@@ -7,9 +7,10 @@ use batonmq::client::{Browsed, Client};
 use batonmq::model::filter::Filter;
 use batonmq::model::id::Offset;
 use batonmq::model::name::Name;
+use batonmq::model::pattern::matches;
 use batonmq::model::retry::ReturnReason;
 use batonmq::model::time::Timestamp;
-use batonmq::protocol::response::TopicInfo;
+use batonmq::protocol::response::{GroupInfo, TopicInfo};
 use clap::{Args, ValueEnum};
 
 use super::letter::{DIED_AT, GROUP, REASON, TOPIC, text};
@@ -117,15 +118,16 @@ impl Selection {
     pub async fn places(&mut self, client: &Client, args: &SelectArgs) -> anyhow::Result<Vec<TopicInfo>> {
         let topics = client.topics().await?;
         let groups = client.groups(None).await?;
-        let of_group = |topic: &str, dead_letter: Option<&Name>| dead_letter_topic(topic, dead_letter);
-        let all: BTreeSet<String> =
-            groups.iter().map(|group| of_group(&group.topic, group.settings.dead_letter.as_ref())).collect();
-        let mut of_topic: BTreeSet<String> = groups
+        let topic = args.topic.as_str();
+        let named = |group: &GroupInfo| group.settings.dead_letter.as_ref().map(Name::to_string);
+        let all: BTreeSet<String> = groups
             .iter()
-            .filter(|group| group.topic == args.topic.as_str())
-            .map(|group| of_group(&group.topic, group.settings.dead_letter.as_ref()))
+            .map(|group| named(group).unwrap_or_else(|| dead_letter_topic(&group.topic, None)))
             .collect();
-        of_topic.insert(of_group(args.topic.as_str(), None));
+        // Groups of patterns that stand for the topic have it among others.
+        let of_topic = groups.iter().filter(|group| group.topic == topic || matches(&group.topic, topic));
+        let mut of_topic: BTreeSet<String> = of_topic.filter_map(named).collect();
+        of_topic.insert(dead_letter_topic(topic, None));
         let exists = topics.iter().any(|topic| topic.name == args.topic.as_str());
         let is_place = args.topic.as_str().ends_with(SUFFIX) || all.contains(args.topic.as_str());
         let wanted = if exists && is_place {
