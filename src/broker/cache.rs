@@ -1,7 +1,8 @@
 //! Messages held in memory for delivery: the newest ones as they are published, and what was read from the store.
 //!
 //! Bounded in bytes over all topics; the chunk that came in first goes first, whatever it holds. It is only ever a
-//! copy: what is not here is read again. Chunks of a topic do not overlap.
+//! copy: what is not here is read again. Chunks of a topic do not overlap. One that is a small part of the memory that
+//! it came in gets memory of its own, so that the bound is about what is held and not only about what is counted.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -203,6 +204,7 @@ impl Cache {
             self.chunk_count -= 1;
             chunks.remove(&at);
         }
+        chunk.block = chunk.block.to_keep();
         self.bytes += chunk.cost();
         self.chunk_count += 1;
         self.ages.push_back((topic, chunk.first, age));

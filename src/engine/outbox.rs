@@ -3,7 +3,8 @@
 //! The engine writes to the socket itself while the socket takes everything: a confirm then costs no switch to
 //! another thread. What the socket does not take is queued, and the connection's own task sends it. The queue is
 //! bounded by the engine, which hands out nothing more to a connection whose outbox is [full](Outbox::is_full), and
-//! by the connection's task, which then reads no more requests.
+//! by the connection's task, which then reads no more requests. What waits there is in memory of its own: a message
+//! may be a small part of what it was read or published with, and a client that reads slowly would hold all of that.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, IoSlice};
@@ -17,6 +18,8 @@ use super::memory::{Holding, Memory};
 
 /// Pieces handed to the system in one call.
 const PIECES_PER_WRITE: usize = 64;
+/// Pieces of at least so many bytes wait where they are: they are no small part of what a read brings.
+const SHARED_BYTES_MIN: usize = 64 << 10;
 /// Calls in a row by the connection's task, which the engine has to wait for if it wants to send meanwhile.
 const WRITES_PER_TURN: usize = 4;
 
@@ -105,6 +108,7 @@ impl Outbox {
             return Sent::Ready;
         }
         let was_idle = queue.pieces.is_empty();
+        let waited = queue.pieces.len();
         queue.bytes += pieces.iter().map(Bytes::len).sum::<usize>();
         queue.pieces.extend(pieces.drain(..));
         if was_idle {
@@ -114,6 +118,7 @@ impl Outbox {
         if queue.pieces.is_empty() {
             return Sent::Ready;
         }
+        queue.keep_from(waited);
         if was_idle {
             self.changed.notify_one();
         }
@@ -239,6 +244,15 @@ impl Outbox {
 }
 
 impl Queue {
+    /// Gives the pieces from this one on memory of their own, where they may be a small part of another one.
+    fn keep_from(&mut self, index: usize) {
+        for piece in self.pieces.range_mut(index..) {
+            if piece.len() < SHARED_BYTES_MIN {
+                *piece = Bytes::copy_from_slice(piece);
+            }
+        }
+    }
+
     fn advance(&mut self, mut written: usize) {
         self.bytes -= written;
         while let Some(piece) = self.pieces.front_mut() {
@@ -351,6 +365,25 @@ mod tests {
             assert!(!outbox.is_full());
             assert_eq!(ready.load(Ordering::SeqCst), round);
         }
+        outbox.close_when_sent();
+        in_time(run).await.unwrap();
+    }
+
+    /// A slow consumer of every hundredth message held all of them, and was counted for its own.
+    #[tokio::test]
+    async fn what_waits_for_a_slow_client_holds_no_other_memory() {
+        let (outbox, mut client) = connected().await;
+        let (run, _) = running(&outbox);
+        let chunks: Vec<Bytes> = (0..64).map(|number| piece(number, 256 << 10)).collect();
+        let mut sent = fill(&outbox);
+        for chunk in &chunks {
+            sent.extend_from_slice(&chunk[5_000..9_000]);
+            outbox.send(&mut vec![chunk.slice(5_000..9_000)]);
+        }
+        assert!(!outbox.is_idle() && chunks.iter().all(Bytes::is_unique));
+        let mut read = vec![0; sent.len()];
+        in_time(client.read_exact(&mut read)).await.unwrap();
+        assert!(read == sent, "what came is not what was sent");
         outbox.close_when_sent();
         in_time(run).await.unwrap();
     }

@@ -390,15 +390,29 @@ impl<'a> Input<'a> {
     }
 }
 
+/// Of the memory that a block keeps alive, the part that it has itself where it is worth to keep as it is.
+const OWN_FRACTION: usize = 4;
+
 /// Encoded messages, one behind the other in one piece of memory, known to be valid. Cloning shares the memory.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct MessageBlock {
     bytes: Bytes,
+    /// Bytes of the memory that they are in, with what else is there: as long as a block lives, all of it is held.
+    held: usize,
     /// Where each message ends, counted from the start of the block.
     ends: Arc<[u32]>,
     /// Whether a message has `deliver_at`, `expires_at` or a priority.
     scheduled: bool,
 }
+
+/// Blocks are the same where their messages are.
+impl PartialEq for MessageBlock {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes == other.bytes
+    }
+}
+
+impl Eq for MessageBlock {}
 
 impl MessageBlock {
     /// Checks bytes that somebody publishes and makes them a block.
@@ -454,7 +468,28 @@ impl MessageBlock {
             ends.push(bytes.len() as u32);
             scheduled |= message.deliver_at.is_some() || message.expires_at.is_some() || message.priority > 0;
         }
-        Self { bytes: bytes.freeze(), ends: ends.into(), scheduled }
+        Self::new(bytes.freeze(), ends.into(), scheduled)
+    }
+
+    /// A block with memory of its own.
+    fn new(bytes: Bytes, ends: Arc<[u32]>, scheduled: bool) -> Self {
+        Self { held: bytes.len(), bytes, ends, scheduled }
+    }
+
+    /// The same block, whose bytes are in memory of `held` bytes together with others.
+    #[must_use]
+    pub fn within(self, held: usize) -> Self {
+        Self { held: held.max(self.bytes.len()), ..self }
+    }
+
+    /// The same block to be kept for long: in memory of its own where it is a small part of the memory that it would
+    /// hold.
+    #[must_use]
+    pub fn to_keep(self) -> Self {
+        if self.bytes.len() >= self.held / OWN_FRACTION {
+            return self;
+        }
+        Self::new(Bytes::copy_from_slice(&self.bytes), self.ends, self.scheduled)
     }
 
     fn split(
@@ -479,7 +514,7 @@ impl MessageBlock {
             at += 4 + len;
             ends.push(u32::try_from(at).map_err(|_| MessageError::Invalid { index, field: "block" })?);
         }
-        Ok(Self { bytes, ends: ends.into(), scheduled: flags & FLAGS_SCHEDULE != 0 })
+        Ok(Self::new(bytes, ends.into(), flags & FLAGS_SCHEDULE != 0))
     }
 
     /// How many messages there would be if all were like the first: never more than the bytes allow.
@@ -583,7 +618,7 @@ impl MessageBlock {
         let flags_at = |index: usize| if index == 0 { 4 } else { ends[index - 1] as usize + 4 };
         let scheduled =
             self.scheduled && (0..ends.len()).any(|index| bytes[flags_at(index)] & FLAGS_SCHEDULE != 0);
-        Self { bytes, ends, scheduled }
+        Self { bytes, held: self.held, ends, scheduled }
     }
 
     /// The block of the messages in these ranges of indexes, in their order; copies them.
@@ -602,7 +637,7 @@ impl MessageBlock {
             flags |= encoded[4];
             ends.push(bytes.len() as u32);
         }
-        Self { bytes: bytes.freeze(), ends: ends.into(), scheduled: flags & FLAGS_SCHEDULE != 0 }
+        Self::new(bytes.freeze(), ends.into(), flags & FLAGS_SCHEDULE != 0)
     }
 
     /// How many messages from `start` on, and before `end`, have together at most `bytes_max` bytes.
@@ -659,6 +694,20 @@ mod tests {
                 priority,
                 body,
             })
+    }
+
+    #[test]
+    fn a_small_part_that_is_to_be_kept_gets_memory_of_its_own() {
+        let messages: Vec<Message> = (0..16).map(|number: u8| Message::new(vec![number; 100])).collect();
+        let block = MessageBlock::encode(&messages);
+        let (large, small) = (block.part(0, 4), block.part(3, 6));
+        let address = |block: &MessageBlock| block.bytes().as_ptr();
+        assert_eq!(address(&large.clone().to_keep()), address(&large));
+        let kept = small.clone().to_keep();
+        assert_ne!(address(&kept), address(&small));
+        assert_eq!((&kept, kept.message(2).unwrap()), (&small, Message::new(vec![5; 100])));
+        assert_eq!(address(&kept.clone().to_keep()), address(&kept), "it is its own now");
+        assert_ne!(address(&block.clone().within(1 << 20).to_keep()), address(&block));
     }
 
     proptest! {

@@ -348,26 +348,27 @@ impl Connection {
             };
             let request = Request::decode(&frame).map_err(|error| refused(&error))?;
             batch.bytes += cost(&frame, &request);
-            if let Some(end) = self.request(request, &mut batch.commands)? {
+            if let Some(end) = self.request(request, input.held(), &mut batch.commands)? {
                 return Ok(Some(end));
             }
         }
         Ok(None)
     }
 
-    /// Turns a request into a command, or answers it here.
+    /// Turns a request, which is in memory of `held` bytes, into a command, or answers it here.
     fn request(
         &mut self,
         request: Request,
+        held: usize,
         commands: &mut Vec<Command>,
     ) -> Result<Option<End>, ConnectionError> {
         commands.push(match request {
             Request::Publish(publish, messages) => match self.checked(messages)? {
-                Ok(block) => Command::Publish(publish, block),
+                Ok(block) => Command::Publish(publish, block.within(held)),
                 Err(refusal) => Command::PublishUnfit(publish, refusal),
             },
             Request::Transact(transact, messages) => match self.checked_within_transaction(messages)? {
-                Ok(block) => Command::Transact(transact, block),
+                Ok(block) => Command::Transact(transact, block.within(held)),
                 Err(refusal) => Command::PublishUnfit(transact.publish, refusal),
             },
             Request::Settle(settle) => Command::Settle(settle),

@@ -50,12 +50,14 @@ pub(super) enum InputError {
 pub(super) struct Input {
     socket: OwnedReadHalf,
     buffer: BytesMut,
+    /// Bytes of the memory that the buffer is in, and what was cut off it.
+    held: usize,
     room: usize,
 }
 
 impl Input {
     pub(super) fn new(socket: OwnedReadHalf) -> Self {
-        Self { socket, buffer: BytesMut::new(), room: SCRATCH_BYTES }
+        Self { socket, buffer: BytesMut::new(), held: 0, room: SCRATCH_BYTES }
     }
 
     /// Reads exactly `N` bytes, before the first frame. Not cancel-safe.
@@ -107,6 +109,11 @@ impl Input {
         self.buffer.len()
     }
 
+    /// Bytes of the memory that the last frame is in, together with others.
+    pub(super) fn held(&self) -> usize {
+        self.held
+    }
+
     /// Waits until something can be read. Cancel-safe.
     pub(super) async fn readable(&self) -> Result<(), InputError> {
         Ok(self.socket.readable().await?)
@@ -136,15 +143,25 @@ impl Input {
     fn fill_by_copy(&mut self) -> io::Result<(usize, usize)> {
         SCRATCH.with_borrow_mut(|scratch| {
             let read = self.socket.try_read(scratch)?;
+            self.reserve(read);
             self.buffer.extend_from_slice(&scratch[..read]);
             Ok((read, SCRATCH_BYTES))
         })
     }
 
+    /// Makes room in the buffer. Where it gets other memory by that, or all of its memory back, what it can hold grows.
+    fn reserve(&mut self, bytes: usize) {
+        let before = self.buffer.capacity();
+        self.buffer.reserve(bytes);
+        if self.buffer.capacity() > before {
+            self.held = self.buffer.capacity();
+        }
+    }
+
     /// For connections that send much at a time.
     fn fill_in_place(&mut self) -> io::Result<(usize, usize)> {
         if self.buffer.capacity() - self.buffer.len() < SCRATCH_BYTES {
-            self.buffer.reserve(self.room);
+            self.reserve(self.room);
         }
         let room = self.buffer.capacity() - self.buffer.len();
         Ok((self.socket.try_read_buf(&mut self.buffer)?, room))
