@@ -30,8 +30,8 @@ Examples:
   baton peek orders --group billing
   baton peek orders --group billing --key customer-7 --json")]
 pub struct PeekArgs {
-    /// The topic
-    #[arg(value_parser = value::name)]
+    /// The topic, or a pattern of topics as in 'orders.*'
+    #[arg(value_parser = value::topic)]
     topic: Name,
     /// The group
     #[arg(long, value_parser = value::name)]
