@@ -307,6 +307,7 @@ fn what_cannot_be_seen_is_refused() {
         (Ask { group: Some("g"), ..WHOLE }, place, ErrorCode::Deleted),
         (Ask { group: Some("missing"), ..WHOLE }, BrowseFrom::Beginning, ErrorCode::UnknownGroup),
         (Ask { group: Some("g"), ..WHOLE }, BrowseFrom::Position(Offset(1).into()), ErrorCode::Invalid),
+        (Ask { group: Some("g"), ..WHOLE }, BrowseFrom::Newest { priority: 0, count: 1 }, ErrorCode::Invalid),
     ] {
         assert_eq!(scene.ask(&ask, from).unwrap_err().code, code);
     }
@@ -404,6 +405,13 @@ proptest! {
         let seen = scene.bodies(&Ask { from: BrowseFrom::Position(from), filter, page, ..WHOLE });
         let wanted = there.iter().filter(|(position, body)| *position >= from && *body >= at_least);
         prop_assert_eq!(seen, wanted.map(|(_, body)| *body).collect::<Vec<u64>>());
+        let (priority, count) = (from.priority, u64::from(page));
+        let seen = scene.walk(&Ask { from: BrowseFrom::Newest { priority, count }, page, ..WHOLE });
+        let seen: Vec<(Position, u64)> = seen.into_iter().map(|seen| (seen.position, seen.body)).collect();
+        let wanted: Vec<_> = there.iter().filter(|(position, _)| position.priority >= priority).copied().collect();
+        let first = lanes.keys().find(|lane| **lane >= priority);
+        let of_first = wanted.iter().filter(|(position, _)| Some(&position.priority) == first).count();
+        prop_assert_eq!(&seen, &wanted[of_first.saturating_sub(count as usize)..]);
         unsettled.sort_by_key(|(position, ..)| (9 - position.priority, position.offset));
         let seen = scene.walk(&Ask { group: Some("g"), page, ..WHOLE });
         let seen: Vec<_> = seen

@@ -597,6 +597,15 @@ fn a_topic_is_browsed_by_position_time_key_and_header() {
     let published_at = messages[0]["published_at"].as_str().unwrap().to_owned();
     assert!(browse(&["--from", &published_at]).ends_with("2\n"));
     assert_eq!(browse(&["--from", "2100-01-01"]), "");
+    assert_eq!(browse(&["--last", "1"]), "3\n");
+    assert_eq!(browse(&["--last", "3"]), "1\n2\n3\n", "in the order of their times");
+    assert_eq!(browse(&["--last", "100"]), "0\n1\n2\n3\n");
+    assert_eq!(browse(&["--last", "1", "--key", "a"]), "1\n", "it is looked for further and further back");
+    assert_eq!(browse(&["--last", "2", "--filter", "@key IS NOT NULL"]), "1\n2\n");
+    pair.run(&["browse", "t", "--last", "1", "--count", "1"]).failed(2);
+    pair.run(&["browse", "t", "--last", "0"]).failed(2);
+    let said = pair.run(&["browse", "missing", "--last", "1"]).failed(1);
+    assert!(said.contains("there is no topic \"missing\""), "{said}");
     let said = pair.run(&["browse", "t", "--from", "yesterday"]).failed(2);
     assert!(said.contains("or a time such as"), "{said}");
     let said = pair.run(&["browse", "missing"]).failed(1);
@@ -624,6 +633,10 @@ fn a_peek_says_what_is_to_become_of_messages() {
     let rows: Vec<&str> = table.lines().collect();
     assert!(rows[1].starts_with("t           0  returned  2"), "{table}");
     assert!(rows[1].ends_with("nacked"), "{table}");
+    pair.run(&["group", "create", "o.*", "g"]).ok();
+    pair.run(&["publish", "o.a", "of a pattern"]).ok();
+    let seen = pair.run(&["peek", "o.*", "--group", "g", "--json"]).json();
+    assert_eq!((&seen[0]["topic"], &seen[0]["body"]), (&"o.a".into(), &"of a pattern".into()));
     let said = pair.run(&["peek", "t", "--group", "missing"]).failed(1);
     assert!(said.contains("has no group \"missing\""), "{said}");
 }

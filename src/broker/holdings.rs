@@ -71,6 +71,20 @@ impl Topic {
         self.state.end
     }
 
+    /// The offset of the oldest of its `count` newest messages; its start where it has no more.
+    pub fn offset_of_newest(&self, mut count: u64) -> Offset {
+        let mut end = self.state.end;
+        for removed in self.state.removed.iter_down() {
+            let run = end.0 - removed.end.0;
+            if run >= count {
+                break;
+            }
+            count -= run;
+            end = removed.start;
+        }
+        self.state.start.max(Offset(end.0.saturating_sub(count)))
+    }
+
     /// About the offset behind its oldest messages with so many bytes. The newest message stays, whatever its size.
     pub fn offset_behind_bytes(&self, bytes: u64) -> Offset {
         let (span, held) = (self.span_bytes(), self.holdings().bytes);

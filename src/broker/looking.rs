@@ -19,6 +19,7 @@ use crate::model::filter::Filter;
 use crate::model::id::{GroupId, Offset, OffsetRange, TopicId};
 use crate::model::limits::PRIORITY_MAX;
 use crate::model::message::Parts;
+use crate::model::position::Position;
 use crate::model::ranges::RangeSet;
 use crate::model::retry::Retry;
 use crate::model::time::Timestamp;
@@ -186,20 +187,26 @@ impl Broker {
                     format!("topic {} is no part of what is looked at any more; begin again", place.topic);
                 return Err(Refusal::new(ErrorCode::Deleted, text));
             }
-            BrowseFrom::Position(position) if matches!(seen, Seen::Topic(_)) => {
-                match parts.iter().find(|(rank, _)| *rank >= position.priority) {
-                    Some((rank, topic)) if *rank == position.priority => {
-                        Place { topic: *topic, offset: position.offset }
+            BrowseFrom::Position(Position { priority, .. }) | BrowseFrom::Newest { priority, .. }
+                if matches!(seen, Seen::Topic(_)) =>
+            {
+                match (parts.iter().find(|(rank, _)| *rank >= priority), from) {
+                    (Some((rank, topic)), BrowseFrom::Position(Position { offset, .. })) => {
+                        Place { topic: *topic, offset: if *rank == priority { offset } else { Offset(0) } }
                     }
-                    Some((_, topic)) => Place { topic: *topic, offset: Offset(0) },
+                    (Some((_, topic)), BrowseFrom::Newest { count, .. }) => {
+                        let known = self.topics.get(topic);
+                        let offset = known.map_or(Offset(0), |known| known.offset_of_newest(count));
+                        Place { topic: *topic, offset }
+                    }
                     // Behind all there is.
-                    None => Place {
+                    _ => Place {
                         topic: parts.last().map_or(first, |(_, last)| *last),
                         offset: Offset(u64::MAX),
                     },
                 }
             }
-            BrowseFrom::Position(_) => {
+            BrowseFrom::Position(_) | BrowseFrom::Newest { .. } => {
                 let text = "what a group will get is looked at from its beginning; leave out the position";
                 return Err(Refusal::new(ErrorCode::Invalid, text));
             }

@@ -17,7 +17,8 @@ const BATCH: u32 = 1000;
 
 /// Write messages of a topic to standard output, without any effect on it.
 ///
-/// No group is needed, and none is touched. Ends behind the last message that is there.
+/// No group is needed, and none is touched. Ends behind the last message that is there. With --last, those that were
+/// published last come, oldest first.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Messages without a priority come first, then those of each priority, with offsets of their own: 9:17 is offset 17 of
@@ -25,6 +26,7 @@ priority 9. A filter looks at every message of the topic, a mebibyte at a time; 
 
 Examples:
   baton browse orders --count 10
+  baton browse orders --last 10
   baton browse orders --from 2026-11-26T12:00:00Z --key customer-7
   baton browse orders --filter \"region = 'eu' AND price >= 100\" --format json | jq .body")]
 pub struct BrowseArgs {
@@ -37,6 +39,10 @@ pub struct BrowseArgs {
     /// End after so many messages
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
+    /// The newest messages, so many of all priorities; with a filter, of those that match
+    #[arg(long, value_name = "N", conflicts_with_all = ["from", "count"],
+        value_parser = clap::value_parser!(u64).range(1..))]
+    last: Option<u64>,
     /// What to write of a message
     #[arg(long, value_enum, default_value_t = Format::Raw)]
     format: Format,
@@ -79,6 +85,11 @@ pub async fn run(args: BrowseArgs) -> anyhow::Result<()> {
         From::Time(since) => options.since = since,
     }
     let client = args.client.connect().await?;
+    if let Some(last) = args.last {
+        let newest = client.browse_newest(&options, last).await?;
+        client.close().await;
+        return write(&newest, args.format);
+    }
     let mut browser = client.browser(options);
     let mut left = args.count.unwrap_or(u64::MAX);
     while left > 0 {
@@ -87,18 +98,22 @@ pub async fn run(args: BrowseArgs) -> anyhow::Result<()> {
             break;
         }
         left -= batch.len() as u64;
-        let mut output = Output::new();
-        for message in &batch {
-            match args.format {
-                Format::Raw => {
-                    output.bytes(&message.message.body)?;
-                    output.bytes(b"\n")?;
-                }
-                Format::Json => output.json(&Shown::new(message))?,
-            }
-        }
-        output.flush()?;
+        write(&batch, args.format)?;
     }
     client.close().await;
     Ok(())
+}
+
+fn write(messages: &[Browsed], format: Format) -> anyhow::Result<()> {
+    let mut output = Output::new();
+    for message in messages {
+        match format {
+            Format::Raw => {
+                output.bytes(&message.message.body)?;
+                output.bytes(b"\n")?;
+            }
+            Format::Json => output.json(&Shown::new(message))?,
+        }
+    }
+    output.flush()
 }

@@ -1,5 +1,7 @@
 //! Reading messages of a topic without any effect on it, and looking at what a group will get.
 
+use std::collections::VecDeque;
+
 use super::Client;
 use super::delivery::{Browsed, origin, unpack};
 use super::error::ClientError;
@@ -9,6 +11,11 @@ use crate::model::time::Timestamp;
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::request::{AdminCommand, BrowseFrom};
 use crate::protocol::response::Reply;
+
+/// Messages asked for at a time where the newest are looked for.
+const NEWEST_BATCH: u32 = 1000;
+/// How many times as many of the newest messages are looked at next, where too few of them match.
+const NEWEST_FACTOR: u64 = 8;
 
 /// Which messages are looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,7 +60,7 @@ impl Browser {
     /// Where topic or group do not exist, the filter is wrong, or there is no master.
     pub async fn next_batch(&mut self, messages_max: u32) -> Result<Vec<Browsed>, ClientError> {
         while !self.ended && messages_max > 0 {
-            let Page { messages, next } = self.client.browse_page(&self.options, messages_max).await?;
+            let Page { messages, next, .. } = self.client.browse_page(&self.options, messages_max).await?;
             match next {
                 Some(next) => self.options.from = next,
                 None => self.ended = true,
@@ -68,6 +75,8 @@ impl Browser {
 
 /// One answer.
 pub(super) struct Page {
+    /// The priority of all its messages.
+    priority: u8,
     pub(super) messages: Vec<Browsed>,
     /// Where to go on.
     pub(super) next: Option<BrowseFrom>,
@@ -95,6 +104,64 @@ impl Client {
         let mut page = self.browse_page(&options, messages_max).await?;
         page.messages.retain(|message| message.priority == 0);
         Ok(page.messages)
+    }
+
+    /// The newest messages of a topic that match the options, at most `count`: those that were published last, of all
+    /// priorities, oldest first. Where the options begin is not looked at. All of them are held in memory at the end.
+    ///
+    /// With a filter older and older messages are looked at, until there are enough.
+    ///
+    /// # Errors
+    /// Where the topic does not exist, a group is named, the filter is wrong, or there is no master.
+    pub async fn browse_newest(
+        &self,
+        options: &BrowseOptions,
+        count: u64,
+    ) -> Result<Vec<Browsed>, ClientError> {
+        let there = self.describe_topic(&options.topic).await?;
+        let above = there.lanes.iter().map(|(_, messages)| *messages).sum::<u64>();
+        let lanes = [(0, there.topic.messages.saturating_sub(above))].into_iter().chain(there.lanes);
+        let mut newest = Vec::new();
+        for (priority, messages) in lanes {
+            newest.extend(self.newest_of(options, priority, count, messages).await?);
+        }
+        // Those of one priority are in the order of their times already, and stay in it.
+        newest.sort_by_key(|message| message.published_at);
+        newest.drain(..newest.len().saturating_sub(usize::try_from(count).unwrap_or(usize::MAX)));
+        Ok(newest)
+    }
+
+    /// The newest messages of a priority that match, of which there are `messages` altogether.
+    async fn newest_of(
+        &self,
+        options: &BrowseOptions,
+        priority: u8,
+        count: u64,
+        messages: u64,
+    ) -> Result<VecDeque<Browsed>, ClientError> {
+        let most = usize::try_from(count).unwrap_or(usize::MAX);
+        let mut looked_at = count;
+        loop {
+            let mut from = BrowseFrom::Newest { priority, count: looked_at };
+            let mut found = VecDeque::new();
+            loop {
+                let options = BrowseOptions { from, ..options.clone() };
+                let page = self.browse_page(&options, NEWEST_BATCH).await?;
+                if page.priority != priority {
+                    break;
+                }
+                found.extend(page.messages);
+                found.drain(..found.len().saturating_sub(most));
+                match page.next {
+                    Some(next) => from = next,
+                    None => break,
+                }
+            }
+            if options.filter.is_none() || found.len() >= most || looked_at >= messages {
+                return Ok(found);
+            }
+            looked_at = looked_at.saturating_mul(NEWEST_FACTOR);
+        }
     }
 
     async fn browse_page(&self, options: &BrowseOptions, messages_max: u32) -> Result<Page, ClientError> {
@@ -129,6 +196,6 @@ impl Client {
             });
         })
         .map_err(|error| Refusal::new(ErrorCode::Protocol, format!("bad answer of the node: {error}")))?;
-        Ok(Page { messages: browsed, next: next.map(BrowseFrom::Place) })
+        Ok(Page { priority, messages: browsed, next: next.map(BrowseFrom::Place) })
     }
 }

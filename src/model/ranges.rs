@@ -78,6 +78,11 @@ impl RangeSet {
         self.ends.iter().map(|(&start, &end)| OffsetRange::new(start, end))
     }
 
+    /// The ranges, highest first.
+    pub fn iter_down(&self) -> impl Iterator<Item = OffsetRange> + '_ {
+        self.ends.iter().rev().map(|(&start, &end)| OffsetRange::new(start, end))
+    }
+
     /// Adds `range`, merging what it overlaps or touches. Answers the range that holds it now.
     pub fn insert(&mut self, range: OffsetRange) -> OffsetRange {
         let (mut start, mut end) = (range.start.0, range.end.0);

@@ -231,6 +231,14 @@ pub enum BrowseFrom {
     Position(Position),
     /// Where an answer said.
     Place(Place),
+    /// With the newest messages of this priority, so many of them; with the next higher priority where there was never
+    /// one of it. Not with a group.
+    Newest {
+        /// The priority.
+        priority: u8,
+        /// How many.
+        count: u64,
+    },
 }
 
 /// Where dead letters go when they are replayed.

@@ -322,6 +322,7 @@ fn browse() -> impl Strategy<Value = AdminCommand> {
         (any::<u8>(), offset())
             .prop_map(|(priority, offset)| BrowseFrom::Position(Position { priority, offset })),
         place().prop_map(BrowseFrom::Place),
+        (any::<u8>(), any::<u64>()).prop_map(|(priority, count)| BrowseFrom::Newest { priority, count }),
     ];
     let which = (text(), option::of(text()), option::of(text()));
     (which, from, any::<u64>(), any::<u32>()).prop_map(

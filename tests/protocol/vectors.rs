@@ -262,6 +262,7 @@ pub fn requests() -> Vec<Request> {
         browse(None, BrowseFrom::Beginning, None),
         browse(None, BrowseFrom::Position(Position { priority: 9, offset: Offset(2) }), Some("a > 1".into())),
         browse(Some("g".into()), BrowseFrom::Place(place()), None),
+        browse(None, BrowseFrom::Newest { priority: 9, count: 300 }, None),
         admin(AdminCommand::Query { text: "SELECT 1".into() }),
         admin(AdminCommand::Backup { from: 1 << 20 }),
         admin(AdminCommand::ListSlots { topic: "t".into() }),
