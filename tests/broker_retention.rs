@@ -262,6 +262,107 @@ fn an_idle_topic_ages_after_a_restart_too() {
     assert_eq!(world.broker.counts().messages, 0);
 }
 
+/// Topics with one message each, called `t0` and so on.
+fn many_topics(count: u32, settings: &TopicSettings, cache_bytes_max: u64) -> World {
+    let mut world = World::new(Limits { cache_bytes_max, ..Limits::default() }, AutoCreate::Allowed);
+    world.begin(0);
+    world.open(0, 0, "p");
+    for number in 0..count {
+        let name = format!("t{number}");
+        world.admin(0, AdminCommand::CreateTopic { name, settings: settings.clone() });
+    }
+    world.finish();
+    world
+}
+
+/// After a start all topics were looked at in the first commit, however many there were.
+#[test]
+fn a_start_with_many_topics_looks_at_few_of_them_in_one_cycle() {
+    const TOPICS: u32 = 600;
+    let aging = kept(Retention { max_age_ms: Some(AGE_MS_MIN), ..KEEP });
+    let mut world = many_topics(TOPICS, &aging, 1 << 20);
+    for topic in world.topics_now() {
+        publish(&mut world, topic, 1);
+    }
+    world.finish();
+    world.restart();
+    world.now = world.now.after(Duration::from_secs(3600));
+    let mut left = u64::from(TOPICS);
+    while left > 0 {
+        world.finish();
+        let gone = left - world.broker.counts().messages;
+        assert!((1..=256).contains(&gone), "{gone} topics in one cycle");
+        left -= gone;
+        assert!(left == 0 || world.broker.next_timeout().is_some_and(|at| at <= world.now));
+        world.answer_all();
+    }
+}
+
+/// Retention may have something to look for in each of ten thousand topics.
+#[test]
+fn a_seek_does_not_wait_until_all_topics_have_been_searched_for_what_is_too_old() {
+    const AGE_MS: u64 = 64_000;
+    let aging = kept(Retention { max_age_ms: Some(AGE_MS), ..KEEP });
+    let mut world = many_topics(20, &aging, 0);
+    let began = world.now.0;
+    // Faster than marks are set: what is between them must be read.
+    for at in [0, 300, 600] {
+        world.now = Timestamp(began + at);
+        for topic in world.topics_now() {
+            publish(&mut world, topic, 100);
+        }
+        world.finish();
+    }
+    world.admin(
+        0,
+        AdminCommand::CreateGroup {
+            topic: "t7".into(),
+            name: "g".into(),
+            settings: GroupSettings::default(),
+            start: Start::Earliest,
+        },
+    );
+    world.now = Timestamp(began + AGE_MS + 302);
+    world.finish();
+    assert_eq!(world.reads.len(), 4, "the others wait in line");
+    let to = Start::Time(Timestamp(began + 300));
+    let request = world.admin(0, AdminCommand::Seek { topic: "t7".into(), name: "g".into(), to });
+    let answered = |world: &World| world.replies.iter().any(|reply| reply.1 == request);
+    let mut answers = 0;
+    while !answered(&world) {
+        answers += 1;
+        world.answer(0);
+        world.finish();
+        assert!(answers < 90, "the seek waits for the others");
+    }
+    assert_eq!(answer(&world, request), Ok(Reply::Done));
+    let before = world.broker.counts().messages;
+    settle_down(&mut world);
+    assert!(world.broker.counts().messages < before, "there was more to look for");
+}
+
+/// The group was deleted while its place was searched for, and the answer was that it stands there.
+#[test]
+fn a_seek_of_a_group_that_is_gone_meanwhile_says_so() {
+    let mut world = many_topics(1, &kept(KEEP), 0);
+    let topic = world.find_topic(0, "t0").unwrap();
+    for _ in 0..3 {
+        world.now = world.now.after(Duration::from_millis(300));
+        publish(&mut world, topic, 100);
+        world.finish();
+    }
+    let (topic, name) = ("t0".to_owned(), "g".to_owned());
+    let (settings, start) = (GroupSettings::default(), Start::Earliest);
+    world.admin(0, AdminCommand::CreateGroup { topic: topic.clone(), name: name.clone(), settings, start });
+    let to = Start::Time(Timestamp(world.now.0 - 300));
+    let request = world.admin(0, AdminCommand::Seek { topic: topic.clone(), name: name.clone(), to });
+    world.finish();
+    assert_eq!(world.reads.len(), 1, "it is searched for");
+    world.admin(0, AdminCommand::DeleteGroup { topic, name });
+    settle_down(&mut world);
+    assert_eq!(answer(&world, request).unwrap_err().code, ErrorCode::Deleted);
+}
+
 #[test]
 fn as_soon_as_one_criterion_says_so() {
     let retention =

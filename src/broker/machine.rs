@@ -198,6 +198,7 @@ impl Broker {
             }
             broker.note_values(topic);
         }
+        broker.spread_looks();
         broker.work_left = true;
         broker
     }

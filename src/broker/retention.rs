@@ -1,6 +1,7 @@
 //! What a topic keeps: messages go when they are too old, too many or too large, settled or not.
 //!
-//! A topic is looked at when what it holds has changed, and by itself when its oldest message will be too old. Number
+//! A topic is looked at when what it holds has changed, and by itself when its oldest message will be too old; of those
+//! that are looked at by themselves, and after a start that is all of them, so many in a cycle. Number
 //! and bytes are those of the topic with all its priorities: what is too much goes from the lowest priority first, and
 //! the oldest first. What waits for its time counts and does not go.
 //!
@@ -58,6 +59,17 @@ impl Broker {
         topics.clear();
         let marked = std::mem::replace(&mut self.cycle.topics_to_look_at, topics);
         self.cycle.topics_to_look_at.extend(marked);
+    }
+
+    /// Has topics that are on the list looked at by and by, as if their time had come: a start has all of them there, and
+    /// nobody waits for it.
+    pub(super) fn spread_looks(&mut self) {
+        for id in std::mem::take(&mut self.cycle.topics_to_look_at) {
+            let Some(topic) = self.topics.get_mut(&id) else { continue };
+            topic.to_look_at = false;
+            topic.timer = Some(self.now);
+            self.topic_timers.insert((self.now, id));
+        }
     }
 
     /// Drops what a topic is not to keep, or the topic itself where it is not needed any more.

@@ -117,8 +117,13 @@ impl Broker {
         while let Some(seek) = self.seeks.by_number.get_mut(&number) {
             let Some(topic) = seek.left.pop() else {
                 if let Some(seek) = self.seeks.by_number.remove(&number) {
-                    self.set_places(seek.group, &seek.found, out);
-                    out.effect(seek.session, Content::Reply(seek.request, Ok(Reply::Done)));
+                    let answer = if self.groups.contains_key(&seek.group) {
+                        self.set_places(seek.group, &seek.found, out);
+                        Ok(Reply::Done)
+                    } else {
+                        Err(Refusal::new(ErrorCode::Deleted, "the group was deleted"))
+                    };
+                    out.effect(seek.session, Content::Reply(seek.request, answer));
                 }
                 return;
             };

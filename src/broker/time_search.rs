@@ -2,7 +2,7 @@
 //!
 //! The [marks](crate::model::marks) say between which offsets to look; the rest is found by halving, with a read of one
 //! message for each step that is not in memory. Times of a topic do not fall. Only so many searches read at a time,
-//! each one message; the others wait in line.
+//! each one message; the others wait in line, those first for which somebody waits.
 
 use std::collections::VecDeque;
 
@@ -12,6 +12,9 @@ use super::{Output, Read};
 use crate::model::chunk::Chunk;
 use crate::model::id::{Offset, TopicId};
 use crate::model::time::Timestamp;
+
+/// Searches that leave the line in one cycle: each may be over without a read.
+const SEARCHES_PER_CYCLE: usize = 256;
 
 /// Whom a search is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +52,27 @@ pub(super) enum Found {
 /// Searches that wait for their turn to read.
 #[derive(Debug, Default)]
 pub(super) struct Searches {
-    line: VecDeque<Search>,
+    /// Those of seeks, which are few.
+    seeks: VecDeque<Search>,
+    /// Those of retention; there may be one for each topic.
+    others: VecDeque<Search>,
+}
+
+impl Searches {
+    fn push(&mut self, search: Search) {
+        match search.purpose {
+            Purpose::Seek(_) => self.seeks.push_back(search),
+            Purpose::Age => self.others.push_back(search),
+        }
+    }
+
+    fn pop(&mut self) -> Option<Search> {
+        self.seeks.pop_front().or_else(|| self.others.pop_front())
+    }
+
+    fn is_empty(&self) -> bool {
+        self.seeks.is_empty() && self.others.is_empty()
+    }
 }
 
 impl Broker {
@@ -92,7 +115,7 @@ impl Broker {
             }
             let read = Read { topic: search.topic, from: probe, bytes_max: READ_ONE_BYTES };
             if !self.reads.search(read, search, &mut out.reads) {
-                self.searches.line.push_back(search);
+                self.searches.push(search);
             }
             return None;
         }
@@ -123,12 +146,15 @@ impl Broker {
 
     /// Lets searches that wait in line read, as far as they may.
     pub(super) fn start_next_searches(&mut self, out: &mut Output) {
-        while self.reads.may_search()
-            && let Some(search) = self.searches.line.pop_front()
-        {
+        for _ in 0..SEARCHES_PER_CYCLE {
+            if !self.reads.may_search() {
+                return;
+            }
+            let Some(search) = self.searches.pop() else { return };
             let found = self.search(search, out);
             self.found(search, found, out);
         }
+        self.work_left |= self.reads.may_search() && !self.searches.is_empty();
     }
 
     fn found(&mut self, search: Search, found: Option<Found>, out: &mut Output) {
