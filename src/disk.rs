@@ -120,17 +120,17 @@ pub fn read(path: &Path) -> io::Result<Vec<u8>> {
 /// # Errors
 /// Where the file system cannot be asked.
 pub fn free(folder: &Path) -> io::Result<u64> {
-    let stat = rustix::fs::statvfs(folder)?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    free_and_size(folder).map(|(free, _)| free)
 }
 
-/// Bytes of the file system that holds a folder, free or not.
+/// Bytes that are free in the file system of `folder`, as [`free`] answers them, and all of its bytes.
 ///
 /// # Errors
 /// Where the file system cannot be asked.
-pub fn size(folder: &Path) -> io::Result<u64> {
+pub fn free_and_size(folder: &Path) -> io::Result<(u64, u64)> {
     let stat = rustix::fs::statvfs(folder)?;
-    Ok(stat.f_blocks.saturating_mul(stat.f_frsize))
+    let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+    Ok((bytes(stat.f_bavail), bytes(stat.f_blocks)))
 }
 
 /// A copy of a file that is made step by step, so that something can be done in between.

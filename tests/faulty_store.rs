@@ -9,6 +9,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use batonmq::model::free_min::FreeMin;
 use batonmq::model::id::{Epoch, GroupId, Offset, OffsetRange, ProducerId, TopicId};
 use batonmq::model::record::Record;
 use batonmq::model::snapshot::Snapshot;
@@ -138,7 +139,7 @@ impl<'a> Run<'a> {
             let snapshot = self.confirmed.snapshot.clone();
             match step {
                 Step::Commit(records) => {
-                    store.space()?;
+                    store.space(FreeMin::default())?;
                     self.commit(store, &records(&snapshot, segment_bytes(self.mode)))?;
                 }
                 Step::Maintain => {
@@ -186,7 +187,7 @@ impl<'a> Run<'a> {
         let records = [topic_created(&snapshot)];
         for _ in 0..2 {
             assert!(store.commit(&records).is_err(), "{}: a commit after the error", self.name);
-            assert!(store.space().is_err(), "{}: space after the error", self.name);
+            assert!(store.space(FreeMin::default()).is_err(), "{}: space after the error", self.name);
             if store.maintenance_due() {
                 let maintained = store.maintain(&mut || snapshot.clone(), &mut || Ok(()));
                 assert!(maintained.is_err(), "{}: upkeep after the error", self.name);

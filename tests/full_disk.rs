@@ -16,6 +16,7 @@ use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use batonmq::model::free_min::FreeMin;
 use batonmq::model::id::{Epoch, OffsetRange};
 use batonmq::model::record::Record;
 use batonmq::store::{Mode, Predecessor, file};
@@ -133,10 +134,15 @@ struct Node(Child, String);
 
 impl Node {
     fn start(store: &Path, mode: &str, log: &Path) -> Self {
+        Self::start_with(&[], store, mode, log)
+    }
+
+    fn start_with(settings: &[(&str, &str)], store: &Path, mode: &str, log: &Path) -> Self {
         let address = free_address();
         let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
         let node = command(&["serve", "--listen", &address, "--mode", mode, "--store"])
             .arg(store)
+            .envs(settings.iter().copied())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
@@ -270,7 +276,7 @@ fn a_full_disk_is_emptied_though_each_segment_has_a_message_left() {
     scene.reopen(Predecessor::None);
     let topic = scene.create_topic();
     let mut round = 0;
-    while scene.store().space().unwrap() > 1 << 20 {
+    while scene.store().space(FreeMin::default()).unwrap() > 1 << 20 {
         scene.publish(&[topic], &bodies(10, BODY_BYTES, round));
         round += 1;
     }
@@ -278,7 +284,7 @@ fn a_full_disk_is_emptied_though_each_segment_has_a_message_left() {
     let end = scene.model.snapshot.topics[&topic].end.0;
     let ranges = (0..end).step_by(40).map(|at| OffsetRange::new(at, (at + 39).min(end))).collect();
     scene.commit(&[Record::Removed { topic, ranges }]);
-    let is_empty = |scene: &mut Scene| scene.store().space().unwrap() > DISK_BYTES / 2;
+    let is_empty = |scene: &mut Scene| scene.store().space(FreeMin::default()).unwrap() > DISK_BYTES / 2;
     let started = std::time::Instant::now();
     while !is_empty(&mut scene) {
         assert!(started.elapsed() < std::time::Duration::from_secs(20), "the space does not come back");
@@ -351,4 +357,63 @@ fn another_program_takes_everything_in_file_mode() {
 #[test]
 fn another_program_takes_everything_in_database_mode() {
     another_program_takes_everything("database");
+}
+
+/// Below the watermark only publishing stops, whoever has taken the space, and with every master; it goes on by itself.
+fn a_part_of_the_disk_is_kept_free(mode: &str) {
+    const SETTINGS: [(&str, &str); 2] = [("BATON_DISK_FREE_MIN", "60%"), ("BATON_SEGMENT_BYTES", "4MiB")];
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Disk::mount(dir.path().join("disk"));
+    let (body, log) = (dir.path().join("body"), dir.path().join("log"));
+    std::fs::write(&body, vec![b'x'; BODY_BYTES]).unwrap();
+    let (body, store) = (body.to_str().unwrap(), disk.0.join("store"));
+    let mut node = Node::start_with(&SETTINGS, &store, mode, &log);
+    let baton = |node: &Node, args: &[&str]| run(&[args, &["--server", &node.1]].concat());
+    let waiting = |node: &Node| -> u64 {
+        baton(node, &["group", "list", "--json"]).json()[0]["waiting"].as_u64().unwrap()
+    };
+    let many = [&["publish", "t", "--timeout", "1s", "--files"][..], &[body; 1_000]].concat();
+    let one = ["publish", "t", "--timeout", "1s", "message"];
+    baton(&node, &["topic", "create", "t"]).ok();
+    baton(&node, &["group", "create", "t", "g"]).ok();
+
+    let refused = baton(&node, &many).failed(3);
+    assert!(refused.contains("no space left"), "{refused}");
+    let stored = waiting(&node);
+    let kept = DISK_BYTES / 100 * 60;
+    assert!(stored > 50 && stored * (BODY_BYTES as u64) < DISK_BYTES - kept, "{stored} messages");
+    // What is written ahead, and one commit, may go below.
+    let free = batonmq::disk::free(&disk.0).unwrap();
+    assert!(free > kept - (12 << 20), "{free} bytes free, not about {kept}");
+    let said = std::fs::read_to_string(&log).unwrap();
+    assert!(said.contains("or lower disk_free_min"), "{said}");
+    node.0.kill().unwrap();
+    node.0.wait().unwrap();
+    let mut node = Node::start_with(&SETTINGS, &store, mode, &log);
+    // A log that was written back may have made some room.
+    baton(&node, &many).failed(3);
+    let count = waiting(&node).to_string();
+    baton(&node, &["consume", "t", "--group", "g", "--count", &count]).ok();
+    assert_eq!(waiting(&node), 0, "consuming goes on");
+    wait_until(|| baton(&node, &one).code == Some(0));
+
+    let ballast = disk.0.join("ballast");
+    let free = batonmq::disk::free(&disk.0).unwrap();
+    std::fs::write(&ballast, vec![7; (free - kept / 2) as usize]).unwrap();
+    wait_until(|| baton(&node, &one).code == Some(3));
+    baton(&node, &["consume", "t", "--group", "g", "--count", "1"]).ok();
+    std::fs::remove_file(&ballast).unwrap();
+    wait_until(|| baton(&node, &one).code == Some(0));
+    signal(&node.0, Signal::TERM);
+    assert!(wait_for_end(&mut node.0).success());
+}
+
+#[test]
+fn a_part_of_the_disk_is_kept_free_in_file_mode() {
+    a_part_of_the_disk_is_kept_free("file");
+}
+
+#[test]
+fn a_part_of_the_disk_is_kept_free_in_database_mode() {
+    a_part_of_the_disk_is_kept_free("database");
 }

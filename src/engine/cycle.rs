@@ -13,9 +13,9 @@ use super::reading::Reading;
 use super::sending::Sending;
 use super::space_wait::{Refusing, SpaceWait};
 use super::staging::{Batch, Staging, Waiting};
-use super::watermark::Watermark;
 use super::{EngineError, Guard, Parts, Shared};
 use crate::broker::{Broker, Command, Content, Output};
+use crate::model::free_min::FreeMin;
 use crate::model::id::SessionId;
 use crate::model::message::MessageBlock;
 use crate::model::time::Timestamp;
@@ -41,7 +41,8 @@ pub(super) struct Cycle {
     staged: Vec<Bytes>,
     /// Bytes of messages for which this cycle's commit finds space.
     space: u64,
-    watermark: Watermark,
+    /// What is kept free on the disk.
+    free_min: FreeMin,
     refusing: Refusing,
     output: Output,
     poll_interval: Duration,
@@ -59,8 +60,7 @@ pub(super) struct Cycle {
 impl Cycle {
     /// Puts the parts together and starts the readers.
     pub(super) fn new(shared: Arc<Shared>, parts: Parts) -> Result<Self, EngineError> {
-        let Parts { store, snapshot, guard, poll_interval, limits, auto_create, disk: (dir, free_min) } =
-            parts;
+        let Parts { store, snapshot, guard, poll_interval, limits, auto_create, free_min } = parts;
         Ok(Self {
             reading: Reading::start(store.as_ref(), &shared.inbox)?,
             querying: Querying::start(store.as_ref(), &shared.inbox)?,
@@ -75,7 +75,7 @@ impl Cycle {
             staging: Staging::new(),
             staged: Vec::new(),
             space: 0,
-            watermark: Watermark::new(&dir, free_min),
+            free_min,
             refusing: Refusing::default(),
             output: Output::default(),
             poll_interval,
@@ -152,7 +152,7 @@ impl Cycle {
     /// One cycle of the broker: a commit's worth of what was taken, durable, and its effects out.
     fn round(&mut self) -> Result<(), EngineError> {
         let now = self.clock.now();
-        self.space = self.watermark.below(self.store.space()?)?;
+        self.space = self.store.space(self.free_min)?;
         self.broker.begin_cycle(self.space);
         self.work(now)?;
         self.broker.finish(now, &mut self.output);
@@ -274,7 +274,6 @@ impl Cycle {
     fn release(&mut self) -> Result<(), EngineError> {
         if !self.output.records.is_empty() {
             self.commit()?;
-            self.watermark.spend(&self.output.records);
             self.output.records.clear();
         }
         for block in self.staged.drain(..) {

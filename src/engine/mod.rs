@@ -34,10 +34,8 @@ mod space_wait;
 mod staging;
 #[cfg(test)]
 mod tests;
-mod watermark;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -126,8 +124,8 @@ pub struct Parts {
     pub limits: Limits,
     /// Whether topics and groups come into being by being used.
     pub auto_create: AutoCreate,
-    /// The shared directory, and what is kept free on its disk.
-    pub disk: (PathBuf, FreeMin),
+    /// What is kept free on the disk of the store.
+    pub free_min: FreeMin,
 }
 
 /// The way to a running engine. Cloning it is cheap.

@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 use super::*;
 use crate::broker::Ending;
 use crate::model::chunk::Chunk;
+use crate::model::free_min::FreeMin;
 use crate::model::id::{Epoch, Offset, Sequence, TopicId};
 use crate::model::limits::QUERIES_MAX;
 use crate::model::message::{Message, MessageBlock};
@@ -128,7 +129,7 @@ impl Store for FakeStore {
         Ok(())
     }
 
-    fn space(&mut self) -> Result<u64, StoreError> {
+    fn space(&mut self, _: FreeMin) -> Result<u64, StoreError> {
         Ok(self.0.lock().unwrap().space.unwrap_or(u64::MAX))
     }
 
@@ -246,7 +247,7 @@ impl Scene {
             poll_interval: Duration::from_secs(3600),
             limits: Limits::default(),
             auto_create: AutoCreate::Allowed,
-            disk: (PathBuf::new(), FreeMin::default()),
+            free_min: FreeMin::default(),
         };
         let (sender, ended): (Sender<_>, _) = channel();
         let engine = Engine::start(parts, move |end| sender.send(end).unwrap()).unwrap();

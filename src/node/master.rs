@@ -198,7 +198,7 @@ impl Node {
             poll_interval: self.config.poll_interval,
             limits: self.config.limits.clone(),
             auto_create: if self.config.auto_create { AutoCreate::Allowed } else { AutoCreate::Refused },
-            disk: (self.config.store.clone(), self.config.disk_free_min),
+            free_min: self.config.disk_free_min,
         };
         let engine = Engine::start(parts, move |end| match end {
             Ok(()) => {

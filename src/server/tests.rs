@@ -2,7 +2,6 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::path::PathBuf;
 use std::sync::{Condvar, Mutex};
 
 use bytes::BytesMut;
@@ -46,7 +45,7 @@ impl Store for NoStore {
         Ok(())
     }
 
-    fn space(&mut self) -> Result<u64, StoreError> {
+    fn space(&mut self, _: FreeMin) -> Result<u64, StoreError> {
         Ok(u64::MAX)
     }
 
@@ -212,7 +211,7 @@ impl Scene {
             poll_interval: Duration::from_millis(5),
             limits: Limits::default(),
             auto_create: AutoCreate::Allowed,
-            disk: (PathBuf::new(), FreeMin::default()),
+            free_min: FreeMin::default(),
         };
         let engine = Engine::start(parts, |_| {}).unwrap();
         let (standing, watched) = state::channel(Standing {

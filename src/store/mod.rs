@@ -35,6 +35,7 @@ use std::path::PathBuf;
 use bytes::Bytes;
 
 use crate::model::chunk::Chunk;
+use crate::model::free_min::FreeMin;
 use crate::model::id::{Epoch, Offset, TopicId};
 use crate::model::record::Record;
 use crate::model::snapshot::{Snapshot, SnapshotError};
@@ -313,11 +314,12 @@ pub trait Store: Send {
     fn unstage(&mut self, block: &Bytes) -> Result<(), StoreError>;
 
     /// Bytes of messages, heads included, that the next commit may have: less than what is free, so that a full disk
-    /// can be drained. Another program that fills the disk meanwhile can make it wrong.
+    /// can be drained, and nothing of what the operator keeps free. Where that is little, the store gives back what it
+    /// does not use. Another program that fills the disk meanwhile can make it wrong.
     ///
     /// # Errors
     /// Where the system does not say, or something has failed before.
-    fn space(&mut self) -> Result<u64, StoreError>;
+    fn space(&mut self, free_min: FreeMin) -> Result<u64, StoreError>;
 
     /// A reader of committed messages, to be used on any other thread.
     ///

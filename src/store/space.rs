@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::StoreError;
 use crate::disk;
+use crate::model::free_min::FreeMin;
 
 /// The next look comes at the latest after this time,
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -20,6 +21,8 @@ pub struct FreeSpace {
     dir: PathBuf,
     looked_at: Option<Instant>,
     free: u64,
+    /// Bytes of the whole file system.
+    size: u64,
     until_look: u64,
 }
 
@@ -27,7 +30,7 @@ impl FreeSpace {
     /// The free space around `dir`, not looked at yet.
     #[must_use]
     pub fn around(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), looked_at: None, free: 0, until_look: 0 }
+        Self { dir: dir.to_owned(), looked_at: None, free: 0, size: 0, until_look: 0 }
     }
 
     /// Bytes that are free.
@@ -36,7 +39,8 @@ impl FreeSpace {
     /// Where the system does not say.
     pub fn bytes(&mut self) -> Result<u64, StoreError> {
         if self.until_look == 0 || self.looked_at.is_none_or(|at| at.elapsed() > LOOK_INTERVAL) {
-            self.free = disk::free(&self.dir).map_err(|source| StoreError::Io {
+            let known = disk::free_and_size(&self.dir);
+            (self.free, self.size) = known.map_err(|source| StoreError::Io {
                 action: "ask for the free space of",
                 path: self.dir.clone(),
                 source,
@@ -45,6 +49,19 @@ impl FreeSpace {
             self.looked_at = Some(Instant::now());
         }
         Ok(self.free)
+    }
+
+    /// Bytes that are free beside those that are to stay free.
+    ///
+    /// # Errors
+    /// Where the system does not say.
+    pub fn bytes_above(&mut self, min: FreeMin) -> Result<u64, StoreError> {
+        let free = self.bytes()?;
+        let kept = match min {
+            FreeMin::Bytes(bytes) => bytes,
+            FreeMin::Percent(percent) => self.size / 100 * u64::from(percent),
+        };
+        Ok(free.saturating_sub(kept))
     }
 
     /// Notes that so many bytes were written.
@@ -71,5 +88,16 @@ mod tests {
         space.spend(u64::MAX);
         assert_eq!(space.free, 0);
         assert!(space.bytes().unwrap() > 0, "looked at again");
+    }
+
+    #[test]
+    fn what_is_kept_free_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut space = FreeSpace::around(dir.path());
+        let mut above = |min| space.bytes_above(min).unwrap();
+        let all = above(FreeMin::default());
+        assert!(above(FreeMin::Bytes(all / 2)).abs_diff(all / 2) < all / 4);
+        assert_eq!(above(FreeMin::Bytes(u64::MAX)), 0);
+        assert_eq!(above(FreeMin::Percent(99)), 0);
     }
 }

@@ -25,6 +25,7 @@ use super::staging::Staging;
 use super::unserved::{self, Unserved};
 use super::upkeep::{Deletion, StepError, Thrift, Upkeep};
 use super::{database_of, files, log, schema, takeover};
+use crate::model::free_min::FreeMin;
 use crate::model::id::Epoch;
 use crate::model::record::Record;
 use crate::model::snapshot::Snapshot;
@@ -288,11 +289,13 @@ impl Store for DatabaseStore {
         Ok(())
     }
 
-    fn space(&mut self) -> Result<u64, StoreError> {
+    fn space(&mut self, free_min: FreeMin) -> Result<u64, StoreError> {
         let free = self.guarded(|store| store.space.bytes())?;
+        let above = self.guarded(|store| store.space.bytes_above(free_min))?;
         let reserve = self.upkeep.reserve_bytes();
-        self.upkeep.be(if free < 2 * reserve { Thrift::KeepsNothing } else { Thrift::KeepsSome });
-        Ok(free.saturating_sub(reserve) / COPIES)
+        let is_short = free < 2 * reserve || above < reserve;
+        self.upkeep.be(if is_short { Thrift::KeepsNothing } else { Thrift::KeepsSome });
+        Ok(free.saturating_sub(reserve).min(above) / COPIES)
     }
 
     fn reader(&self) -> Result<Box<dyn Reader>, StoreError> {
@@ -542,12 +545,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut store = opened(dir.path());
         let free = store.space.bytes().unwrap();
-        let (reserve, space) = (store.upkeep.reserve_bytes(), store.space().unwrap());
+        let (reserve, space) = (store.upkeep.reserve_bytes(), store.space(FreeMin::default()).unwrap());
         assert_eq!(space, (free - reserve) / 2);
         store.commit(&[published(0, 10)]).unwrap();
-        assert!(store.space().unwrap() < space);
+        assert!(store.space(FreeMin::default()).unwrap() < space);
         store.space.spend(u64::MAX / 4);
-        assert!(store.space().unwrap() > 0, "looked at again");
+        assert!(store.space(FreeMin::default()).unwrap() > 0, "looked at again");
     }
 
     #[test]

@@ -59,6 +59,8 @@ pub(super) struct Upkeep {
     step_rows: u64,
     old_files: OldFiles,
     vacuum: Vacuum,
+    /// Whether pages were given back since the last checkpoint, with which the file becomes shorter.
+    shrinks: bool,
     /// What stays in the file where pages are given back.
     thrift: Thrift,
     resting_until: Option<Instant>,
@@ -112,7 +114,7 @@ enum Vacuum {
 pub(super) enum Thrift {
     /// Half of the file, or so much that it does not matter.
     KeepsSome,
-    /// Nothing: the disk is nearly full.
+    /// Nothing: the disk is nearly full, or nearly as full as it may be.
     KeepsNothing,
 }
 
@@ -144,6 +146,7 @@ impl Upkeep {
             step_rows: STEP_ROWS.0,
             old_files: OldFiles::NotLookedFor,
             vacuum: Vacuum::Done,
+            shrinks: false,
             thrift: Thrift::KeepsSome,
             resting_until: None,
             checkpoint_from: None,
@@ -204,7 +207,10 @@ impl Upkeep {
         let limit = if staging.is_pending() { self.log_bytes.min(LOG_BYTES_STAGING) } else { self.log_bytes };
         let frames = self.log.frames.load(Ordering::Relaxed);
         let since = frames.saturating_sub(self.log.checkpointed.load(Ordering::Relaxed));
-        since * FRAME_BYTES > limit && self.checkpoint_from.is_none_or(|from| Instant::now() >= from)
+        // Where space is short, what was given back is not left in the file until the log is full.
+        let shrinks = self.shrinks && self.thrift == Thrift::KeepsNothing && self.vacuum == Vacuum::Done;
+        (since * FRAME_BYTES > limit || shrinks)
+            && self.checkpoint_from.is_none_or(|from| Instant::now() >= from)
     }
 
     /// Does one step. The fence was checked.
@@ -245,6 +251,7 @@ impl Upkeep {
             self.vacuum = Vacuum::Unknown;
         } else if self.vacuum == Vacuum::Unknown {
             self.vacuum = give_back(connection, self.thrift)?;
+            self.shrinks |= self.vacuum == Vacuum::Unknown;
         } else if self.ahead == Ahead::Growing {
             self.ahead = write_ahead(&files::log(database), self.log_bytes)?;
         } else if self.old_files == OldFiles::NotLookedFor {
@@ -273,6 +280,7 @@ impl Upkeep {
             _ => {
                 // What a reader still needs stays in the log: the next checkpoint takes it along.
                 self.log.checkpointed.store(frames, Ordering::Relaxed);
+                self.shrinks = false;
                 Ok(())
             }
         }

@@ -18,6 +18,7 @@ use super::preallocation::{FREE_BYTES, Preallocation, Prepared};
 use super::segment::{ENTRIES_START, Position, Reach, SegmentHead, SegmentId};
 use super::staging::Complete;
 use super::{Shared, io_error, is_full};
+use crate::model::free_min::FreeMin;
 use crate::model::id::OffsetRange;
 use crate::model::record::Record;
 use crate::store::space::FreeSpace;
@@ -134,17 +135,18 @@ impl Journal {
         Ok(())
     }
 
-    /// Bytes of messages for which the next commit finds space. From now on messages leave alone what the next
-    /// checkpoints take, too.
+    /// Bytes of messages for which the next commit finds space, beside what is to stay free. From now on messages leave
+    /// alone what the next checkpoints take, too.
     ///
     /// # Errors
     /// Where the system does not say, or the next segment could not be made for another reason than space.
-    pub fn space(&mut self, checkpoint_bytes: u64) -> Result<u64, StoreError> {
+    pub fn space(&mut self, checkpoint_bytes: u64, free_min: FreeMin) -> Result<u64, StoreError> {
         self.check()?;
         self.kept_bytes = FREE_BYTES.saturating_add(checkpoint_bytes);
         let space = self.look_for_space();
-        self.failed = space.is_err();
-        space
+        let above = self.free.bytes_above(free_min);
+        self.failed = space.is_err() || above.is_err();
+        Ok(space?.min(above?))
     }
 
     fn look_for_space(&mut self) -> Result<u64, StoreError> {
@@ -421,11 +423,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let options = first_options(dir.path(), 1);
         let (mut store, _) = open_file(&options).unwrap();
-        assert!(store.journal.space(0).unwrap() > SMALLEST_BYTES);
+        assert!(store.journal.space(0, FreeMin::default()).unwrap() > SMALLEST_BYTES);
         for topic in 0..2_000 {
             store.commit(&created(topic)).unwrap();
             // More than any disk has.
-            if store.journal.space(1 << 60).unwrap() == 0 {
+            if store.journal.space(1 << 60, FreeMin::default()).unwrap() == 0 {
                 return;
             }
         }
@@ -447,7 +449,7 @@ mod tests {
         let (mut store, _) = open_file(&OpenOptions { epoch: Epoch(2), ..options }).unwrap();
         let kept_bytes = store.journal.kept_bytes;
         assert!(kept_bytes > FREE_BYTES + 2 * 500 * 8, "{kept_bytes}");
-        store.space().unwrap();
+        store.space(FreeMin::default()).unwrap();
         assert_eq!(store.journal.kept_bytes, kept_bytes);
     }
 }

@@ -76,6 +76,7 @@ use super::manifest::{Manifest, sync_dir};
 use super::survey::{Damage, Lost};
 use super::{FenceCheck, Fenced, OpenOptions, Reader, Store, StoreError};
 use crate::disk;
+use crate::model::free_min::FreeMin;
 use crate::model::id::Epoch;
 use crate::model::record::Record;
 use crate::model::snapshot::Snapshot;
@@ -247,8 +248,8 @@ impl Store for FileStore {
         self.staging.forget(block)
     }
 
-    fn space(&mut self) -> Result<u64, StoreError> {
-        let space = self.journal.space(self.upkeep.reserve_bytes())?;
+    fn space(&mut self, free_min: FreeMin) -> Result<u64, StoreError> {
+        let space = self.journal.space(self.upkeep.reserve_bytes(), free_min)?;
         self.upkeep.be_under(if space == 0 { Pressure::High } else { Pressure::Low });
         Ok(space)
     }
