@@ -553,6 +553,34 @@ mod tests {
         assert!(store.space(FreeMin::default()).unwrap() > 0, "looked at again");
     }
 
+    /// The file became shorter with the next checkpoint only, which nobody's commits brought about any more.
+    #[test]
+    fn a_drained_database_gives_back_what_is_to_stay_free() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = opened(dir.path());
+        let maintain = |store: &mut DatabaseStore| {
+            while store.maintenance_due() {
+                store.maintain(&mut Snapshot::default, &mut || Ok(())).unwrap();
+            }
+        };
+        for first in (0..5_000).step_by(1_000) {
+            store.commit(&[published(first, 1_000)]).unwrap();
+        }
+        store.connection.wal_checkpoint_v2(Some(c"main"), CheckpointMode::PASSIVE).unwrap();
+        let path = store.path.clone();
+        let length = || std::fs::metadata(&path).unwrap().len();
+        let full = length();
+        assert!(full > 5_000_000, "{full}");
+        store
+            .commit(&[settled(0, 5_000), Record::Trimmed { topic: TopicId(0), start: Offset(5_000) }])
+            .unwrap();
+        maintain(&mut store);
+        assert_eq!((row_count(&store), length()), (0, full), "it is kept for what comes next");
+        assert_eq!(store.space(FreeMin::Percent(99)).unwrap(), 0);
+        maintain(&mut store);
+        assert!(length() < full / 4, "{} of {full} bytes", length());
+    }
+
     #[test]
     fn records_that_do_not_fit_end_the_store() {
         let dir = tempfile::tempdir().unwrap();
