@@ -305,7 +305,7 @@ fn a_description_tells_depth_rates_lag_and_who_has_what() {
     world.finish();
     let described = describe(&mut world);
     assert_eq!(described.lanes, [(9, 1)]);
-    assert_eq!(described.delayed, 0);
+    assert_eq!(described.topic.delayed, 0);
     assert_eq!(described.oldest_age_ms, Some(3_000));
     let [group] = &described.groups[..] else { panic!("one group: {described:?}") };
     assert_eq!(group.lag_ms, Some(3_000));

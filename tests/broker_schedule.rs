@@ -333,6 +333,38 @@ fn what_was_read_in_vain_is_not_read_again_at_once() {
     assert_eq!(scene.advance(500), ["a"]);
 }
 
+/// Those of priority 0 alone were counted for a topic, and notes of messages that expire counted as messages of the node.
+#[test]
+fn messages_are_counted_over_all_priorities_delayed_ones_apart_and_notes_never() {
+    let mut scene = Scene::new(Limits::default(), at_once());
+    let now = scene.world.now;
+    let message = |priority, deliver_at, expires_at| Message {
+        priority,
+        deliver_at: after(now, deliver_at),
+        expires_at: after(now, expires_at),
+        ..Message::new("x")
+    };
+    scene.publish(&[
+        message(0, 0, 1_000),
+        message(9, 0, 2_000),
+        message(5, 0, 3_000),
+        message(9, 500, 90_000),
+        message(0, 500_000, 1_000_000),
+    ]);
+    scene.run();
+    for (ms, messages, delayed) in [(0, 3, 2), (500, 4, 1), (1_500, 2, 1), (499_000, 1, 0)] {
+        scene.advance(ms);
+        let request = scene.world.admin(0, AdminCommand::ListTopics { after: None });
+        let replies = &scene.world.replies;
+        let Ok(Reply::Topics { topics, .. }) = &replies.iter().find(|reply| reply.1 == request).unwrap().2 else {
+            panic!("topics are listed");
+        };
+        assert_eq!((topics[0].messages, topics[0].delayed), (messages, delayed), "after {ms} ms");
+        let counts = scene.world.broker.counts();
+        assert_eq!((counts.messages, counts.delayed), (messages, delayed), "after {ms} ms");
+    }
+}
+
 /// Messages were moved into finer slots though there was no space for them.
 #[test]
 fn without_space_nothing_is_moved_or_fired_and_nothing_is_lost() {
@@ -343,7 +375,7 @@ fn without_space_nothing_is_moved_or_fired_and_nothing_is_lost() {
     let delayed = |ms| Message { deliver_at: after(now, ms), ..Message::new("x") };
     scene.publish(&(0..100).map(|n| delayed(600_000 + n * 100)).collect::<Vec<_>>());
     scene.run();
-    let messages = scene.world.broker.counts().messages;
+    let delayed = scene.world.broker.counts().delayed;
     scene.world.broker.begin_cycle(100);
     scene.world.now = Timestamp(now.0 + 700_000);
     let mut appended = 0;
@@ -352,7 +384,7 @@ fn without_space_nothing_is_moved_or_fired_and_nothing_is_lost() {
         scene.world.finish();
         appended += scene.world.delivered.len();
     }
-    assert_eq!((appended, scene.world.broker.counts().messages), (0, messages));
+    assert_eq!((appended, scene.world.broker.counts().delayed), (0, delayed));
     let wakes = scene.world.broker.next_timeout().unwrap();
     assert!(wakes.0 > scene.world.now.0 + 500, "it is not tried again and again");
     scene.world.broker.begin_cycle(u64::MAX);

@@ -431,6 +431,10 @@ fn delayed_messages_are_listed_cancelled_and_delivered_when_they_are_due() {
     assert!(all[2]["expires_at"].is_string() && all[0]["expires_at"].is_null());
     assert_eq!(list(&["--limit", "1"]).len(), 1);
     assert_eq!(list(&["--filter", "@key = 'k'"]).len(), 2);
+    let topic = pair.run(&["topic", "list", "--json"]).json().remove(0);
+    assert_eq!((&topic["messages"], &topic["delayed"]), (&0.into(), &3.into()));
+    let described = pair.run(&["topic", "describe", "t"]).ok();
+    assert!(described.contains("3 messages to be delivered later\n"), "{described}");
     let table = pair.run(&["schedule", "list", "t"]).ok();
     assert!(table.lines().count() >= 4 && table.contains("kept"), "{table}");
 
@@ -463,6 +467,10 @@ fn higher_priorities_come_first_and_what_has_expired_goes_to_the_dead_letters() 
     pair.run(&["publish", "t", "low", "low too"]).ok();
     pair.run(&["publish", "t", "--priority", "9", "high", "high too", "high as well"]).ok();
     wait_until(|| pair.run(&["dead-letter", "list", "t", "--json"]).json().len() == 1);
+    let listed = pair.run(&["topic", "list"]).ok();
+    assert!(listed.lines().any(|line| line.split_whitespace().take(3).eq(["t", "5", "0"])), "{listed}");
+    let described = pair.run(&["topic", "describe", "t"]).ok();
+    assert!(described.contains("t: 5 messages ") && described.contains("3 of 9, 2 of 0\n"), "{described}");
     let order = "high\nlow\nhigh too\nlow too\nhigh as well\n";
     assert_eq!(consume(&pair, "5", &["--prefetch", "1"]).ok(), order);
     let letter = pair.run(&["dead-letter", "list", "t", "--json"]).json().remove(0);

@@ -7,6 +7,7 @@ use rustix::process::Signal;
 
 const STATUS_KEYS: [&str; 13] = [
     "connections",
+    "delayed",
     "epoch",
     "groups",
     "master",
@@ -247,7 +248,7 @@ fn topics_are_made_listed_described_and_deleted() {
     pair.run(&["topic", "describe", "orders"]).failed(1);
     assert_eq!(
         pair.run(&["topic", "list"]).ok(),
-        "TOPIC  MESSAGES  START  END  GROUPS\nbills         1      0    1       0\n"
+        "TOPIC  MESSAGES  DELAYED  START  END  GROUPS\nbills         1        0      0    1       0\n"
     );
 }
 

@@ -146,13 +146,15 @@ impl Broker {
 
     pub(super) fn topic_info(&self, id: TopicId) -> Option<TopicInfo> {
         let topic = self.topics.get(&id)?;
+        let logs = topic.lanes.values().chain([&id]).filter_map(|log| self.topics.get(log));
         Some(TopicInfo {
             topic: id,
             name: topic.state.name.to_string(),
             settings: topic.state.settings.clone(),
             start: topic.state.start,
             end: topic.state.end,
-            messages: topic.state.message_count(),
+            messages: logs.map(|log| log.messages).sum(),
+            delayed: self.delayed_count(topic),
             groups: topic.groups.len() as u32,
             matching: self.patterns.get(&id).copied(),
         })

@@ -29,7 +29,6 @@ impl Broker {
             topic: self.topic_info(id)?,
             bytes: logs.clone().map(|log| live_bytes(&log.state)).sum(),
             lanes: lanes.collect(),
-            delayed: self.delayed_count(topic),
             oldest_age_ms: logs.filter_map(|log| self.age_ms(&log.state, log.state.start)).max(),
             published_per_kilosecond: published,
             groups: groups.collect(),

@@ -33,9 +33,9 @@ impl Holdings {
 }
 
 impl Topic {
-    /// What it holds itself. Notes of messages are none.
+    /// What it holds itself. Notes stand for messages that are elsewhere, and are none.
     fn holdings(&self) -> Holdings {
-        if self.notes() > 0 {
+        if matches!(self.state.kind, TopicKind::Slot { waiting: Waiting::Expiring, .. }) {
             return Holdings::default();
         }
         let state = &self.state;
@@ -46,12 +46,6 @@ impl Topic {
             _ => (u128::from(self.span_bytes()) * u128::from(self.messages) / u128::from(span)) as u64,
         };
         Holdings { messages: self.messages, bytes }
-    }
-
-    /// How many notes it has: they stand for messages that are elsewhere.
-    pub fn notes(&self) -> u64 {
-        let are_notes = matches!(self.state.kind, TopicKind::Slot { waiting: Waiting::Expiring, .. });
-        if are_notes { self.messages } else { 0 }
     }
 
     /// Bytes from its start to its end, with what is gone in between.

@@ -28,6 +28,7 @@ use crate::model::limits::Limits;
 use crate::model::name::Name;
 use crate::model::snapshot::{NextIds, Snapshot};
 use crate::model::time::Timestamp;
+use crate::model::topic_kind::{TopicKind, Waiting};
 
 /// Whether topics and groups come into being when they are first used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,8 +51,10 @@ pub struct Counts {
     pub producers: u64,
     /// Consumers.
     pub consumers: u64,
-    /// Messages in the topics.
+    /// Messages in the topics, of all priorities.
     pub messages: u64,
+    /// Messages that are to be delivered later; they are not in the topics yet.
+    pub delayed: u64,
     /// Deliveries handed out and not settled, over all groups.
     pub in_flight: u64,
     /// Messages that wait for another attempt or for their place in the dead letters, over all groups.
@@ -60,6 +63,31 @@ pub struct Counts {
     pub cache_bytes: u64,
     /// Publishes that were refused because there was no space for them.
     pub refused_for_space: u64,
+}
+
+impl Counts {
+    /// Notes that a topic of this kind has so many messages more.
+    pub(super) fn add(&mut self, kind: TopicKind, count: u64) {
+        if let Some(total) = self.of(kind) {
+            *total += count;
+        }
+    }
+
+    /// Notes that a topic of this kind has so many messages fewer.
+    pub(super) fn take(&mut self, kind: TopicKind, count: u64) {
+        if let Some(total) = self.of(kind) {
+            *total -= count;
+        }
+    }
+
+    /// What the messages of a topic count as. Notes of messages are none.
+    fn of(&mut self, kind: TopicKind) -> Option<&mut u64> {
+        match kind {
+            TopicKind::Named | TopicKind::Pattern | TopicKind::Lane { .. } => Some(&mut self.messages),
+            TopicKind::Slot { waiting: Waiting::Delayed, .. } => Some(&mut self.delayed),
+            TopicKind::Slot { waiting: Waiting::Expiring, .. } => None,
+        }
+    }
 }
 
 /// What the current cycle has touched.
@@ -179,7 +207,7 @@ impl Broker {
             limits,
         };
         for (id, state) in snapshot.topics {
-            broker.totals.messages += state.message_count();
+            broker.totals.add(state.kind, state.message_count());
             if state.kind.part_of().is_none() {
                 broker.topic_names.insert(state.name.clone(), id);
             }

@@ -164,7 +164,7 @@ impl Broker {
         topic.messages -= gone;
         topic.state.trim(range.end);
         topic.floor = topic.floor.max(range.end);
-        self.totals.messages -= gone;
+        self.totals.take(topic.state.kind, gone);
         self.cache.trim(id, range.end);
         out.records.push(Record::Trimmed { topic: id, start: range.end });
         for group in holders {

@@ -234,7 +234,7 @@ impl Broker {
         }
         self.call_all_producers(id, out);
         if let Some(topic) = self.topics.remove(&id) {
-            self.totals.messages -= topic.messages;
+            self.totals.take(topic.state.kind, topic.messages);
             if let Some(timer) = topic.timer {
                 self.topic_timers.remove(&(timer, id));
             }
@@ -312,7 +312,7 @@ impl Broker {
             topic.garbage.seen(&block);
             topic.published.add(self.now, count);
             topic.messages += count;
-            self.totals.messages += count;
+            self.totals.add(topic.state.kind, count);
             if !topic.fresh {
                 topic.fresh = true;
                 self.cycle.fresh_topics.push(id);
@@ -338,7 +338,7 @@ impl Broker {
         }
         let mut merged: Vec<OffsetRange> = Vec::with_capacity(ranges.len());
         for range in ranges {
-            self.totals.messages -= range.len();
+            self.totals.take(topic.state.kind, range.len());
             topic.messages -= range.len();
             topic.state.removed.insert(range);
             match merged.last_mut() {
@@ -399,7 +399,7 @@ impl Broker {
         if gone >= TRIM_STEP || (gone > 0 && (floor == topic.state.end || !ranges.is_empty())) {
             let gone = topic.state.message_count_below(floor);
             topic.messages -= gone;
-            self.totals.messages -= gone;
+            self.totals.take(topic.state.kind, gone);
             topic.state.trim(floor);
             self.cache.trim(id, floor);
             out.records.push(Record::Trimmed { topic: id, start: floor });
@@ -409,7 +409,7 @@ impl Broker {
             for &range in &ranges {
                 topic.state.removed.insert(range);
                 topic.messages -= range.len();
-                self.totals.messages -= range.len();
+                self.totals.take(topic.state.kind, range.len());
             }
             out.records.push(Record::Removed { topic: id, ranges });
         }

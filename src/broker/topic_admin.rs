@@ -1,7 +1,7 @@
 //! What an administrator does with a topic: making it, changing its settings, purging it.
 
 use super::Output;
-use super::machine::Broker;
+use super::machine::{Broker, Counts};
 use super::refusals;
 use crate::model::id::{GroupId, Offset, OffsetRange, TopicId};
 use crate::model::name::Name;
@@ -112,10 +112,9 @@ impl Broker {
                 format!("{name} is a pattern and has no messages: purge the topics that it stands for");
             return Err(Refusal::new(ErrorCode::Invalid, text));
         }
-        let before = self.totals.messages;
+        let there = |counts: &Counts| counts.messages + counts.delayed;
+        let before = there(&self.totals);
         let slots: Vec<TopicId> = topic.slots.iter().copied().collect();
-        let notes =
-            slots.iter().filter_map(|slot| self.topics.get(slot)).map(|slot| slot.notes()).sum::<u64>();
         for log in self.logs_of(id) {
             let Some(topic) = self.topics.get(&log) else { continue };
             let gone = OffsetRange { start: Offset(0), end: topic.state.start };
@@ -132,7 +131,7 @@ impl Broker {
             self.cut(log, Offset(u64::MAX), out);
         }
         slots.into_iter().for_each(|slot| self.delete_topic_part(slot, out));
-        Ok(Reply::Dropped { count: before - self.totals.messages - notes })
+        Ok(Reply::Dropped { count: before - there(&self.totals) })
     }
 }
 

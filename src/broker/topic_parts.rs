@@ -67,7 +67,7 @@ impl Broker {
         self.forget_parts_of(id, out);
         self.uncount(id);
         let Some(topic) = self.topics.remove(&id) else { return };
-        self.totals.messages -= topic.messages;
+        self.totals.take(topic.state.kind, topic.messages);
         if let Some(whole) = topic.state.kind.part_of().and_then(|whole| self.topics.get_mut(&whole)) {
             whole.lanes.retain(|_, lane| *lane != id);
             whole.slots.remove(&id);

@@ -74,7 +74,8 @@ pub async fn run(args: StatusArgs) -> anyhow::Result<()> {
 
 fn table(answers: &[Answer]) -> Table {
     let head = [
-        "server", "node", "role", "for", "epoch", "mode", "clients", "topics", "groups", "messages", "store",
+        "server", "node", "role", "for", "epoch", "mode", "clients", "topics", "groups", "messages",
+        "delayed", "store",
     ];
     let mut table = Table::new(&head);
     for Answer { server, status, .. } in answers {
@@ -93,6 +94,7 @@ fn table(answers: &[Answer]) -> Table {
                     count(status.topics),
                     count(status.groups),
                     count(status.messages),
+                    count(status.delayed),
                     status.store_id.clone(),
                 ]
             }

@@ -91,6 +91,7 @@ pub struct DescribeArgs {
 struct TopicView<'a> {
     topic: &'a str,
     messages: u64,
+    delayed: u64,
     start: u64,
     end: u64,
     groups: u32,
@@ -105,6 +106,7 @@ impl<'a> TopicView<'a> {
         Self {
             topic: &info.name,
             messages: info.messages,
+            delayed: info.delayed,
             start: info.start.0,
             end: info.end.0,
             groups: info.groups,
@@ -182,9 +184,9 @@ async fn list(args: &ListArgs) -> anyhow::Result<()> {
     if args.json {
         topics.iter().try_for_each(|topic| output.json(&TopicView::new(topic)))?;
     } else {
-        let mut table = Table::new(&["topic", "messages", "start", "end", "groups"]);
+        let mut table = Table::new(&["topic", "messages", "delayed", "start", "end", "groups"]);
         topics.iter().map(TopicView::new).for_each(|topic| {
-            let numbers = [topic.messages, topic.start, topic.end, u64::from(topic.groups)];
+            let numbers = [topic.messages, topic.delayed, topic.start, topic.end, u64::from(topic.groups)];
             table.row([topic.topic.to_owned()].into_iter().chain(numbers.map(grouped)));
         });
         table.print(&mut output)?;

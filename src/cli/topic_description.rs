@@ -14,7 +14,6 @@ use super::topic_settings::{lines, retention_text};
 pub struct DescribedTopic<'a> {
     bytes: u64,
     lanes: &'a [(u8, u64)],
-    delayed: u64,
     oldest_age_ms: Option<u64>,
     published_per_second: f64,
     group_list: Vec<DescribedGroup<'a>>,
@@ -50,7 +49,6 @@ impl<'a> DescribedTopic<'a> {
         Self {
             bytes: description.bytes,
             lanes: &description.lanes,
-            delayed: description.delayed,
             oldest_age_ms: description.oldest_age_ms,
             published_per_second: per_second(description.published_per_kilosecond),
             group_list: description.groups.iter().map(DescribedGroup::new).collect(),
@@ -89,7 +87,7 @@ impl<'a> DescribedConsumer<'a> {
 
 /// Writes a description for people.
 pub fn write(output: &mut Output, description: &TopicDescription) -> anyhow::Result<()> {
-    let TopicDescription { topic, bytes, lanes, delayed, oldest_age_ms, .. } = description;
+    let TopicDescription { topic, bytes, lanes, oldest_age_ms, .. } = description;
     if let Some(count) = topic.matching {
         let count = counted(count, "topic");
         output
@@ -100,7 +98,7 @@ pub fn write(output: &mut Output, description: &TopicDescription) -> anyhow::Res
     output.line(format_args!(
         "{}: {} ({}), offsets {} to {}, {}",
         topic.name,
-        counted(topic.messages + of_lanes, "message"),
+        counted(topic.messages, "message"),
         bytes_text(*bytes),
         topic.start,
         topic.end,
@@ -112,10 +110,10 @@ pub fn write(output: &mut Output, description: &TopicDescription) -> anyhow::Res
             .iter()
             .map(|(priority, messages)| format!("{} of {priority}", grouped(*messages)))
             .collect();
-        output.line(format_args!("priorities: {}, {} of 0", lanes.join(", "), grouped(topic.messages)))?;
+        output.line(format_args!("priorities: {}, {} of 0", lanes.join(", "), grouped(topic.messages - of_lanes)))?;
     }
-    if *delayed > 0 {
-        output.line(format_args!("{} to be delivered later", counted(*delayed, "message")))?;
+    if topic.delayed > 0 {
+        output.line(format_args!("{} to be delivered later", counted(topic.delayed, "message")))?;
     }
     if let Some(age) = oldest_age_ms {
         output.line(format_args!("the oldest is {} old", milliseconds_text(*age)))?;

@@ -241,6 +241,8 @@ pub struct NodeStatus {
     pub groups: u64,
     /// Messages in the topics: what some group still waits for, and what no group has asked for yet.
     pub messages: u64,
+    /// Messages that are to be delivered later; they are not in the topics yet.
+    pub delayed: u64,
 }
 
 /// What there is to know of a topic.
@@ -252,12 +254,14 @@ pub struct TopicInfo {
     pub name: String,
     /// Its settings.
     pub settings: TopicSettings,
-    /// First offset that is still there.
+    /// First offset of priority 0 that is still there.
     pub start: Offset,
-    /// Offset that the next message gets.
+    /// Offset that the next message of priority 0 gets.
     pub end: Offset,
-    /// Messages that are there: what is settled by all groups may be gone between start and end too.
+    /// Messages of all priorities that are there: what is settled by all groups may be gone between start and end too.
     pub messages: u64,
+    /// Messages that are to be delivered later, and are not in the topic yet.
+    pub delayed: u64,
     /// Number of its groups.
     pub groups: u32,
     /// Of a pattern, the number of topics that it stands for.
@@ -273,8 +277,6 @@ pub struct TopicDescription {
     pub bytes: u64,
     /// Messages of each priority but 0 for which there were any.
     pub lanes: Vec<(u8, u64)>,
-    /// Messages that are to be delivered later.
-    pub delayed: u64,
     /// How long ago its oldest message was published, in milliseconds, about; `None` where there is none.
     pub oldest_age_ms: Option<u64>,
     /// Messages published in 1000 seconds, by the last ten.

@@ -190,6 +190,7 @@ impl Server {
             topics: counts.topics,
             groups: counts.groups,
             messages: counts.messages,
+            delayed: counts.delayed,
         }
     }
 }

@@ -485,5 +485,6 @@ fn status(behaviour: &Behaviour) -> NodeStatus {
         topics: 1,
         groups: 1,
         messages: 0,
+        delayed: 0,
     }
 }

@@ -252,7 +252,7 @@ fn request() -> impl Strategy<Value = Request> {
 }
 
 fn infos() -> impl Strategy<Value = Reply> {
-    let status = (text(), role(), any::<u64>(), text(), option::of(text()), vec(any::<u64>(), 5)).prop_map(
+    let status = (text(), role(), any::<u64>(), text(), option::of(text()), vec(any::<u64>(), 6)).prop_map(
         |(node, role, epoch, mode, master, numbers)| {
             Reply::Status(Box::new(NodeStatus {
                 node,
@@ -267,18 +267,20 @@ fn infos() -> impl Strategy<Value = Reply> {
                 topics: numbers[2],
                 groups: numbers[3],
                 messages: numbers[4],
+                delayed: numbers[5],
             }))
         },
     );
     let topic =
-        (any::<u32>(), text(), offset(), offset(), any::<u64>(), any::<u32>(), option::of(any::<u64>()))
-            .prop_map(|(topic, name, start, end, messages, groups, matching)| TopicInfo {
+        (any::<u32>(), text(), offset(), offset(), vec(any::<u64>(), 2), any::<u32>(), option::of(any::<u64>()))
+            .prop_map(|(topic, name, start, end, numbers, groups, matching)| TopicInfo {
                 topic: TopicId(topic),
                 name,
                 settings: TopicSettings::default(),
                 start,
                 end,
-                messages,
+                messages: numbers[0],
+                delayed: numbers[1],
                 groups,
                 matching,
             });
@@ -514,6 +516,7 @@ fn lists_as_long_as_the_limits_allow_are_read() {
         start: Offset(u64::MAX),
         end: Offset(u64::MAX),
         messages: u64::MAX,
+        delayed: u64::MAX,
         groups: u32::MAX,
         matching: Some(u64::MAX),
     };

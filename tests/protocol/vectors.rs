@@ -87,6 +87,7 @@ fn topic_info() -> TopicInfo {
         start: Offset(1),
         end: Offset(300),
         messages: 200,
+        delayed: 3,
         groups: 1,
         matching: Some(3),
     }
@@ -123,7 +124,6 @@ fn description() -> TopicDescription {
         topic: topic_info(),
         bytes: 70_000,
         lanes: vec![(9, 20)],
-        delayed: 3,
         oldest_age_ms: Some(60_000),
         published_per_kilosecond: 1_500,
         groups: vec![GroupDescription {
@@ -345,6 +345,7 @@ pub fn responses() -> Vec<Response> {
             topics: 2,
             groups: 3,
             messages: 70_000,
+            delayed: 5,
         }))),
         reply(Reply::Topics { more: true, topics: vec![topic_info()] }),
         reply(Reply::Groups { more: false, groups: vec![group_info()] }),
