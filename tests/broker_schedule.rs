@@ -313,6 +313,42 @@ fn a_second_takes_one_slot_though_it_is_emptied_in_between() {
     assert_eq!(scene.slots(), 1, "the one for what is due soon");
 }
 
+/// What was due lay all over its slot, and was read when it was due: what was behind it waited for each read in turn.
+#[test]
+fn what_is_due_soon_is_read_before_its_time() {
+    let limits = Limits { cache_bytes_max: 1 << 20, ..Limits::default() };
+    let mut scene = Scene::new(limits, at_once());
+    scene.consume(ALL);
+    let now = scene.world.now;
+    let messages: Vec<Message> = (0..500_u64)
+        .map(|n| Message {
+            deliver_at: after(now, 10_000 + n * 37 % 500),
+            ..Message::new(vec![b'y'; n as usize % 200])
+        })
+        .collect();
+    messages.chunks(50).for_each(|some| scene.publish(some));
+    // They are not in memory any more when their time comes near.
+    let filling: Vec<Message> = (0..80).map(|_| Message::new(vec![b'x'; 16_000])).collect();
+    scene.publish(&filling);
+    assert_eq!(scene.run().len(), 80);
+    scene.ack_all();
+    scene.advance(9_000);
+    scene.world.finish();
+    let (mut come, mut reads) = (0, 0);
+    while scene.world.now < after(now, 10_500).unwrap() {
+        let wakes = scene.world.broker.next_timeout().unwrap();
+        scene.world.now = wakes.max(scene.world.now);
+        scene.world.finish();
+        let delivered = scene.world.delivered.len();
+        come += delivered;
+        let due = messages.iter().filter(|message| message.deliver_at <= Some(scene.world.now)).count();
+        assert_eq!(come, due, "nothing that is due has to be read first");
+        reads += scene.world.reads.len();
+        scene.world.answer_all();
+    }
+    assert!((1..=50).contains(&reads), "what lies close together is read together: {reads}");
+}
+
 /// Where a message cannot be read for a while, it was asked for again and again without a pause.
 #[test]
 fn what_was_read_in_vain_is_not_read_again_at_once() {
@@ -356,7 +392,8 @@ fn messages_are_counted_over_all_priorities_delayed_ones_apart_and_notes_never()
         scene.advance(ms);
         let request = scene.world.admin(0, AdminCommand::ListTopics { after: None });
         let replies = &scene.world.replies;
-        let Ok(Reply::Topics { topics, .. }) = &replies.iter().find(|reply| reply.1 == request).unwrap().2 else {
+        let Ok(Reply::Topics { topics, .. }) = &replies.iter().find(|reply| reply.1 == request).unwrap().2
+        else {
             panic!("topics are listed");
         };
         assert_eq!((topics[0].messages, topics[0].delayed), (messages, delayed), "after {ms} ms");
@@ -434,8 +471,8 @@ fn many_messages_that_are_due_at_once_all_come_and_in_their_order() {
         scene.run();
         assert_eq!(scene.advance(199_999), [""; 0]);
         let mut come = scene.advance(1);
-        assert_eq!(come.len(), COUNT.min(known as usize));
-        come.extend(scene.advance(1 << 10));
+        assert!(come.len() >= COUNT.min(known as usize));
+        come.extend(scene.advance(50));
         assert!(come == bodies, "{known}: {} have come", come.len());
         assert!(scene.slots() <= 1);
     }

@@ -191,7 +191,7 @@ impl Broker {
             reads: Reads::new((limits.cache_bytes_max / 2 / READ_BYTES as u64).clamp(2, 64) as usize),
             browses: Browses::default(),
             replays: Replays::default(),
-            schedule: Schedule::new(limits.scheduled_known_max),
+            schedule: Schedule::new(limits.scheduled_known_max, limits.cache_bytes_max),
             last_values: LastValues::default(),
             cycle: Cycle::default(),
             space: u64::MAX,

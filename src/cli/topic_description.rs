@@ -110,7 +110,11 @@ pub fn write(output: &mut Output, description: &TopicDescription) -> anyhow::Res
             .iter()
             .map(|(priority, messages)| format!("{} of {priority}", grouped(*messages)))
             .collect();
-        output.line(format_args!("priorities: {}, {} of 0", lanes.join(", "), grouped(topic.messages - of_lanes)))?;
+        output.line(format_args!(
+            "priorities: {}, {} of 0",
+            lanes.join(", "),
+            grouped(topic.messages - of_lanes)
+        ))?;
     }
     if topic.delayed > 0 {
         output.line(format_args!("{} to be delivered later", counted(topic.delayed, "message")))?;

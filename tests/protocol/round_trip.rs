@@ -271,19 +271,26 @@ fn infos() -> impl Strategy<Value = Reply> {
             }))
         },
     );
-    let topic =
-        (any::<u32>(), text(), offset(), offset(), vec(any::<u64>(), 2), any::<u32>(), option::of(any::<u64>()))
-            .prop_map(|(topic, name, start, end, numbers, groups, matching)| TopicInfo {
-                topic: TopicId(topic),
-                name,
-                settings: TopicSettings::default(),
-                start,
-                end,
-                messages: numbers[0],
-                delayed: numbers[1],
-                groups,
-                matching,
-            });
+    let topic = (
+        any::<u32>(),
+        text(),
+        offset(),
+        offset(),
+        vec(any::<u64>(), 2),
+        any::<u32>(),
+        option::of(any::<u64>()),
+    )
+        .prop_map(|(topic, name, start, end, numbers, groups, matching)| TopicInfo {
+            topic: TopicId(topic),
+            name,
+            settings: TopicSettings::default(),
+            start,
+            end,
+            messages: numbers[0],
+            delayed: numbers[1],
+            groups,
+            matching,
+        });
     let group = (any::<u32>(), text(), text(), settings(), offset(), vec(any::<u64>(), 4), any::<u32>())
         .prop_map(|(group, name, topic, settings, floor, numbers, consumers)| GroupInfo {
             group: GroupId(group),

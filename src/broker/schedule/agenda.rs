@@ -1,9 +1,14 @@
 //! What of one kind is due soon, known one by one, and what is being done to know more.
 //!
-//! How much is known is bounded. What is due already may go over the bound by a little: it is fired next, so it takes
-//! no room for long, and must not wait behind what is due later.
+//! How much is known is bounded. Most of the room is for what is due within seconds: what is due later may only take
+//! what that leaves. What is due already may go over the bound by a little: it is fired next, so it takes no room for
+//! long, and must not wait behind what is due later.
+//!
+//! What is known is *seen to* shortly before it is due: what is not in memory is read then, so that nothing waits for a
+//! read when its time comes. How much of that there is, is bounded in bytes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use crate::model::id::{Offset, TopicId};
 use crate::model::time::Timestamp;
@@ -13,45 +18,85 @@ pub(super) type Known = (Timestamp, TopicId, Offset);
 
 /// Messages that may be known beyond the bound, because they are due.
 const DUE_RESERVE: usize = 4096;
-/// Bytes that are being read at a time, about: a quarter of the smallest useful cache, so that it is used before it goes.
-const READING_BYTES_MAX: usize = 4 << 20;
-/// What a read of one message counts as. What is due in a large slot is read one by one, so many must be under way.
+/// The part of the room that what is not due within seconds may take.
+const LATER_PART: usize = 4;
+/// The part of the cache that is being read at a time, about, so that it is used before it goes.
+const READING_PART: u64 = 4;
+/// What a read of one message counts as: many may be under way.
 const READ_COST_MIN: usize = 4 << 10;
-/// Offsets behind the first one of a read that it will probably bring too.
-pub(super) const NEAR: u64 = 64;
+/// What is due so many milliseconds ahead is seen to.
+const AHEAD_MS: u64 = 250;
+/// What is due so many milliseconds ahead must have been: so that it is many at a time, of which some lie close together.
+const AHEAD_MS_MIN: u64 = AHEAD_MS / 2;
+/// The part of the cache that what was seen to and is not fired yet may take: it must still be there when it is due.
+const AHEAD_PART: u64 = 4;
+
+/// A read under way.
+#[derive(Clone, Copy, Debug)]
+struct Want {
+    /// Where it ends, probably.
+    end: Offset,
+    /// What it counts as.
+    cost: usize,
+}
 
 /// What of one kind is due soon.
 #[derive(Debug)]
 pub(super) struct Agenda {
-    known: BTreeSet<Known>,
+    /// What is known, with the bytes of what was seen to.
+    known: BTreeMap<Known, usize>,
     known_max: usize,
+    /// What is known up to here was in memory when it was last looked at, or is being read.
+    seen_to: Option<Known>,
+    ahead_bytes: usize,
+    ahead_bytes_max: usize,
+    /// That ended there because as much as may waits for its time already.
+    is_ahead_full: bool,
     /// When slots are to be opened, or looked at again.
     pub opening: BTreeSet<(Timestamp, TopicId)>,
     /// Slots that are open and not read to their end, by the beginning of their windows.
     pub reading: BTreeSet<(Timestamp, TopicId)>,
-    /// Reads under way, with what they count as.
-    wants: BTreeMap<(TopicId, Offset), usize>,
+    /// Reads under way.
+    wants: BTreeMap<(TopicId, Offset), Want>,
     reading_bytes: usize,
+    reading_bytes_max: usize,
+    /// When what was due was last fired.
+    fired_at: Timestamp,
+    /// All that was due then waits for reads.
+    is_held_up: bool,
     /// After a lack of space or a read in vain: nothing is done before this.
     not_before: Option<Timestamp>,
 }
 
 impl Agenda {
-    pub fn new(known_max: u64) -> Self {
+    pub fn new(known_max: u64, cache_bytes_max: u64) -> Self {
+        let part = |part| usize::try_from(cache_bytes_max / part).unwrap_or(usize::MAX);
         Self {
-            known: BTreeSet::new(),
+            known: BTreeMap::new(),
             known_max: usize::try_from(known_max).unwrap_or(usize::MAX),
+            seen_to: None,
+            ahead_bytes: 0,
+            ahead_bytes_max: part(AHEAD_PART),
+            is_ahead_full: false,
             opening: BTreeSet::new(),
             reading: BTreeSet::new(),
             wants: BTreeMap::new(),
             reading_bytes: 0,
+            reading_bytes_max: part(READING_PART),
+            fired_at: Timestamp(0),
+            is_held_up: false,
             not_before: None,
         }
     }
 
-    /// How many more can be known.
+    /// How many more can be known that are due soon.
     pub fn room(&self) -> usize {
         self.known_max.saturating_sub(self.known.len())
+    }
+
+    /// How many more can be known that are due later.
+    pub fn room_for_later(&self) -> usize {
+        self.few().saturating_sub(self.known.len())
     }
 
     /// Whether one more can be known that is due already.
@@ -61,44 +106,94 @@ impl Agenda {
 
     /// Messages of a slot above which they are moved on into finer ones rather than known one by one: they would take
     /// much of the room, and what is due would have to be read from all over the slot.
-    pub fn few(&self) -> u64 {
-        (self.known_max / 4) as u64
+    pub fn few(&self) -> usize {
+        self.known_max.div_ceil(LATER_PART)
     }
 
+    /// Notes what is in memory now.
     pub fn learn(&mut self, known: Known) {
-        self.known.insert(known);
+        self.known.entry(known).or_default();
     }
 
     pub fn forget(&mut self, known: &Known) {
-        self.known.remove(known);
+        self.ahead_bytes -= self.known.remove(known).unwrap_or_default();
     }
 
     /// What is due by `now`, in the order of its times, at most `count_max`.
     pub fn due(&self, now: Timestamp, count_max: usize) -> Vec<Known> {
-        self.known.iter().take(count_max).take_while(|(at, ..)| *at <= now).copied().collect()
+        self.known.keys().take(count_max).take_while(|(at, ..)| *at <= now).copied().collect()
     }
 
-    /// Notes that the message at `offset` is wanted, with what follows it up to so many bytes. Answers whether it has to
-    /// be read for that: it is not on its way yet, and not too much is.
-    pub fn want(&mut self, slot: TopicId, offset: Offset, bytes: usize) -> bool {
-        let near = Offset(offset.0.saturating_sub(NEAR));
-        let comes = self
-            .wants
-            .range((slot, near)..=(slot, offset))
-            .any(|((_, from), cost)| *from == offset || *cost > READ_COST_MIN);
-        if comes || self.reading_bytes >= READING_BYTES_MAX {
+    /// What is to be seen to at `now`, in the order of its times, at most `count_max`.
+    pub fn unseen(&self, now: Timestamp, count_max: usize) -> Vec<Known> {
+        if self.sees_next().is_none_or(|at| at > now) {
+            return Vec::new();
+        }
+        let until = now.0.saturating_add(AHEAD_MS);
+        self.all_unseen().take(count_max).take_while(|(at, ..)| at.0 <= until).copied().collect()
+    }
+
+    fn all_unseen(&self) -> impl Iterator<Item = &Known> {
+        let from = self.seen_to.map_or(Bound::Unbounded, Bound::Excluded);
+        self.known.range((from, Bound::Unbounded)).map(|(known, _)| known)
+    }
+
+    /// When there is more to be seen to.
+    fn sees_next(&self) -> Option<Timestamp> {
+        let (at, ..) = self.all_unseen().next()?;
+        // Once there is no more room it goes on when half of it is free, and not for each one that is fired.
+        let is_full = self.is_ahead_full && self.ahead_bytes > self.ahead_bytes_max / 2;
+        Some(if is_full { *at } else { Timestamp(at.0.saturating_sub(AHEAD_MS_MIN)) })
+    }
+
+    /// Whether what is due at `at` may be seen to, while reads for so many bytes are to be begun. What is due by `now`
+    /// never waits for what is due later.
+    pub fn may_see(&mut self, at: Timestamp, now: Timestamp, to_read: usize) -> bool {
+        self.is_ahead_full = self.ahead_bytes >= self.ahead_bytes_max && at > now;
+        !self.is_ahead_full && self.reading_bytes + to_read < self.reading_bytes_max
+    }
+
+    /// Whether one more read may be begun.
+    pub fn may_read(&self) -> bool {
+        self.reading_bytes < self.reading_bytes_max
+    }
+
+    /// Notes that something, the next one in the order of times, was seen to. It takes so many bytes of the cache.
+    pub fn seen(&mut self, known: Known, bytes: usize) {
+        if let Some(seen) = self.known.get_mut(&known) {
+            self.ahead_bytes = self.ahead_bytes - *seen + bytes;
+            *seen = bytes;
+        }
+        self.seen_to = Some(known);
+    }
+
+    /// Has what is known from this on seen to again: it is not in memory any more.
+    pub fn look_again(&mut self, known: Known) {
+        self.seen_to = self.known.range(..known).next_back().map(|(before, _)| *before);
+    }
+
+    /// Whether a message is being read.
+    pub fn is_wanted(&self, slot: TopicId, offset: Offset) -> bool {
+        let before = self.wants.range((slot, Offset(0))..=(slot, offset)).next_back();
+        before.is_some_and(|(_, want)| offset < want.end)
+    }
+
+    /// Notes that messages from `from` to `end`, of so many bytes, are wanted. Answers whether they have to be read for
+    /// that: the first is not on its way yet.
+    pub fn want(&mut self, slot: TopicId, from: Offset, end: Offset, bytes: usize) -> bool {
+        if self.is_wanted(slot, from) {
             return false;
         }
         let cost = bytes.max(READ_COST_MIN);
         self.reading_bytes += cost;
-        self.wants.insert((slot, offset), cost);
+        self.wants.insert((slot, from), Want { end, cost });
         true
     }
 
     /// A read was answered.
     pub fn loaded(&mut self, slot: TopicId, from: Offset) {
-        if let Some(cost) = self.wants.remove(&(slot, from)) {
-            self.reading_bytes -= cost;
+        if let Some(want) = self.wants.remove(&(slot, from)) {
+            self.reading_bytes -= want.cost;
         }
     }
 
@@ -116,19 +211,27 @@ impl Agenda {
         true
     }
 
-    /// Whether something is due that waits for nothing else.
-    pub fn is_behind(&self, now: Timestamp) -> bool {
-        self.not_before.is_none()
-            && self.wants.is_empty()
-            && self.known.first().is_some_and(|(at, ..)| *at <= now)
+    /// Notes that what was due by `now` was fired, or that all of it waits for reads. Answers whether more is due that
+    /// waits for nothing.
+    pub fn fired(&mut self, now: Timestamp, is_held_up: bool) -> bool {
+        (self.fired_at, self.is_held_up) = (now, is_held_up);
+        !is_held_up
+            && self.not_before.is_none()
+            && self.known.first_key_value().is_some_and(|((at, ..), _)| *at <= now)
     }
 
     /// When something is to be done though nothing happens.
     pub fn next_timeout(&self) -> Option<Timestamp> {
-        // While something is read, it is gone on with when that has come.
-        let known = self.known.first().filter(|_| self.wants.is_empty()).map(|(at, ..)| *at);
+        // What waits for a read is gone on with when that has come.
+        let after = (Timestamp(self.fired_at.0.saturating_add(1)), TopicId(0), Offset(0));
+        let due = match self.is_held_up {
+            true => self.known.range(after..).next(),
+            false => self.known.first_key_value(),
+        };
+        let due = due.map(|((at, ..), _)| *at);
+        let unseen = self.sees_next().filter(|_| self.may_read());
         let opening = self.opening.first().map(|(at, _)| *at);
-        let next = known.into_iter().chain(opening).min()?;
+        let next = [due, unseen, opening].into_iter().flatten().min()?;
         Some(self.not_before.map_or(next, |not_before| next.max(not_before)))
     }
 }

@@ -1,14 +1,13 @@
 //! What is due: delayed messages go to their topic, messages whose time is over are given up.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use bytes::BytesMut;
 
 use super::super::Output;
 use super::super::machine::Broker;
-use super::super::reading::{READ_BYTES, READ_ONE_BYTES};
 use super::super::topic::{scattered_bytes, stored_bytes};
-use super::agenda::{Known, NEAR};
+use super::agenda::Known;
 use super::{Note, TRY_AGAIN_MS};
 use crate::model::chunk::Origin;
 use crate::model::id::{Offset, OffsetRange, TopicId};
@@ -45,55 +44,53 @@ impl Broker {
     pub(super) fn fire(&mut self, waiting: Waiting, out: &mut Output) {
         let now = self.now;
         let due = self.schedule.agenda(waiting).due(now, FIRED_PER_CYCLE);
-        for (of, due) in self.take_due(waiting, due, out) {
-            if due.known.is_empty() {
-                continue;
-            }
+        let taken = self.take_due(waiting, due);
+        let is_fired = taken.values().any(|due| !due.known.is_empty());
+        let is_held_up = !is_fired && taken.values().any(|due| due.is_held_up);
+        for (of, due) in taken.into_iter().filter(|(_, due)| !due.known.is_empty()) {
             match waiting {
                 Waiting::Delayed => self.fire_delayed(of, due, out),
                 Waiting::Expiring => self.fire_expiring(due, out),
             }
         }
-        self.work_left |= self.schedule.agenda(waiting).is_behind(now);
+        self.work_left |= self.schedule.agenda(waiting).fired(now, is_held_up);
     }
 
-    /// What of this is in memory, by topic; what is not is read, and what is not there any more is forgotten.
-    fn take_due(&mut self, waiting: Waiting, due: Vec<Known>, out: &mut Output) -> BTreeMap<TopicId, Due> {
-        let places: BTreeSet<(TopicId, Offset)> =
-            due.iter().map(|&(_, slot, offset)| (slot, offset)).collect();
+    /// What of this is in memory, by topic. What is not is seen to again, and what is not there any more is forgotten.
+    fn take_due(&mut self, waiting: Waiting, due: Vec<Known>) -> BTreeMap<TopicId, Due> {
         let mut taken: BTreeMap<TopicId, Due> = BTreeMap::new();
+        let mut missing: Option<Known> = None;
         let mut bytes = 0;
         for known in due {
             let (_, slot, offset) = known;
-            let of = self.schedule.slots.get(&slot).map(|slot| slot.of);
-            let is_there = self.topics.get(&slot).is_some_and(|topic| topic.state.run_at(offset).is_some());
-            let Some(of) = of.filter(|_| is_there) else {
+            let Some(of) = self.schedule.slots.get(&slot).map(|slot| slot.of) else {
                 self.schedule.agenda(waiting).forget(&known);
                 continue;
             };
             let due = taken.entry(of).or_default();
-            let Some(chunk) = self.cache.topic(slot).and_then(|cached| cached.at(offset)) else {
-                due.is_held_up = true;
-                let near = (slot, offset.next())..=(slot, Offset(offset.0.saturating_add(NEAR)));
-                let alone = places.range(near).next().is_none();
-                self.want_scheduled(
-                    waiting,
-                    slot,
-                    offset,
-                    if alone { READ_ONE_BYTES } else { READ_BYTES },
-                    out,
-                );
-                continue;
-            };
             if due.is_held_up || bytes >= FIRED_BYTES_PER_CYCLE {
                 continue;
             }
+            if !self.is_scheduled(slot, offset) {
+                self.schedule.agenda(waiting).forget(&known);
+                continue;
+            }
+            let Some(chunk) = self.cache.topic(slot).and_then(|cached| cached.at(offset)) else {
+                due.is_held_up = true;
+                if !self.schedule.agenda(waiting).is_wanted(slot, offset) {
+                    missing.get_or_insert(known);
+                }
+                continue;
+            };
             let index = (offset.0 - chunk.first.0) as usize;
             let encoded = chunk.block.encoded(index);
             bytes += encoded.len();
             due.encoded.extend_from_slice(encoded);
             due.origins.push((1, chunk.source(index).origin));
             due.known.push(known);
+        }
+        if let Some(missing) = missing {
+            self.schedule.agenda(waiting).look_again(missing);
         }
         taken
     }

@@ -12,6 +12,7 @@
 //! late.
 
 mod agenda;
+mod ahead;
 mod expire;
 mod fire;
 mod listing;
@@ -61,12 +62,12 @@ pub(super) struct Schedule {
 }
 
 impl Schedule {
-    pub fn new(known_max: u64) -> Self {
+    pub fn new(known_max: u64, cache_bytes_max: u64) -> Self {
         Self {
             slots: BTreeMap::new(),
             by_window: BTreeMap::new(),
-            delayed: Agenda::new(known_max),
-            expiring: Agenda::new(known_max),
+            delayed: Agenda::new(known_max, cache_bytes_max),
+            expiring: Agenda::new(known_max, cache_bytes_max),
         }
     }
 
@@ -79,7 +80,7 @@ impl Schedule {
 
     /// Where what is due at `due` goes.
     pub fn window(&mut self, waiting: Waiting, now: Timestamp, due: Timestamp) -> Window {
-        if due.0.saturating_sub(now.0) < NEAR_MS && self.agenda(waiting).room() > 0 {
+        if due.0.saturating_sub(now.0) < NEAR_MS && self.agenda(waiting).room_for_later() > 0 {
             Window::NEAR
         } else {
             Window::of(now, due)
@@ -140,6 +141,11 @@ impl Schedule {
 }
 
 impl Broker {
+    /// Whether a message still waits in a slot.
+    fn is_scheduled(&self, slot: TopicId, offset: Offset) -> bool {
+        self.topics.get(&slot).is_some_and(|topic| topic.state.run_at(offset).is_some())
+    }
+
     /// Puts messages, or notes, into a slot. All of them have `deliver_at`, within the window.
     pub(super) fn put_scheduled(
         &mut self,
@@ -190,12 +196,13 @@ impl Broker {
         self.append_to(&[slot], block, source, keep, out);
     }
 
-    /// Does what is due by time: opens slots, and fires what is known.
+    /// Does what is due by time: opens slots, fires what is known, and has read what is due next.
     pub(super) fn advance_schedule(&mut self, out: &mut Output) {
         for waiting in [Waiting::Delayed, Waiting::Expiring] {
             if self.schedule.agenda(waiting).may_go_on(self.now) {
                 self.open_slots(waiting, out);
                 self.fire(waiting, out);
+                self.read_ahead(waiting, out);
             }
         }
     }
@@ -208,8 +215,7 @@ impl Broker {
             self.schedule.expiring.loaded(slot, from);
             return;
         };
-        let is_there = self.topics.get(&slot).is_some_and(|topic| topic.state.run_at(from).is_some());
-        let now = self.now;
+        let (is_there, now) = (self.is_scheduled(slot, from), self.now);
         let agenda = self.schedule.agenda(waiting);
         agenda.loaded(slot, from);
         if in_vain && is_there {

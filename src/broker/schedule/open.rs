@@ -1,4 +1,4 @@
-//! Slots whose time has come: what is in them is known one by one from then on, or moved into finer slots.
+//! Slots whose time comes near: what is in them is known one by one from then on, or moved into finer slots.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,6 @@ use super::super::Output;
 use super::super::cache::CachedChunk;
 use super::super::machine::Broker;
 use super::super::placing::Picked;
-use super::super::reading::READ_BYTES;
 use super::super::topic::appended_bytes;
 use super::window::Window;
 use super::{TRY_AGAIN_MS, due};
@@ -19,8 +18,8 @@ use crate::model::topic_kind::Waiting;
 /// Messages of slots that are looked at in one cycle.
 const READ_PER_CYCLE: usize = 4096;
 
-/// A slot with more than there is room for is looked at no more often than every so many milliseconds.
-const LOOK_AGAIN_MS: u64 = 50;
+/// A slot with more than there is room for is looked at again after so many milliseconds at least, and at most.
+const LOOK_AGAIN_MS: [u64; 2] = [50, 250];
 
 /// What became of the messages of a slot that were looked at.
 enum Progress {
@@ -30,7 +29,7 @@ enum Progress {
     More,
     /// It goes on when something else has happened: a read was answered, what is due was fired, there is space.
     Waits,
-    /// There is no room to know the next one, and no finer slot: they wait until it is due, or a little longer.
+    /// There is no room to know the next one, which is due then, and no finer slot: they wait a little.
     Later(Timestamp),
 }
 
@@ -72,8 +71,8 @@ impl Broker {
                         self.delete_if_over(slot, out);
                     }
                     Progress::Later(due) => {
-                        let wait = Timestamp(now.0.saturating_add(LOOK_AGAIN_MS));
-                        self.schedule.close_until(slot, due.max(wait));
+                        let [least, most] = LOOK_AGAIN_MS.map(|ms| Timestamp(now.0.saturating_add(ms)));
+                        self.schedule.close_until(slot, due.clamp(least, most));
                     }
                 }
                 break;
@@ -98,14 +97,19 @@ impl Broker {
             }
             return Progress::End;
         }
+        if !window.is_coarse() && window.from > now && self.schedule.agenda(waiting).room() == 0 {
+            return Progress::Later(window.from);
+        }
         let Some(chunk) = self.cache.topic(slot).and_then(|cached| cached.at(run.start)) else {
-            self.want_scheduled(waiting, slot, run.start, READ_BYTES, out);
+            if self.schedule.agenda(waiting).may_read() {
+                self.read_scheduled(waiting, slot, run, out);
+            }
             return Progress::Waits;
         };
         let end = run.end.min(chunk.end());
         let index_of = |offset: Offset| (offset.0 - chunk.first.0) as usize;
         let agenda = self.schedule.agenda(waiting);
-        let is_large = window != Window::NEAR && window.is_coarse() && count > agenda.few();
+        let is_large = window != Window::NEAR && window.is_coarse() && count > agenda.few() as u64;
         let mut moved: BTreeMap<Window, Picked> = BTreeMap::new();
         let mut at = run.start;
         let mut progress = Progress::More;
@@ -116,13 +120,13 @@ impl Broker {
             let agenda = self.schedule.agenda(waiting);
             let step = if due <= now {
                 if agenda.has_room_for_due() { Step::Know } else { Step::Wait }
-            } else if !is_large && agenda.room() > 0 {
+            } else if !window.is_coarse() {
+                if agenda.room() > 0 { Step::Know } else { Step::Later }
+            } else if !is_large && agenda.room_for_later() > 0 {
                 Step::Know
-            } else if window.is_coarse() {
+            } else {
                 // Seen from before the window it would be the same again.
                 Step::Move(Window::of(now.max(window.from), due))
-            } else {
-                Step::Later
             };
             match step {
                 Step::Know => agenda.learn((due, slot, at)),
@@ -166,20 +170,6 @@ impl Broker {
         }
         self.drop_messages(slot, dropped, out);
         progress
-    }
-
-    /// Has messages of a slot read, with what follows them up to so many bytes.
-    pub(super) fn want_scheduled(
-        &mut self,
-        waiting: Waiting,
-        slot: TopicId,
-        from: Offset,
-        bytes: usize,
-        out: &mut Output,
-    ) {
-        if self.schedule.agenda(waiting).want(slot, from, bytes) {
-            self.reads.want_for_schedule(slot, from, bytes, &mut out.reads);
-        }
     }
 
     /// Deletes a slot that is empty once nothing is put into it any more. The one for what is due soon stays.

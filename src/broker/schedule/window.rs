@@ -14,8 +14,10 @@ use crate::model::time::Timestamp;
 const FINEST_BITS: u32 = 10;
 /// Slots of one width in one of the next width, as a power of two.
 const LEVEL_BITS: u32 = 6;
-/// A slot is opened this part of its width before its time.
-const LEAD_PART: u64 = 16;
+/// A slot is opened this part of its width before its time: what is in it may have to be moved on until then.
+const LEAD_PART: u64 = 4;
+/// And at least so many milliseconds before.
+const LEAD_MS_MIN: u64 = 1 << FINEST_BITS;
 
 /// What is due within this many milliseconds needs no slot of its own, as long as there is room to know it.
 pub(super) const NEAR_MS: u64 = 60_000;
@@ -46,7 +48,8 @@ impl Window {
 
     /// When its slot is opened: a little before anything in it is due, because it may take a while to read it.
     pub fn opens_at(self) -> Timestamp {
-        Timestamp(self.from.0.saturating_sub((self.until.0 - self.from.0) / LEAD_PART))
+        let lead = (self.until.0 - self.from.0) / LEAD_PART;
+        Timestamp(self.from.0.saturating_sub(lead.max(LEAD_MS_MIN)))
     }
 
     /// From when on nothing is put into its slot any more: what is due in it goes into finer ones, or is due.
