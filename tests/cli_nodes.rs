@@ -5,7 +5,7 @@ mod cli_support;
 use cli_support::{Pair, command, free_address, is_empty, run, run_with_input, signal, wait_for_end};
 use rustix::process::Signal;
 
-const STATUS_KEYS: [&str; 13] = [
+const STATUS_KEYS: [&str; 14] = [
     "connections",
     "delayed",
     "epoch",
