@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use sd_notify::NotifyState;
 use tokio::task::spawn_blocking;
 
-use super::{Arrival, Node, NodeError, tell_systemd};
+use super::service_manager::tell;
+use super::{Arrival, Node, NodeError};
 use crate::config::KeepConverted;
 use crate::disk;
 use crate::ha::claim::Mastership;
@@ -171,7 +172,7 @@ fn say(done: Done) {
         percent,
         "converting the store"
     );
-    tell_systemd(&[
+    tell(&[
         NotifyState::ExtendTimeoutUsec(EXTENSION_MICROSECONDS),
         NotifyState::Status(&format!("converting the store, {percent} %")),
     ]);

@@ -10,7 +10,8 @@ use tokio::task::spawn_blocking;
 use super::converting::{Intent, intent};
 use super::ending::end_process;
 use super::guard::MastershipGuard;
-use super::{Arrival, Node, NodeError, tell_systemd};
+use super::service_manager::tell;
+use super::{Arrival, Node, NodeError};
 use crate::broker::AutoCreate;
 use crate::engine::{Engine, Guard, Parts};
 use crate::ha::claim::{Candidate, Mastership, claim, predecessors};
@@ -34,7 +35,7 @@ impl Node {
             standing.role = Role::Recovering;
             standing.master = None;
         });
-        tell_systemd(&[NotifyState::Status("recovering")]);
+        tell(&[NotifyState::Status("recovering")]);
         let taking = self.take_over(lock, arrival);
         tokio::pin!(taking);
         let taken = tokio::select! {
@@ -60,14 +61,14 @@ impl Node {
             standing.engine = Some(engine.clone());
         });
         tracing::info!(%epoch, %mode, address = self.address, took = ?started.elapsed(), "master");
-        tell_systemd(&[NotifyState::Status(&format!("master, epoch {epoch}"))]);
+        tell(&[NotifyState::Status(&format!("master, epoch {epoch}"))]);
 
         tokio::select! {
             () = self.shutdown.cancelled() => tracing::info!("stopping: draining"),
             () = self.server.switchover.notified() => tracing::info!("switchover asked for: draining"),
         }
         let started = Instant::now();
-        tell_systemd(&[NotifyState::Stopping, NotifyState::Status("draining")]);
+        tell(&[NotifyState::Stopping, NotifyState::Status("draining")]);
         engine.drain(started + self.config.drain_timeout);
         let handing_over = async {
             engine_ended.await.map_err(|_| NodeError::Panicked)?;

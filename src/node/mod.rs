@@ -20,6 +20,7 @@ mod converting;
 mod ending;
 mod guard;
 mod master;
+mod service_manager;
 mod standby;
 mod watch;
 
@@ -137,7 +138,11 @@ struct Node {
 ///
 /// # Errors
 /// Why it cannot start or go on.
-pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), NodeError> {
+pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), NodeError> {
+    if let Some(interval) = service_manager::watchdog_interval() {
+        // A node looks, and with that says that it is alive, once in each poll interval.
+        config.poll_interval = config.poll_interval.min(interval);
+    }
     let mut listeners = Vec::new();
     for &address in &config.listen {
         let listener = bind(address).map_err(|source| NodeError::Listen { address, source })?;
@@ -184,7 +189,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Node
         .collect();
     let node = Node { config, directory, address, advertised, identity, standing, server, shutdown };
     let result = node.run().await;
-    tell_systemd(&[NotifyState::Stopping]);
+    service_manager::tell(&[NotifyState::Stopping]);
     end_connections.cancel();
     for listener in serving {
         // A listener's task ends only by being told to, just now.
@@ -211,12 +216,5 @@ impl Node {
                 standing.since = Instant::now();
             }
         });
-    }
-}
-
-/// Tells the service manager, where there is one. That it does not listen is no reason to stop.
-fn tell_systemd(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::debug!(%error, "the service manager could not be told");
     }
 }

@@ -7,8 +7,9 @@ use sd_notify::NotifyState;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::service_manager::{Watchdog, tell};
 use super::watch::Watch;
-use super::{Arrival, Node, NodeError, tell_systemd};
+use super::{Arrival, Node, NodeError};
 use crate::ha::block::{Block, State};
 use crate::ha::lock::{LockAttempt, StoreLock};
 
@@ -31,14 +32,16 @@ impl Node {
 
     async fn wait_for_lock(&self) -> Result<(StoreLock, Arrival), NodeError> {
         tracing::info!(node = %self.config.node, store = %self.directory.path().display(), "standby");
-        tell_systemd(&[NotifyState::Ready, NotifyState::Status("standby")]);
+        tell(&[NotifyState::Ready, NotifyState::Status("standby")]);
         let watch = Watch::new(self.config.poll_interval);
         let mut following = Following::default();
+        let mut watchdog = Watchdog::new();
         let mut eager_until = Instant::now();
         let mut warned_at: Option<Instant> = None;
         let mut arrival = Arrival::FoundFree;
         loop {
             let (attempt, master) = self.look().await?;
+            watchdog.feed();
             if let LockAttempt::Acquired(lock) = attempt {
                 // The master as it is now that the lock is held; a look from before may be outdated.
                 let master = self.look_at_master().await?;
