@@ -14,6 +14,7 @@ pub mod exit;
 mod explain;
 mod filter;
 mod group;
+mod install;
 mod log;
 mod output;
 mod peek;
@@ -79,6 +80,9 @@ enum Command {
     Store(store::StoreCommand),
     #[command(subcommand)]
     Bench(bench::BenchCommand),
+    Completions(install::CompletionsArgs),
+    #[command(hide = true)]
+    Man(install::ManArgs),
 }
 
 /// Characters of a wrong value that are repeated in what is said about it.
@@ -116,6 +120,8 @@ impl Cli {
             Command::Explain(args) => client::block_on(explain::run(args)),
             Command::Store(command) => store::run(command),
             Command::Bench(command) => bench::run(command),
+            Command::Completions(args) => install::completions(&args),
+            Command::Man(args) => install::man(&args),
         }
     }
 }
