@@ -1,10 +1,19 @@
 //! Where the log goes: standard error, one event a line.
+//!
+//! Where standard error is the journal of the service manager, a line begins with the priority of its event and has no
+//! time, which the journal has itself (sd-daemon(3), "native" prefixes): `journalctl -p warning` then works.
 
+use std::fmt::Result as Written;
 use std::io::{self, IsTerminal};
 
 use batonmq::config::{LogFormat, LogSettings};
 use clap::{Args, ValueEnum};
+use rustix::fs::fstat;
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::{Format, Writer};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
 
 use super::exit::End;
 
@@ -54,8 +63,45 @@ pub fn init(settings: &LogSettings) -> anyhow::Result<()> {
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal());
     let begun = match settings.format {
+        LogFormat::Text if stderr_is_journal() => subscriber.event_format(JournalLine).try_init(),
         LogFormat::Text => subscriber.try_init(),
         LogFormat::Json => subscriber.json().try_init(),
     };
     begun.map_err(|error| anyhow::anyhow!("cannot begin the log: {error}"))
+}
+
+/// Whether the service manager says that standard error goes to its journal: `JOURNAL_STREAM` is device and inode of
+/// what it gave the process (systemd.exec(5)). One that was given to a parent says nothing of this process.
+fn stderr_is_journal() -> bool {
+    let Ok(journal) = std::env::var("JOURNAL_STREAM") else { return false };
+    fstat(io::stderr()).is_ok_and(|stat| journal == format!("{}:{}", stat.st_dev, stat.st_ino))
+}
+
+/// An event as a line of the journal.
+struct JournalLine;
+
+impl<S, N> FormatEvent<S, N> for JournalLine
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> Written {
+        write!(writer, "<{}>", priority(*event.metadata().level()))?;
+        Format::default().without_time().with_level(false).format_event(context, writer, event)
+    }
+}
+
+/// Priority of an event in syslog's numbers.
+fn priority(level: Level) -> u8 {
+    match level {
+        Level::ERROR => 3,
+        Level::WARN => 4,
+        Level::INFO => 6,
+        _ => 7,
+    }
 }
