@@ -68,7 +68,14 @@ impl Node {
             () = self.server.switchover.notified() => tracing::info!("switchover asked for: draining"),
         }
         let started = Instant::now();
-        tell(&[NotifyState::Stopping, NotifyState::Status("draining")]);
+        let patience = self.config.drain_timeout + DRAIN_GRACE;
+        tell(&[
+            NotifyState::Stopping,
+            NotifyState::Status("draining"),
+            NotifyState::ExtendTimeoutUsec(
+                u32::try_from((patience + STOP_GRACE).as_micros()).unwrap_or(u32::MAX),
+            ),
+        ]);
         engine.drain(started + self.config.drain_timeout);
         let handing_over = async {
             engine_ended.await.map_err(|_| NodeError::Panicked)?;
@@ -80,7 +87,6 @@ impl Node {
                 .map_err(|_| NodeError::Panicked)??;
             Ok::<_, NodeError>(())
         };
-        let patience = self.config.drain_timeout + DRAIN_GRACE;
         match tokio::time::timeout(patience, handing_over).await {
             Ok(handed_over) => handed_over?,
             Err(_) => end_process(&NodeError::Drain(patience)),
