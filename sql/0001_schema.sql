@@ -28,7 +28,8 @@ CREATE TABLE meta (
 ) STRICT;
 
 -- Topics, and what they are made of: messages of priority 1 to 9 lie in lanes, and what waits for a time in slots. A
--- lane or slot is a topic like any other, with offsets of its own; its name is that of the topic it is a part of.
+-- lane or slot is a topic like any other, with offsets of its own; its name is that of the topic it is a part of. A slot
+-- that is empty may be used for other times.
 CREATE TABLE topic (
     id             INTEGER PRIMARY KEY,
     name           TEXT NOT NULL,

@@ -14,6 +14,7 @@ use batonmq::model::message::Message;
 use batonmq::model::settings::{Backoff, GroupSettings};
 use batonmq::model::time::Timestamp;
 use batonmq::model::topic_kind::{TopicKind, Waiting};
+use batonmq::protocol::error::{ErrorCode, Refusal};
 use batonmq::protocol::request::{AdminCommand, Handle, Settlement, Window};
 use batonmq::protocol::response::Reply;
 use broker_world::World;
@@ -84,9 +85,25 @@ impl Scene {
         self.world.open(0, 0, "p");
     }
 
+    /// Slots that are not over.
     fn slots(&self) -> usize {
-        let slots = self.world.fold.topics.values();
-        slots.filter(|topic| matches!(topic.kind, TopicKind::Slot { .. })).count()
+        let (world, slots) = (&self.world, self.world.fold.topics.keys());
+        slots.filter(|topic| world.is_slot(**topic) && !world.is_over(**topic)).count()
+    }
+
+    /// What is answered to a request.
+    fn ask(&mut self, command: AdminCommand) -> Result<Reply, Refusal> {
+        let request = self.world.admin(0, command);
+        self.run();
+        self.world.replies.iter().find(|reply| reply.1 == request).unwrap().2.clone()
+    }
+
+    /// The slots that clients see, and how many messages are in each.
+    fn listed(&mut self) -> Vec<(u32, u64)> {
+        let Ok(Reply::Slots { slots }) = self.ask(AdminCommand::ListSlots { topic: "t".into() }) else {
+            panic!("slots are listed");
+        };
+        slots.iter().map(|slot| (slot.slot.0, slot.messages)).collect()
     }
 
     fn ack_all(&mut self) {
@@ -186,6 +203,36 @@ fn a_lower_priority_does_not_overtake_a_higher_one_that_is_being_read() {
     assert_eq!(come, ["9", "5", "0"]);
 }
 
+/// A lower priority that had to be read first lost its turn to the next one, and when it had been read its turn was over:
+/// with less memory than one read of each priority takes, nothing was handed out any more.
+#[test]
+fn priorities_are_handed_out_with_next_to_no_memory() {
+    let limits = Limits { cache_bytes_max: 1 << 10, ..Limits::default() };
+    let settings = GroupSettings { priority_share: 2, ..at_once() };
+    let mut scene = Scene::new(limits, settings.clone());
+    let count = 100;
+    let messages: Vec<Message> =
+        (0..count).map(|n| Message { priority: (n % 10) as u8, ..Message::new(n.to_string()) }).collect();
+    messages.chunks(7).for_each(|some| scene.publish(some));
+    scene.world.finish();
+    scene.restart();
+    for handle in 0..3 {
+        let group = format!("g{handle}");
+        let settings = GroupSettings { priority_share: 2 + 49 * handle, ..settings.clone() };
+        scene.world.subscribe(0, handle, "t", &group, ALL, Some(settings)).unwrap();
+    }
+    let mut come = 0;
+    for _ in 0..10 * count {
+        scene.world.answer_all();
+        scene.world.finish();
+        come += scene.world.delivered.len();
+        if come == 3 * count {
+            return;
+        }
+    }
+    panic!("{come} have come");
+}
+
 #[test]
 fn expired_messages_go_wherever_they_stand_without_a_consumer_too() {
     let mut scene = Scene::new(Limits::default(), at_once());
@@ -250,6 +297,30 @@ fn a_deleted_topic_takes_along_what_waits_for_it() {
     assert_eq!(scene.advance(20_000_000), [""; 0]);
 }
 
+#[test]
+fn a_purged_topic_forgets_what_waits_for_it_and_goes_on() {
+    let limits = Limits { scheduled_known_max: 1, ..Limits::default() };
+    let mut scene = Scene::new(limits, at_once());
+    scene.consume(ALL);
+    let delayed = |name: &str, at: u64| Message {
+        deliver_at: Some(Timestamp(at)),
+        expires_at: Some(Timestamp(at + 50_000)),
+        ..Message::new(name.to_owned())
+    };
+    let now = scene.world.now.0;
+    scene.publish(&[delayed("a", now + 5_000), delayed("b", now + 7_000), delayed("c", now + 9_000)]);
+    scene.run();
+    assert_eq!(scene.advance(7_000), ["a", "b"]);
+    scene.world.purged.insert(scene.topic);
+    let purge = AdminCommand::PurgeTopic { name: "t".into() };
+    assert_eq!(scene.ask(purge), Ok(Reply::Dropped { count: 3 }));
+    assert_eq!(scene.slots(), 0);
+    let again: Vec<Message> = (0..9).map(|n| delayed("d", now + 20_000 + n * 1_500)).collect();
+    scene.publish(&again);
+    scene.run();
+    assert_eq!(scene.advance(40_000), ["d"; 9]);
+}
+
 /// The message was due now and lay in a slot of its own, while what was known was full of what was due later: it waited
 /// for that.
 #[test]
@@ -311,6 +382,96 @@ fn a_second_takes_one_slot_though_it_is_emptied_in_between() {
     assert_eq!(scene.advance(500), ["second"]);
     assert_eq!(scene.advance(1 << 10), ["fills again"]);
     assert_eq!(scene.slots(), 1, "the one for what is due soon");
+}
+
+/// While more waited than could be known, every second took another id of a topic, which is never used again: a store
+/// with many topics had used up all of them in less than a year.
+#[test]
+fn slots_that_are_over_are_used_again() {
+    let limits = Limits { scheduled_known_max: 1, ..Limits::default() };
+    let mut scene = Scene::new(limits, at_once());
+    scene.consume(ALL);
+    let (mut come, mut ids) = (Vec::new(), 0);
+    for second in 0..400_u64 {
+        let now = scene.world.now;
+        let message = |name, ms| Message {
+            deliver_at: after(now, ms),
+            expires_at: after(now, ms + 1_000 * (1 + second % 30)),
+            ..Message::new(format!("{second}-{name}"))
+        };
+        scene.publish(&[message("a", 3_000), message("b", 10_000), message("c", 200_000)]);
+        scene.run();
+        come.extend(scene.advance(1_024));
+        scene.ack_all();
+        scene.run();
+        if second % 150 == 149 {
+            scene.restart();
+            scene.consume(ALL);
+        }
+        if second == 300 {
+            ids = scene.world.fold.next.topic.0;
+        }
+    }
+    assert_eq!(scene.world.fold.next.topic.0, ids, "no more are needed after a while");
+    assert!(ids < 150, "{ids} ids of topics");
+    let once: BTreeSet<&String> = come.iter().collect();
+    assert_eq!(once.len(), come.len(), "nothing comes twice");
+    let is_due = |published: u64, ms: u64| published * 1_024 + ms <= 400 * 1_024;
+    let due = (0..400).flat_map(|second| [3_000, 10_000, 200_000].map(|ms| is_due(second, ms)));
+    assert_eq!(come.len(), due.filter(|is_due| *is_due).count());
+}
+
+/// A slot that is used again for what is due soon was read to its end first, of which there is nothing.
+#[test]
+fn what_comes_into_an_empty_slot_is_not_read() {
+    let mut scene = Scene::new(Limits::default(), at_once());
+    scene.consume(ALL);
+    let now = scene.world.now;
+    scene.publish(&[Message { deliver_at: after(now, 100_000), ..Message::new("far") }]);
+    scene.run();
+    assert_eq!(scene.advance(100_000), ["far"]);
+    scene.run();
+    scene.publish(&[Message { deliver_at: after(now, 101_000), ..Message::new("near") }]);
+    scene.world.finish();
+    let slots = scene.world.store.keys().filter(|topic| scene.world.is_slot(**topic));
+    assert_eq!(slots.count(), 1, "it is the same one");
+    scene.world.now = Timestamp(now.0 + 101_000);
+    scene.world.finish();
+    assert_eq!((scene.world.delivered.len(), scene.world.reads.len()), (1, 0));
+}
+
+/// What is empty is no news to anybody: slots that wait to be filled, and slots that are kept to be used again.
+#[test]
+fn slots_are_listed_and_shown_while_there_is_something_in_them() {
+    let limits = Limits { scheduled_known_max: 1, ..Limits::default() };
+    let mut scene = Scene::new(limits, at_once());
+    scene.consume(ALL);
+    let now = scene.world.now;
+    let delayed = |name: &str, ms| Message { deliver_at: after(now, ms), ..Message::new(name.to_owned()) };
+    for message in [delayed("near", 1_000), delayed("soon", 5_000), delayed("later", 500_000)] {
+        scene.publish(&[message]);
+        scene.run();
+    }
+    let soon = TopicId(2);
+    assert_eq!(scene.listed(), [(1, 1), (2, 1), (3, 1)]);
+    assert_eq!(scene.advance(1_000), ["near"]);
+    assert_eq!(scene.listed(), [(2, 1), (3, 1)], "the one for what is due soon is empty and stays");
+    let cancel = AdminCommand::CancelDelayed { topic: "t".into(), messages: vec![(soon, Offset(0))] };
+    assert_eq!(scene.ask(cancel), Ok(Reply::Dropped { count: 1 }));
+    assert_eq!(scene.listed(), [(3, 1)], "nothing is in it, and its time has not come");
+    let show = |from| AdminCommand::BrowseSlot { slot: soon, from: Offset(from), messages_max: 10 };
+    let shown = |answer| matches!(answer, Ok(Reply::Browsed { runs, .. }) if !runs.is_empty());
+    assert!(scene.ask(show(0)).is_ok_and(|answer| !shown(Ok(answer))));
+    scene.advance(10_000);
+    assert_eq!(scene.ask(show(0)).unwrap_err().code, ErrorCode::Deleted, "it is over");
+    // It is used again, and an old name is none of what is in it by then.
+    let again = delayed("again", 600_000);
+    scene.publish(&[again]);
+    scene.run();
+    assert_eq!(scene.listed(), [(3, 1), (2, 1)]);
+    let cancel = AdminCommand::CancelDelayed { topic: "t".into(), messages: vec![(soon, Offset(0))] };
+    assert_eq!(scene.ask(cancel), Ok(Reply::Dropped { count: 0 }));
+    assert!(shown(scene.ask(show(1))));
 }
 
 /// What was due lay all over its slot, and was read when it was due: what was behind it waited for each read in turn.
@@ -523,6 +684,7 @@ enum Step {
     Join,
     Lost,
     Delete,
+    Purge,
     Restart,
     /// The process ends in the middle of a cycle.
     Crash,
@@ -547,6 +709,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::Join),
         2 => Just(Step::Lost),
         1 => Just(Step::Delete),
+        1 => Just(Step::Purge),
         3 => Just(Step::Restart),
         3 => Just(Step::Crash),
     ]
@@ -660,6 +823,7 @@ impl Run {
                 break;
             }
         }
+        self.scene.world.note_spares();
         let world = &self.scene.world;
         let late_max = if self.plan.known == 100_000 { 0 } else { 1 << 10 };
         for (topic, stored) in world.store.iter().filter(|(topic, _)| world.is_slot(**topic)) {
@@ -777,6 +941,13 @@ impl Run {
                 self.joined = false;
                 self.scene.topic = self.scene.world.find_topic(0, "t").unwrap();
                 self.scene.consume(ALL);
+                self.finish();
+            }
+            Step::Purge => {
+                self.finish();
+                self.published.clear();
+                self.scene.world.purged.insert(self.scene.topic);
+                self.scene.world.admin(0, AdminCommand::PurgeTopic { name: "t".into() });
                 self.finish();
             }
             Step::Restart => {

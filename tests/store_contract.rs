@@ -17,7 +17,7 @@ use batonmq::model::retry::{Failure, Retry, ReturnReason};
 use batonmq::model::route::{Route, RouteMode};
 use batonmq::model::settings::{GroupSettings, TopicSettings};
 use batonmq::model::time::Timestamp;
-use batonmq::model::topic_kind::TopicKind;
+use batonmq::model::topic_kind::{TopicKind, Waiting};
 use batonmq::store::{Fenced, Mode, Predecessor, StoreError};
 use proptest::prelude::*;
 use scene::random::random_records;
@@ -56,6 +56,17 @@ fn every_record_survives_crash_and_restart(open: Open, mode: Mode) {
     if let Record::TopicCreated { kind, .. } = &mut lane {
         *kind = TopicKind::Lane { of: topic, priority: 4 };
     }
+    let slot = Record::TopicCreated {
+        topic: TopicId(2),
+        name: Name::new("topic-0").unwrap(),
+        kind: TopicKind::Slot {
+            of: topic,
+            waiting: Waiting::Delayed,
+            from: Timestamp(1_024),
+            until: Timestamp(2_048),
+        },
+        settings: TopicSettings::default(),
+    };
     let (name, to) = (Name::new("pass-on").unwrap(), vec![TopicId(1)]);
     let rule = Route { name, from: topic, to, filter: None, mode: RouteMode::Move };
     let later = vec![
@@ -67,6 +78,8 @@ fn every_record_survives_crash_and_restart(open: Open, mode: Mode) {
         Record::GroupChanged { group, settings },
         Record::TopicChanged { topic, settings: limits },
         lane,
+        slot,
+        Record::SlotMoved { slot: TopicId(2), from: Timestamp(2_048), until: Timestamp(3_072) },
         Record::RouteCreated { route: RouteId(0), rule },
         Record::ProducerAdvanced { producer, last: Sequence(40), at: Timestamp(1_000) },
         Record::GroupSought { group, floor: Offset(2) },
@@ -82,7 +95,7 @@ fn every_record_survives_crash_and_restart(open: Open, mode: Mode) {
         scene.check_everything(100);
     }
     let deletion = deletion(&scene.model.snapshot, topic);
-    assert_eq!(deletion.len(), 3, "the group, the lane and the topic");
+    assert_eq!(deletion.len(), 4, "the group, the lane, the slot and the topic");
     scene.commit(&deletion);
     scene.crash();
     scene.restart();

@@ -1057,6 +1057,16 @@ impl Making<'_> {
         Record::TopicCreated { topic, name, kind, settings: TopicSettings::default() }
     }
 
+    fn move_slot(&mut self) -> Option<Record> {
+        let (from, until) = (Timestamp(self.below(u64::MAX)), Timestamp(self.below(u64::MAX)));
+        let slots =
+            self.model.snapshot.topics.iter().filter(|(_, state)| {
+                matches!(state.kind, TopicKind::Slot { .. }) && state.start == state.end
+            });
+        let slot = self.one(slots.map(|(id, _)| *id).collect())?;
+        Some(Record::SlotMoved { slot, from, until })
+    }
+
     fn create_group(&mut self) -> Option<Record> {
         let (topic, group) = (self.topic()?, self.model.snapshot.next.group);
         let whole = self.model.snapshot.groups.iter().filter(|(_, state)| state.part_of.is_none());
@@ -1192,6 +1202,7 @@ impl Making<'_> {
                 topic,
                 settings: TopicSettings { paused: true, ..TopicSettings::default() },
             }),
+            19 => self.move_slot(),
             _ => self.settle(),
         };
         self.apply(made.into_iter().collect())

@@ -72,7 +72,7 @@ impl Broker {
             whole.lanes.retain(|_, lane| *lane != id);
             whole.slots.remove(&id);
         }
-        self.schedule.remove_slot(id);
+        self.schedule.forget(id, topic.state.kind);
         self.cache.remove_topic(id);
         out.records.push(Record::TopicDeleted { topic: id });
     }

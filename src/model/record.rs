@@ -36,6 +36,15 @@ pub enum Record {
         /// The settings.
         settings: TopicSettings,
     },
+    /// A slot without messages is used for what is due at other times. Its offsets go on.
+    SlotMoved {
+        /// The slot.
+        slot: TopicId,
+        /// The earliest time at which any of it is due.
+        from: Timestamp,
+        /// The first time at which none of it is due any more.
+        until: Timestamp,
+    },
     /// A topic is gone with all its messages. Its groups were deleted by records before this one.
     TopicDeleted {
         /// The topic.

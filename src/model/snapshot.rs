@@ -157,6 +157,12 @@ pub enum SnapshotError {
         /// Messages of the record.
         count: u64,
     },
+    /// What is to be used for other times is no slot, or holds something.
+    #[error("record uses topic {topic} for other times, which is no slot without messages")]
+    NoEmptySlot {
+        /// The topic.
+        topic: TopicId,
+    },
     /// Messages that are to be removed are not in the topic.
     #[error("record removes messages {range} of topic {topic}, which has {start} to {end}")]
     NotThere {
@@ -188,6 +194,11 @@ impl Snapshot {
                 self.topics.insert(*topic, TopicState::new(name, *kind, settings));
             }
             Record::TopicChanged { topic, settings } => self.topic(*topic)?.settings = settings.clone(),
+            Record::SlotMoved { slot, from, until } => {
+                let state = self.topic(*slot)?;
+                let moved = state.kind.moved_to(*from, *until).filter(|_| state.start == state.end);
+                state.kind = moved.ok_or(SnapshotError::NoEmptySlot { topic: *slot })?;
+            }
             Record::TopicDeleted { topic } => {
                 self.topics.remove(topic).ok_or_else(|| unknown("topic", topic.0))?;
             }
@@ -443,4 +454,39 @@ fn expect_next(
 ) -> Result<(), SnapshotError> {
     let (id, expected) = (id.into(), expected.into());
     if id == expected { Ok(()) } else { Err(SnapshotError::NotNext { kind, id, expected }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::topic_kind::Waiting;
+
+    #[test]
+    fn only_a_slot_that_is_empty_is_used_for_other_times() {
+        let mut snapshot = Snapshot::default();
+        let name = Name::new("t").unwrap();
+        let slot = |from, until| TopicKind::Slot {
+            of: TopicId(0),
+            waiting: Waiting::Delayed,
+            from: Timestamp(from),
+            until: Timestamp(until),
+        };
+        for (topic, kind) in [(0, TopicKind::Named), (1, slot(8, 9))] {
+            let (topic, name, settings) = (TopicId(topic), name.clone(), TopicSettings::default());
+            snapshot.apply(&Record::TopicCreated { topic, name, kind, settings }).unwrap();
+        }
+        let moved = |slot| Record::SlotMoved { slot, from: Timestamp(10), until: Timestamp(20) };
+        let refused = |topic| Err(SnapshotError::NoEmptySlot { topic });
+        assert_eq!(snapshot.apply(&moved(TopicId(0))), refused(TopicId(0)), "no slot");
+        let targets = [(TopicId(1), Offset(0))];
+        snapshot.apply_published(&targets, &Source::Broker, Timestamp(3), 5, 50).unwrap();
+        assert_eq!(snapshot.apply(&moved(TopicId(1))), refused(TopicId(1)), "not empty");
+        assert_eq!(snapshot.topics[&TopicId(1)].kind, slot(8, 9));
+        snapshot.apply(&Record::Trimmed { topic: TopicId(1), start: Offset(5) }).unwrap();
+        snapshot.apply(&moved(TopicId(1))).unwrap();
+        let state = &snapshot.topics[&TopicId(1)];
+        assert_eq!((state.kind, state.start, state.end), (slot(10, 20), Offset(5), Offset(5)));
+        let unknown = SnapshotError::Unknown { kind: "topic", id: 2 };
+        assert_eq!(snapshot.apply(&moved(TopicId(2))), Err(unknown));
+    }
 }

@@ -57,6 +57,15 @@ impl TopicKind {
         }
     }
 
+    /// The same slot, for what is due from `from` on and before `until`; `None` where it is no slot.
+    #[must_use]
+    pub const fn moved_to(self, from: Timestamp, until: Timestamp) -> Option<Self> {
+        match self {
+            Self::Slot { of, waiting, .. } => Some(Self::Slot { of, waiting, from, until }),
+            _ => None,
+        }
+    }
+
     /// The priority of its messages, where they have one in common.
     #[must_use]
     pub const fn priority(self) -> u8 {

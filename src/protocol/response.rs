@@ -394,7 +394,8 @@ pub struct Explanation {
 }
 
 /// What there is to know of a slot: a log of messages that are due at about the same time. When the time comes, they
-/// are moved to their topic, or before that to other slots.
+/// are moved to their topic, or before that to other slots. Once its time is over it may hold messages that are due at
+/// other times, under further offsets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SlotInfo {
     /// Its number.
@@ -586,7 +587,7 @@ pub enum Reply {
         #[serde(skip)]
         bytes: Bytes,
     },
-    /// Slots with delayed messages.
+    /// Slots with delayed messages. Those without are left out.
     Slots {
         /// The one that is due first comes first.
         slots: Vec<SlotInfo>,

@@ -67,6 +67,7 @@ pub mod tag {
     pub const PRODUCER_ADVANCED: u8 = 17;
     pub const ROUTE_CREATED: u8 = 18;
     pub const ROUTE_DELETED: u8 = 19;
+    pub const SLOT_MOVED: u8 = 20;
 }
 
 /// Why something cannot be encoded or decoded.
@@ -165,6 +166,7 @@ fn encode_record(record: &Record, out: &mut Vec<u8>) -> Result<(), CodecError> {
             put(out, tag::TOPIC_CREATED, (topic, name, kind, settings))
         }
         Record::TopicChanged { topic, settings } => put(out, tag::TOPIC_CHANGED, (topic, settings)),
+        Record::SlotMoved { slot, from, until } => put(out, tag::SLOT_MOVED, (slot, from, until)),
         Record::TopicDeleted { topic } => put(out, tag::TOPIC_DELETED, topic),
         Record::GroupCreated { group, topic, name, settings, floor, part_of } => {
             put(out, tag::GROUP_CREATED, (group, topic, name, settings, floor, part_of))
@@ -235,6 +237,10 @@ fn decode_head(tag: u8, input: &mut Input<'_>) -> Result<Head, CodecError> {
         tag::TOPIC_CHANGED => {
             let (topic, settings) = input.take()?;
             Record::TopicChanged { topic, settings }
+        }
+        tag::SLOT_MOVED => {
+            let (slot, from, until) = input.take()?;
+            Record::SlotMoved { slot, from, until }
         }
         tag::TOPIC_DELETED => Record::TopicDeleted { topic: input.take()? },
         tag::GROUP_CREATED => {
@@ -401,6 +407,10 @@ mod tests {
             (
                 Record::TopicChanged { topic, settings: topic_settings.clone() },
                 b"\x0f\x01\x01\0\0\0\0\0\0\0\0\0",
+            ),
+            (
+                Record::SlotMoved { slot: topic, from: Timestamp(8), until: Timestamp(300) },
+                b"\x14\x01\x08\xfb\x2c\x01",
             ),
             (Record::TopicDeleted { topic }, b"\x02\x01"),
             (

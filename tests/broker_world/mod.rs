@@ -132,6 +132,8 @@ pub struct World {
     /// Filters that groups may have, and what each of them is. Others are not checked.
     pub filters: BTreeMap<String, fn(&Message) -> bool>,
     filters_had: BTreeMap<GroupId, BTreeSet<String>>,
+    /// Slots that were over when the broker last rested: they are to be used before others are made.
+    spares: BTreeSet<TopicId>,
 }
 
 impl World {
@@ -169,6 +171,7 @@ impl World {
             deleting: false,
             filters: BTreeMap::new(),
             filters_had: BTreeMap::new(),
+            spares: BTreeSet::new(),
         }
     }
 
@@ -770,6 +773,7 @@ impl World {
         let mut dead_now = BTreeSet::new();
         let records = std::mem::take(&mut self.out.records);
         self.note_removed(&records);
+        self.check_slots_stay(&records);
         for record in records {
             self.check_record(&record, &mut dead_now);
             self.check_lifetime(&record);
@@ -815,6 +819,21 @@ impl World {
         }
     }
 
+    /// A slot goes with its topic or with all that is in it; otherwise it is kept to be used again.
+    fn check_slots_stay(&self, records: &[Record]) {
+        let gone: BTreeSet<TopicId> = records
+            .iter()
+            .filter_map(|record| match record {
+                Record::TopicDeleted { topic } => Some(*topic),
+                _ => None,
+            })
+            .collect();
+        for slot in gone.iter().filter(|topic| self.is_slot(**topic)) {
+            let whole = self.whole_topic(*slot);
+            assert!(gone.contains(&whole) || self.purged.contains(&whole), "slot {slot} is deleted");
+        }
+    }
+
     /// A group goes because somebody wants it, or because of its lifetime while it has no consumer.
     fn check_lifetime(&self, record: &Record) {
         let Record::GroupDeleted { group } = record else { return };
@@ -831,7 +850,21 @@ impl World {
 
     fn check_record(&mut self, record: &Record, dead_now: &mut BTreeSet<(GroupId, u64)>) {
         match record {
+            Record::TopicCreated { kind: TopicKind::Slot { of, waiting, .. }, .. } => {
+                let of_slot = |id: &TopicId| match self.fold.topics[id].kind {
+                    TopicKind::Slot { of, waiting, .. } => Some((of, waiting)),
+                    _ => None,
+                };
+                let spare = self.spares.iter().find(|spare| of_slot(spare) == Some((*of, *waiting)));
+                assert_eq!(spare, None, "a slot is made though there is one that is over");
+            }
+            Record::SlotMoved { slot, .. } => {
+                let holds = self.store.get(slot).is_some_and(|messages| !messages.is_empty());
+                assert!(self.is_slot(*slot) && !holds, "what is moved is a slot without messages: {slot}");
+                self.spares.remove(slot);
+            }
             Record::TopicDeleted { topic } => {
+                self.spares.remove(topic);
                 self.store.remove(topic);
                 self.named.retain(|(_, _, named)| named != topic);
             }
@@ -1026,6 +1059,11 @@ impl World {
                 self.check_dead(&message, dead_now);
             }
             for (topic, first) in &published.targets {
+                if let TopicKind::Slot { from, until, .. } = self.fold.topics[topic].kind {
+                    let due = message.deliver_at.unwrap();
+                    let is_before_end = due < until || until.0 == u64::MAX;
+                    assert!(from <= due && is_before_end, "what is due at {due} is in the slot for it");
+                }
                 let stored = Stored { message: message.clone(), published_at: published.at, origin };
                 self.store.entry(*topic).or_default().insert(first.0 + index as u64, stored);
             }
@@ -1171,6 +1209,22 @@ impl World {
                     && self.is_settled(group, old)
             });
         was_done || self.is_superseded(state.topic, offset)
+    }
+
+    /// Whether a topic is a slot that is empty and that nothing is put into any more, for its time is over.
+    pub fn is_over(&self, topic: TopicId) -> bool {
+        let state = &self.fold.topics[&topic];
+        let TopicKind::Slot { from, until, .. } = state.kind else { return false };
+        // What is due in a wide one goes into finer ones from its beginning on.
+        let closes_at = if until.0 - from.0 > 1 << 10 { from } else { until };
+        // The one from 0 to the end of time is for what is due soon.
+        state.message_count() == 0 && closes_at <= self.now && until != Timestamp(u64::MAX)
+    }
+
+    /// Takes note of the slots that are over, when there is nothing left for the broker to do.
+    pub fn note_spares(&mut self) {
+        let over = self.fold.topics.keys().copied().filter(|topic| self.is_over(*topic));
+        self.spares = over.collect();
     }
 
     /// Whether a topic holds what waits for a time.
@@ -1389,6 +1443,7 @@ impl World {
         let Self { groups, fold, .. } = self;
         groups.retain(|id, _| fold.groups.contains_key(id));
         self.reads.clear();
+        self.spares.clear();
         self.clients.clear();
         self.owners.clear();
         self.confirms.clear();

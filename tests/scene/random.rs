@@ -92,6 +92,14 @@ pub fn random_records(model: &Model, (kind, a, b): Step) -> Vec<Record> {
             let ranges = middle(snapshot, topic, (b % 70) as u64, 1 + (a % 50) as u64);
             (!ranges.is_empty()).then(|| vec![Record::Removed { topic, ranges }])
         }),
+        16 if b % 4 == 1 => {
+            let slots = snapshot.topics.iter().filter(|(_, state)| {
+                matches!(state.kind, TopicKind::Slot { .. }) && state.start == state.end
+            });
+            let slots: Vec<TopicId> = slots.map(|(id, _)| *id).collect();
+            let (from, until) = (Timestamp(b as u64), Timestamp(3 * b as u64));
+            pick(slots.len()).map(|at| vec![Record::SlotMoved { slot: slots[at], from, until }])
+        }
         16 if b % 4 == 0 => topic.map(|topic| deletion(snapshot, topic)),
         17 if b % 4 == 0 => producer.map(|producer| vec![Record::ProducerExpired { producer }]),
         17 if b % 4 == 1 => topic.map(|from| {

@@ -12,14 +12,14 @@ use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::response::{Reply, SlotInfo};
 
 impl Broker {
-    /// The slots with delayed messages of a topic.
+    /// The slots with delayed messages of a topic. Those that are empty at the moment are left out.
     pub(in crate::broker) fn list_slots(&self, topic: TopicId) -> Reply {
         let slots = self.topics.get(&topic).into_iter().flat_map(|topic| &topic.slots);
         let mut slots: Vec<SlotInfo> = slots
             .filter_map(|&id| {
                 let slot = self.schedule.slots.get(&id).filter(|slot| slot.waiting == Waiting::Delayed)?;
                 let topic = &self.topics.get(&id)?.state;
-                Some(SlotInfo {
+                (topic.start < topic.end).then(|| SlotInfo {
                     slot: id,
                     from: slot.window.from,
                     until: slot.window.until,

@@ -18,6 +18,7 @@ mod fire;
 mod listing;
 mod note;
 mod open;
+mod spares;
 pub(super) mod window;
 
 use std::collections::BTreeMap;
@@ -32,6 +33,7 @@ use crate::model::time::Timestamp;
 use crate::model::topic_kind::{TopicKind, Waiting};
 use agenda::Agenda;
 pub(super) use note::Note;
+use spares::Spares;
 use window::{NEAR_MS, Window};
 
 /// Milliseconds until what had no space is tried again.
@@ -57,6 +59,7 @@ struct Slot {
 pub(super) struct Schedule {
     slots: BTreeMap<TopicId, Slot>,
     by_window: BTreeMap<(TopicId, Waiting, Window), TopicId>,
+    spares: Spares,
     delayed: Agenda,
     expiring: Agenda,
 }
@@ -66,6 +69,7 @@ impl Schedule {
         Self {
             slots: BTreeMap::new(),
             by_window: BTreeMap::new(),
+            spares: Spares::default(),
             delayed: Agenda::new(known_max, cache_bytes_max),
             expiring: Agenda::new(known_max, cache_bytes_max),
         }
@@ -97,15 +101,27 @@ impl Schedule {
         self.agenda(waiting).opening.insert((opens_at, id));
     }
 
-    /// Forgets a slot. What is known of it is passed over when its time comes.
-    pub fn remove_slot(&mut self, id: TopicId) {
+    /// Takes a slot out. What is known of it is passed over when its time comes.
+    fn remove_slot(&mut self, id: TopicId) {
         let Some(slot) = self.slots.remove(&id) else { return };
-        self.by_window.remove(&(slot.of, slot.waiting, slot.window));
+        let window = (slot.of, slot.waiting, slot.window);
+        // What had expired before it was published may be in another slot for a window that is over.
+        if self.by_window.get(&window) == Some(&id) {
+            self.by_window.remove(&window);
+        }
         let agenda = self.agenda(slot.waiting);
         if let Some(at) = slot.opens_at {
             agenda.opening.remove(&(at, id));
         }
         agenda.reading.remove(&(slot.window.from, id));
+    }
+
+    /// Forgets a topic that is deleted, where it is a slot.
+    pub fn forget(&mut self, id: TopicId, kind: TopicKind) {
+        if let TopicKind::Slot { of, waiting, .. } = kind {
+            self.spares.remove(of, waiting, id);
+            self.remove_slot(id);
+        }
     }
 
     /// Opens a slot.
@@ -157,16 +173,13 @@ impl Broker {
         out: &mut Output,
     ) {
         let known = self.schedule.by_window.get(&(of, waiting, window)).copied();
-        let slot = known.or_else(|| {
-            let kind = TopicKind::Slot { of, waiting, from: window.from, until: window.until };
-            self.create_topic_part(kind, out)
-        });
-        let Some(slot) = slot else { return };
-        let Some(first) = self.topics.get(&slot).map(|topic| topic.state.end) else { return };
+        let Some(slot) = known.or_else(|| self.slot_for(of, waiting, window, out)) else { return };
+        let Some(topic) = self.topics.get(&slot) else { return };
+        let (first, is_empty) = (topic.state.end, topic.state.start == topic.state.end);
         let schedule = &mut self.schedule;
         let Some(state) = schedule.slots.get_mut(&slot) else { return };
-        if state.read_to.is_none() && window == Window::NEAR && first == Offset(0) {
-            // It is new, and there is nothing in it to be read.
+        if state.read_to.is_none() && window == Window::NEAR && is_empty {
+            // There is nothing in it to be read.
             state.read_to = Some(first);
             schedule.open(slot);
         }

@@ -172,7 +172,7 @@ impl Broker {
         progress
     }
 
-    /// Deletes a slot that is empty once nothing is put into it any more. The one for what is due soon stays.
+    /// Is done with a slot that is empty once nothing is put into it any more. The one for what is due soon stays.
     pub(super) fn delete_if_over(&mut self, slot: TopicId, out: &mut Output) {
         let Some(state) = self.schedule.slots.get(&slot) else { return };
         let is_empty = self.topics.get(&slot).is_some_and(|topic| topic.state.message_count() == 0);
@@ -181,7 +181,7 @@ impl Broker {
         }
         let closes_at: Timestamp = state.window.closes_at();
         if closes_at <= self.now {
-            self.delete_topic_part(slot, out);
+            self.retire_slot(slot, out);
         } else {
             self.schedule.close_until(slot, closes_at);
         }

@@ -163,7 +163,7 @@ impl Commit<'_> {
                 self.catalog.places.insert(*topic, Place::default());
                 self.touched.meta = true;
             }
-            Record::TopicChanged { topic, .. } => {
+            Record::TopicChanged { topic, .. } | Record::SlotMoved { slot: topic, .. } => {
                 self.touched.topics.insert(*topic);
             }
             Record::TopicDeleted { topic } => {

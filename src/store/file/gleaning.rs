@@ -290,6 +290,12 @@ impl Gleaning {
                 self.unknown.insert(*group);
                 self.snapshot.next.group = self.snapshot.next.group.max(group.next());
             }
+            // Whether it was empty then is known when all records have been read.
+            (Err(SnapshotError::NoEmptySlot { .. }), Record::SlotMoved { slot, from, until }) => {
+                if let Some(state) = self.snapshot.topics.get_mut(slot) {
+                    state.kind = state.kind.moved_to(*from, *until).unwrap_or(state.kind);
+                }
+            }
             // What is deleted without having been known is gone either way.
             _ => {}
         }
