@@ -11,12 +11,15 @@ use batonmq::model::chunk::Chunk;
 use batonmq::model::id::{Epoch, GroupId, Offset, OffsetRange, ProducerId, TopicId};
 use batonmq::model::record::Record;
 use batonmq::model::time::Timestamp;
+use batonmq::model::topic_kind::{TopicKind, Waiting};
 use batonmq::store::file::checkpoint::CheckpointId;
 use batonmq::store::image::Image;
 use batonmq::store::manifest::Manifest;
 use batonmq::store::{Mode, OpenOptions, Predecessor, Predecessors, Reader, StoreError, file};
 use scene::whole::files;
-use scene::{Model, Scene, bodies, copy_dir, group_created, middle, producer_opened, published};
+use scene::{
+    Model, Scene, bodies, copy_dir, group_created, middle, producer_opened, published, topic_created,
+};
 
 const SEGMENT: u64 = 64 << 10;
 
@@ -176,6 +179,47 @@ fn a_damaged_message_is_an_error_of_its_read_alone() {
     torn[position(4)] ^= 1;
     fs::write(&path, &torn).unwrap();
     assert_eq!(look(scene.dir.path()).unwrap().snapshot().topics[&topic].end, Offset(4));
+}
+
+/// What is put together from segments knows at its end only what was gone when a slot was used again.
+#[test]
+fn a_slot_that_was_used_again_is_put_together_from_segments() {
+    let mut scene = Scene::new(file::open, Mode::File, SEGMENT);
+    let before = scene.create_topic();
+    for round in 0..70 {
+        scene.publish(&[before], &bodies(1, 1_000, round));
+    }
+    let of = scene.create_topic();
+    let Record::TopicCreated { topic: slot, name, settings, .. } = topic_created(&scene.model.snapshot)
+    else {
+        unreachable!()
+    };
+    let from_to = |from, until| TopicKind::Slot {
+        of,
+        waiting: Waiting::Delayed,
+        from: Timestamp(from),
+        until: Timestamp(until),
+    };
+    scene.commit(&[Record::TopicCreated { topic: slot, name, settings, kind: from_to(1, 2) }]);
+    scene.publish(&[slot], &bodies(5, 10, 0));
+    scene.commit(&[
+        Record::Trimmed { topic: slot, start: Offset(5) },
+        Record::SlotMoved { slot, from: Timestamp(3), until: Timestamp(4) },
+    ]);
+    scene.publish(&[slot], &bodies(2, 10, 1));
+    drop(scene.store.take());
+    let dir = scene.dir.path();
+    for entry in fs::read_dir(dir.join("journal")).unwrap() {
+        let (path, name) = (entry.as_ref().unwrap().path(), entry.unwrap().file_name());
+        let name = name.to_str().unwrap();
+        if name.starts_with("checkpoint") || name.ends_with("-000001.log") {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    let manifest = Manifest::newest(dir, Epoch(u64::MAX)).unwrap().unwrap();
+    let (image, _) = file::look_at_what_is_left(dir, &manifest).unwrap();
+    let state = &image.snapshot().topics[&slot];
+    assert_eq!((state.kind, state.start, state.end), (from_to(3, 4), Offset(5), Offset(7)));
 }
 
 #[test]
