@@ -6,9 +6,12 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::time::Duration;
 
-use batonmq::client::{Client, Consumer, ConsumerOptions, Delivery, ProducerOptions, Topic, now};
+use batonmq::client::{Browsed, Client, Consumer, ConsumerOptions, Delivery, ProducerOptions, Topic, now};
+use batonmq::model::id::{Offset, TopicId};
+use batonmq::model::limits::Limits;
 use batonmq::model::message::Message;
 use batonmq::model::settings::GroupSettings;
 use batonmq::model::time::Timestamp;
@@ -53,20 +56,46 @@ async fn next(consumer: &mut Consumer) -> Delivery {
     next.unwrap().expect("the consumer goes on")
 }
 
-/// Cancels whatever has the key.
-async fn cancel(client: &Client, topic: &str, key: &str) -> u64 {
+/// What is to be delivered later, with its names.
+async fn scheduled(client: &Client, topic: &str) -> Vec<((TopicId, Offset), Message)> {
     let mut found = Vec::new();
     for slot in client.slots(topic).await.unwrap() {
+        assert!(slot.messages > 0, "slots are listed while there is something in them");
         let mut from = slot.start;
         loop {
             let read = client.browse_slot(slot.slot, from, 1_000).await.unwrap();
             let Some(last) = read.last() else { break };
             from = last.offset.next();
-            let wanted = read.iter().filter(|browsed| browsed.message.key.as_deref() == Some(key.as_bytes()));
-            found.extend(wanted.map(|browsed| (slot.slot, browsed.offset)));
+            let named = |browsed: Browsed| ((slot.slot, browsed.offset), browsed.message);
+            found.extend(read.into_iter().map(named));
         }
     }
-    client.cancel_delayed(topic, found).await.unwrap()
+    found
+}
+
+/// Cancels whatever has the key.
+async fn cancel(client: &Client, topic: &str, key: &str) -> u64 {
+    let of_key = |message: &Message| message.key.as_deref() == Some(key.as_bytes());
+    let found = scheduled(client, topic).await.into_iter().filter(|(_, message)| of_key(message));
+    client.cancel_delayed(topic, found.map(|(name, _)| name).collect()).await.unwrap()
+}
+
+/// A master and a standby.
+async fn start(mode: &'static str, dir: &Path, known_max: u64) -> ([Node; 2], Client) {
+    let store = dir.join("store");
+    let node = |name| {
+        Node::new(name, &store, mode, dir)
+            .set("BATON_SEGMENT_BYTES", 1 << 20)
+            .set("BATON_LIMITS_SCHEDULED_KNOWN_MAX", known_max)
+    };
+    let mut nodes = [node("a"), node("b")];
+    nodes[0].start();
+    nodes[0].wait_for(Role::Master).await;
+    nodes[1].start();
+    nodes[1].wait_for(Role::Standby).await;
+    let servers = format!("{},{}", nodes[0].address, nodes[1].address);
+    let client = Client::connect(options(&servers)).await.unwrap();
+    (nodes, client)
 }
 
 /// Consumes until all that was published has come. Answers when each came first.
@@ -118,15 +147,7 @@ impl Priorities {
 
 async fn takeover_keeps_times_and_turns(mode: &'static str) {
     let dir = tempfile::tempdir().unwrap();
-    let store = dir.path().join("store");
-    let node = |name| Node::new(name, &store, mode, dir.path()).set("BATON_SEGMENT_BYTES", 1 << 20);
-    let mut nodes = [node("a"), node("b")];
-    nodes[0].start();
-    nodes[0].wait_for(Role::Master).await;
-    nodes[1].start();
-    nodes[1].wait_for(Role::Standby).await;
-    let servers = format!("{},{}", nodes[0].address, nodes[1].address);
-    let client = Client::connect(options(&servers)).await.unwrap();
+    let (mut nodes, client) = start(mode, dir.path(), Limits::default().scheduled_known_max).await;
     let settings =
         GroupSettings { dead_letter_expired: true, priority_share: SHARE, ..GroupSettings::default() };
     let mut topics = Vec::new();
@@ -224,6 +245,100 @@ async fn takeover_keeps_times_and_turns(mode: &'static str) {
     let topics = client.topics().await.unwrap();
     let letters = topics.iter().find(|topic| topic.name == "expiring.dead-letter").unwrap();
     assert_eq!(letters.end.0, EXPIRING, "each is dead once");
+}
+
+/// Few are known one by one: what is due soon goes through many slots, and those that are over are used again.
+async fn takeover_keeps_the_schedule_and_drops_what_has_expired(mode: &'static str) {
+    const FAR: u64 = 200;
+    const SOON: u64 = 400;
+    const KNOWN_MAX: u64 = 64;
+    let dir = tempfile::tempdir().unwrap();
+    let (mut nodes, client) = start(mode, dir.path(), KNOWN_MAX).await;
+    let (topic, short) = (client.topic("reminders").await.unwrap(), client.topic("short").await.unwrap());
+    for name in ["reminders", "short"] {
+        client.create_group(name, "g", GroupSettings::default(), Default::default()).await.unwrap();
+    }
+    let begun = now();
+    let expiring = (0..EXPIRING).map(|n| Message {
+        expires_at: at(begun, TTL_MS).filter(|_| n % 2 == 0),
+        priority: (n % 3) as u8,
+        ..numbered(n)
+    });
+    publish(&client, &short, &expiring.collect::<Vec<_>>()).await;
+    let far: Vec<Message> = (0..FAR)
+        .map(|n| Message {
+            deliver_at: at(begun, 3_600_000 + n * 100),
+            key: Some(format!("key-{}", n % 4).into()),
+            priority: (n % 10) as u8,
+            ..numbered(n)
+        })
+        .collect();
+    publish(&client, &topic, &far).await;
+    let soon = |from: u64| {
+        let due = move |n| FIRST_DUE_MS + (n - from) * 10;
+        (from..from + SOON)
+            .map(|n| Message { deliver_at: at(now(), due(n)), ..numbered(n) })
+            .collect::<Vec<Message>>()
+    };
+    publish(&client, &topic, &soon(FAR)).await;
+    assert_eq!(cancel(&client, "reminders", "key-0").await, FAR / 4);
+
+    let mut consumer = client.consumer(ConsumerOptions::new("reminders", "g")).await.unwrap();
+    let (mut come, mut places) = (BTreeSet::new(), BTreeSet::new());
+    let mut killed = false;
+    while (come.len() as u64) < 2 * SOON {
+        if !killed && come.len() as u64 == SOON / 4 {
+            nodes[0].kill();
+            nodes[1].wait_for(Role::Master).await;
+            killed = true;
+            publish(&client, &topic, &soon(FAR + SOON)).await;
+        }
+        let delivery = next(&mut consumer).await;
+        assert!(delivery.message.deliver_at.unwrap().0 <= now().0 + EARLY_MS, "too early");
+        if places.insert((delivery.id.topic(), delivery.offset())) {
+            assert!(come.insert(number(&delivery.message)), "stored twice");
+        }
+        consumer.settler().ack(&delivery);
+    }
+    assert!(come.into_iter().eq(FAR..FAR + 2 * SOON));
+
+    let listed = scheduled(&client, "reminders").await;
+    let by_number: BTreeMap<u64, &Message> =
+        listed.iter().map(|(_, message)| (number(message), message)).collect();
+    let left: Vec<&Message> = far.iter().filter(|message| !number(message).is_multiple_of(4)).collect();
+    assert_eq!((listed.len(), by_number.into_values().collect::<Vec<_>>()), (left.len(), left));
+    assert_eq!(cancel(&client, "reminders", "key-0").await, 0, "cancelled for good");
+    assert_eq!(cancel(&client, "reminders", "key-1").await, FAR / 4);
+    let described = client.describe_topic("reminders").await.unwrap();
+    assert_eq!(described.topic.delayed, FAR / 2);
+
+    // Nobody has consumed these: they go by themselves.
+    let expired = async {
+        while client.groups(Some("short")).await.unwrap()[0].waiting > EXPIRING / 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, expired).await.expect("what has expired goes");
+    let mut consumer = client.consumer(ConsumerOptions::new("short", "g")).await.unwrap();
+    let mut living = BTreeSet::new();
+    while (living.len() as u64) < EXPIRING / 2 {
+        let delivery = next(&mut consumer).await;
+        living.insert(number(&delivery.message));
+        consumer.settler().ack(&delivery);
+    }
+    assert!(living.into_iter().eq((0..EXPIRING).filter(|n| n % 2 == 1)));
+    let topics = client.topics().await.unwrap();
+    assert!(topics.iter().all(|topic| topic.name != "short.dead-letter"), "dropped, and not dead-lettered");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_takeover_keeps_the_schedule_and_drops_what_has_expired_in_file_mode() {
+    takeover_keeps_the_schedule_and_drops_what_has_expired("file").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_takeover_keeps_the_schedule_and_drops_what_has_expired_in_database_mode() {
+    takeover_keeps_the_schedule_and_drops_what_has_expired("database").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
