@@ -5,13 +5,13 @@
 
 mod broker_world;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use batonmq::broker::{AutoCreate, Ending};
 use batonmq::model::id::{Offset, OffsetRange, SessionId, TopicId};
 use batonmq::model::limits::Limits;
 use batonmq::model::message::Message;
-use batonmq::model::settings::{Backoff, GroupSettings};
+use batonmq::model::settings::{Backoff, GroupSettings, Policy};
 use batonmq::model::time::Timestamp;
 use batonmq::model::topic_kind::{TopicKind, Waiting};
 use batonmq::protocol::error::{ErrorCode, Refusal};
@@ -179,6 +179,19 @@ fn higher_priorities_come_first_and_lower_ones_do_not_starve() {
         "0-2", "0-3", "0-4", "0-5",
     ];
     assert_eq!(order, expected);
+}
+
+#[test]
+fn lower_priorities_take_turns() {
+    let settings = GroupSettings { priority_share: 3, ..at_once() };
+    let mut scene = Scene::new(Limits::default(), settings);
+    let message = |priority: u8| Message { priority, ..Message::new(priority.to_string()) };
+    let messages: Vec<Message> = (0..48).map(|n| message(9 - n % 4 * 3)).collect();
+    scene.publish(&messages);
+    scene.run();
+    scene.consume(Window { messages: 18, bytes: u64::MAX });
+    let come = scene.run().concat();
+    assert_eq!(come, ["996", "993", "990", "996", "993", "990"].concat());
 }
 
 /// After a takeover all of it has to be read, and what was read first came first, whatever its priority.
@@ -615,6 +628,26 @@ fn dead_letters_that_cannot_be_written_hold_up_nothing_else() {
     assert!((4_096..=4_096 + 1_000).contains(&retries), "no more die at a time than may: {retries}");
 }
 
+/// What expires beyond what may die at a time is looked at again, though nobody consumes.
+#[test]
+fn all_that_expires_at_once_is_dead_lettered() {
+    const COUNT: usize = 10_000;
+    let settings = GroupSettings { dead_letter_expired: true, ..at_once() };
+    let mut scene = Scene::new(Limits::default(), settings);
+    scene.consume(Window { messages: 0, bytes: 0 });
+    let expires_at = after(scene.world.now, 100);
+    let messages: Vec<Message> = (0..COUNT).map(|_| Message { expires_at, ..Message::new("x") }).collect();
+    messages.chunks(1_000).for_each(|some| scene.publish(some));
+    scene.run();
+    for _ in 0..50 {
+        scene.advance(20);
+    }
+    let dead = scene.world.find_topic(0, "t.dead-letter").unwrap();
+    assert_eq!(scene.world.store[&dead].len(), COUNT);
+    let notes = scene.world.store.iter().filter(|(topic, _)| scene.world.is_slot(**topic));
+    assert_eq!(notes.map(|(_, stored)| stored.len()).sum::<usize>(), 0, "notes are left");
+}
+
 #[test]
 fn many_messages_that_are_due_at_once_all_come_and_in_their_order() {
     const COUNT: usize = 6_000;
@@ -1006,5 +1039,81 @@ proptest! {
         let mut run = Run::new(plan);
         steps.into_iter().for_each(|step| run.step(step));
         run.end();
+    }
+}
+
+/// What waits of each priority, and whose turn it is, as it is promised.
+#[derive(Default)]
+struct Turns {
+    waiting: BTreeMap<u8, VecDeque<String>>,
+    /// Messages of the highest priority in a row while lower ones wait.
+    in_a_row: u32,
+    /// Messages of other lower priorities since this one had one, while it waits.
+    passed_over: BTreeMap<u8, u32>,
+}
+
+impl Turns {
+    fn come(&mut self, body: &str, share: u32) {
+        let highest = *self.waiting.last_key_value().expect("something waits").0;
+        let lower_wait = self.waiting.len() > 1;
+        let (&priority, queue) = self
+            .waiting
+            .iter_mut()
+            .find(|(_, queue)| queue[0] == body)
+            .expect("it is the next of its priority");
+        queue.pop_front();
+        if priority < highest {
+            assert!(self.in_a_row + 1 >= share, "{priority} before {highest}, out of turn");
+            self.in_a_row = 0;
+            for other in self.waiting.keys().filter(|other| **other < highest && **other != priority) {
+                let passed_over = self.passed_over.entry(*other).or_default();
+                *passed_over += 1;
+                // There are eight other lower priorities, and each may have come anew since.
+                assert!(*passed_over <= 8, "{other} starves");
+            }
+        } else if lower_wait {
+            self.in_a_row += 1;
+            assert!(self.in_a_row < share, "what is lower than {highest} starves");
+        } else {
+            self.in_a_row = 0;
+        }
+        self.passed_over.remove(&priority);
+        self.waiting.retain(|_, queue| !queue.is_empty());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_highest_priority_comes_first_but_for_the_share_of_the_lower_ones(
+        steps in prop::collection::vec((prop::collection::vec(0_u8..=9, 0..40), 0_u32..30), 1..12),
+        share in 2_u32..12,
+        policy in prop_oneof![Just(Policy::RoundRobin), Just(Policy::Fair), Just(Policy::Exclusive)],
+    ) {
+        let settings = GroupSettings { priority_share: share, policy, ..at_once() };
+        let mut scene = Scene::new(Limits::default(), settings);
+        scene.consume(Window { messages: 0, bytes: 0 });
+        let (mut turns, mut count) = (Turns::default(), 0);
+        for (priorities, taken) in steps.into_iter().chain([(Vec::new(), 1_000)]) {
+            let messages: Vec<Message> = priorities
+                .into_iter()
+                .map(|priority| {
+                    count += 1;
+                    turns.waiting.entry(priority).or_default().push_back(count.to_string());
+                    Message { priority, ..Message::new(count.to_string()) }
+                })
+                .collect();
+            if !messages.is_empty() {
+                scene.publish(&messages);
+                scene.run();
+            }
+            scene.world.flow(0, 0, Window { messages: taken, bytes: u64::MAX });
+            scene.run().iter().for_each(|body| turns.come(body, share));
+            scene.world.flow(0, 0, Window { messages: 0, bytes: 0 });
+            scene.ack_all();
+            prop_assert!(scene.run().is_empty());
+        }
+        prop_assert!(turns.waiting.is_empty());
     }
 }
