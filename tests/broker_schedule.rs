@@ -263,6 +263,107 @@ fn expired_messages_go_wherever_they_stand_without_a_consumer_too() {
 }
 
 #[test]
+fn what_does_not_expire_stays_between_what_expires_together() {
+    let mut scene = Scene::new(Limits::default(), at_once());
+    scene.consume(Window { messages: 0, bytes: 0 });
+    let expires_at = after(scene.world.now, 1_000);
+    let expiring = || Message { expires_at, ..Message::new("over") };
+    scene.publish(&[expiring(), Message::new("a"), expiring(), expiring(), Message::new("b")]);
+    scene.run();
+    scene.advance(1_000);
+    scene.world.flow(0, 0, ALL);
+    assert_eq!(scene.run(), ["a", "b"]);
+}
+
+#[test]
+fn what_expires_goes_from_every_group_and_comes_back_to_none() {
+    let mut scene = Scene::new(Limits::default(), at_once());
+    scene.consume(ALL);
+    let none = Window { messages: 0, bytes: 0 };
+    scene.world.subscribe(0, 1, "t", "h", none, Some(at_once())).unwrap();
+    let now = scene.world.now;
+    scene.publish(&[Message { expires_at: after(now, 1_000), ..Message::new("a") }]);
+    assert_eq!(scene.run(), ["a"]);
+    let nack = Settlement::Nack { delay_ms: Some(5_000), reason: None };
+    scene.world.settle(0, 0, nack, vec![OffsetRange::new(0, 1)]);
+    scene.run();
+    assert_eq!(scene.world.broker.counts().retries, 1);
+    scene.advance(1_000);
+    assert_eq!(scene.world.broker.counts().retries, 0, "it waits for no other attempt");
+    let floors: Vec<Offset> = scene.world.fold.groups.values().map(|group| group.floor).collect();
+    assert_eq!(floors, [Offset(1); 2]);
+    assert_eq!(scene.advance(10_000), [""; 0]);
+}
+
+/// Every gap takes memory: with very many of them the rest is passed over when its turn comes.
+#[test]
+fn what_expires_makes_no_more_gaps_than_there_may_be() {
+    const GAPS_MAX: u64 = 8;
+    let limits = Limits { settled_ranges_max: GAPS_MAX, ..Limits::default() };
+    let mut scene = Scene::new(limits, at_once());
+    scene.consume(Window { messages: 0, bytes: 0 });
+    let now = scene.world.now;
+    let expiring = |n: u64| Message { expires_at: after(now, 1_000 + 10 * n), ..Message::new("over") };
+    for n in 0..20 {
+        scene.publish(&[expiring(n), Message::new(n.to_string())]);
+        scene.run();
+    }
+    for _ in 0..30 {
+        scene.advance(50);
+    }
+    let group = &scene.world.fold.groups[&batonmq::model::id::GroupId(0)];
+    let gaps = group.settled.range_count() as u64;
+    assert!((1..=GAPS_MAX).contains(&gaps), "{gaps} gaps");
+    scene.world.flow(0, 0, ALL);
+    assert!(scene.run().into_iter().eq((0..20).map(|n| n.to_string())));
+}
+
+#[test]
+fn what_is_due_later_does_not_overtake_what_has_to_be_read() {
+    let limits = Limits { cache_bytes_max: 1 << 20, ..Limits::default() };
+    let mut scene = Scene::new(limits, at_once());
+    scene.consume(ALL);
+    let now = scene.world.now;
+    let delayed = |name: &str, ms| Message { deliver_at: after(now, ms), ..Message::new(name.to_owned()) };
+    scene.publish(&[delayed("first", 500)]);
+    // It is not in memory any more when its time comes.
+    let filling: Vec<Message> = (0..80).map(|_| Message::new(vec![b'x'; 16_000])).collect();
+    scene.publish(&filling);
+    assert_eq!(scene.run().len(), 80);
+    scene.ack_all();
+    scene.publish(&[delayed("second", 600)]);
+    scene.world.finish();
+    scene.world.now = Timestamp(now.0 + 600);
+    for _ in 0..5 {
+        scene.world.finish();
+        assert_eq!(scene.delivered(), []);
+    }
+    assert!(!scene.world.reads.is_empty());
+    let come = scene.run();
+    assert_eq!(come, ["first", "second"]);
+}
+
+#[test]
+fn nothing_but_delayed_messages_of_the_topic_is_cancelled() {
+    let mut scene = Scene::new(Limits::default(), at_once());
+    scene.consume(ALL);
+    scene.world.find_topic(0, "other").unwrap();
+    let now = scene.world.now;
+    let expires_at = after(now, 100_000);
+    scene.publish(&[
+        Message { deliver_at: after(now, 50_000), ..Message::new("waits") },
+        Message { expires_at, ..Message::new("there") },
+    ]);
+    scene.run();
+    let places: Vec<(TopicId, Offset)> = scene.world.store.keys().map(|topic| (*topic, Offset(0))).collect();
+    assert_eq!(places.len(), 3, "the message, the note and the one that waits");
+    let cancel = |topic: &str| AdminCommand::CancelDelayed { topic: topic.into(), messages: places.clone() };
+    assert_eq!(scene.ask(cancel("other")), Ok(Reply::Dropped { count: 0 }));
+    assert_eq!(scene.ask(cancel("t")), Ok(Reply::Dropped { count: 1 }));
+    assert!(scene.world.store.values().filter(|stored| !stored.is_empty()).count() == 2);
+}
+
+#[test]
 fn what_expires_in_a_topic_without_groups_is_dropped() {
     let mut scene = Scene::new(Limits::default(), at_once());
     let expires_at = after(scene.world.now, 1_000);
@@ -668,6 +769,9 @@ fn many_messages_that_are_due_at_once_all_come_and_in_their_order() {
         assert!(come.len() >= COUNT.min(known as usize));
         come.extend(scene.advance(50));
         assert!(come == bodies, "{known}: {} have come", come.len());
+        let sequences =
+            scene.world.store[&scene.topic].values().map(|stored| stored.origin.unwrap().sequence.0);
+        assert!(sequences.eq(1..=COUNT as u64), "each is still known as what its producer has sent");
         assert!(scene.slots() <= 1);
     }
 }
