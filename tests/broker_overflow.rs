@@ -287,3 +287,66 @@ fn a_group_that_is_slow_in_one_topic_holds_up_no_other() {
     world.finish();
     assert_eq!(world.delivered.iter().filter(|delivered| delivered.1 == 1).count(), 1);
 }
+
+/// Each consumer was handed all that was in memory before anybody looked whether it takes it. Where there is memory
+/// for it, it is.
+#[test]
+fn a_cycle_hands_out_so_much_and_the_next_one_goes_on() {
+    const GROUPS: u32 = 6;
+    const BATCHES: u64 = 30;
+    let message = Message::new(vec![7; 1 << 10]);
+    let message_bytes = message.encoded_len() as u64;
+    let (mut world, topic) = world(TopicSettings::default());
+    let window = |messages| Window { messages, bytes: u64::MAX };
+    world.flow(0, 0, window(0));
+    for group in 1..=GROUPS {
+        world.subscribe(0, group, "t", &format!("g{group}"), window(0), None).unwrap();
+    }
+    for _ in 0..BATCHES {
+        assert_eq!(publish_all(&mut world, 1, &[(topic, 100)], &message), None);
+        world.finish();
+    }
+    (1..=GROUPS).for_each(|group| world.flow(0, group, window(100_000)));
+    let mut left = u64::from(GROUPS) * BATCHES * 100;
+    let mut served = vec![0; GROUPS as usize];
+    for messages in [0, 1, 99, 2_000].into_iter().cycle().take(12) {
+        world.output_max = messages * message_bytes;
+        world.finish();
+        assert_eq!(world.delivered.len() as u64, messages.max(1));
+        left -= world.delivered.len() as u64;
+        world.delivered.iter().for_each(|delivered| served[delivered.1 as usize - 1] += 1);
+        assert!(world.broker.next_timeout().is_some_and(|at| at <= world.now), "it goes on");
+    }
+    // Each has had its turn before somebody has a second one.
+    assert!(served.iter().all(|served| *served > 0), "{served:?}");
+    world.output_max = u64::MAX;
+    world.finish();
+    assert_eq!(world.delivered.len() as u64, left);
+    world.finish();
+    assert!(world.broker.next_timeout().is_none_or(|at| at > world.now), "it rests");
+}
+
+/// A pull that waits for nothing was answered with nothing, where another one of its group had got all that the cycle
+/// hands out.
+#[test]
+fn a_pull_that_does_not_wait_gets_something_of_the_next_cycle() {
+    let (mut world, topic) = world(TopicSettings::default());
+    let window = |messages| Window { messages, bytes: u64::MAX };
+    world.flow(0, 0, window(0));
+    for consumer in 1..=3 {
+        world.subscribe(0, consumer, "t", "g", window(0), None).unwrap();
+    }
+    assert_eq!(publish_all(&mut world, 1, &[(topic, 9)], &Message::new(vec![7; 1 << 10])), None);
+    world.finish();
+    world.output_max = 0;
+    for consumer in 1..=3 {
+        world.pull(0, consumer, window(1), 0);
+    }
+    let mut served = Vec::new();
+    for _ in 0..3 {
+        world.finish();
+        served.extend(world.delivered.iter().map(|delivered| delivered.1));
+    }
+    served.sort_unstable();
+    assert_eq!(served, [1, 2, 3]);
+}

@@ -5,13 +5,17 @@
 
 mod support;
 
+use std::collections::BTreeSet;
+use std::net::Shutdown;
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use batonmq::client::{Client, ClientOptions, ProducerOptions};
+use batonmq::client::{Client, ClientOptions, ConsumerOptions, ProducerOptions};
 use batonmq::model::message::Message;
-use batonmq::model::settings::{Overflow, TopicSettings};
-use batonmq::protocol::response::Role;
+use batonmq::model::settings::{GroupSettings, Overflow, Start, TopicSettings};
+use batonmq::protocol::response::{Response, Role};
 use support::pair::{Node, PATIENCE};
+use support::raw::{Raw, offsets, subscribe, window};
 
 /// The smallest bound that can be set.
 const MEMORY_BYTES: u64 = 16 << 20;
@@ -110,5 +114,68 @@ async fn a_small_message_does_not_hold_the_memory_of_what_came_with_it() {
     let resident = resident_bytes(&node);
     let published = u64::from(ROUNDS) * 3 * PASSING_BYTES as u64;
     assert!(resident < published / 3, "{resident} bytes of memory after {published} that are gone");
+    client.close().await;
+}
+
+/// Clients that take nothing of what they want hold no more than there is for all, and whoever reads gets everything
+/// meanwhile. All that was in memory was handed to each of them before anybody looked at how much that is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_readers_share_what_there_is_and_slow_nobody_down() {
+    const SLOW: usize = 12;
+    const MESSAGES: usize = 12_000;
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::new("a", &dir.path().join("store"), "file", dir.path())
+        .set("BATON_LIMITS_MEMORY_BYTES_MAX", MEMORY_BYTES)
+        // Who takes nothing for three of them is disconnected.
+        .set("BATON_HEARTBEAT", "20s");
+    node.start();
+    node.wait_for(Role::Master).await;
+    let client = connect(&node.address).await;
+    let (producer, topic) =
+        (client.producer(ProducerOptions::default()).await.unwrap(), client.topic("feed").await.unwrap());
+    for group in 0..SLOW {
+        let group = format!("slow-{group}");
+        client.create_group("feed", &group, GroupSettings::default(), Start::Earliest).await.unwrap();
+    }
+    let mut fast = client.consumer(ConsumerOptions::new("feed", "fast")).await.unwrap();
+    // They fit into the cache, so that nobody has to wait for a read.
+    let messages: Vec<Message> =
+        (0..MESSAGES).map(|number| Message::new(format!("{number:01000}"))).collect();
+    producer.send_batch(&topic, &messages).await.unwrap();
+    let before = resident_bytes(&node);
+    // Two of a group take turns, so that what each of them holds is in memory of its own.
+    let mut slow: Vec<Raw> = (0..2 * SLOW).map(|_| Raw::client(&node.address)).collect();
+    for (number, raw) in slow.iter_mut().enumerate() {
+        raw.send(&subscribe(1, "feed", &format!("slow-{}", number % SLOW), window(u32::MAX)));
+    }
+    for message in &messages {
+        let delivery =
+            tokio::time::timeout(PATIENCE, fast.next()).await.expect("a message").unwrap().unwrap();
+        assert_eq!(delivery.message.body, message.body);
+        fast.ack(&delivery);
+    }
+    producer.send(&topic, &Message::new("last")).await.unwrap();
+    let grown = resident_bytes(&node).saturating_sub(before);
+    assert!(grown < 4 * MEMORY_BYTES, "{grown} bytes more for {} clients that do not read", 2 * SLOW);
+    // Those of one group read on, and get everything between them.
+    let (sender, arrived) = channel();
+    let readers: Vec<_> = slow.iter().step_by(SLOW).map(|raw| raw.socket.try_clone().unwrap()).collect();
+    for mut raw in slow.into_iter().step_by(SLOW) {
+        let sender = sender.clone();
+        std::thread::spawn(move || {
+            while let Some(response) = raw.next() {
+                if let Response::Deliver(deliver, _) = response {
+                    let _ = sender.send(offsets(&deliver));
+                }
+            }
+        });
+    }
+    let mut got = BTreeSet::new();
+    while got.len() <= MESSAGES {
+        for offset in arrived.recv_timeout(PATIENCE).expect("the rest") {
+            assert!(got.insert(offset), "{offset} came twice");
+        }
+    }
+    readers.iter().for_each(|socket| socket.shutdown(Shutdown::Both).unwrap());
     client.close().await;
 }

@@ -4,6 +4,9 @@
 //! Whose turn it is says [`Turns`](super::turns::Turns); as much as that allows is handed out in one piece. A message
 //! whose body is not in memory is read first; what stands behind it in the line of retries does not wait for that,
 //! and neither does what is new.
+//!
+//! A cycle hands out about as much as there is memory for, and the next one goes on with those whose turn did not come:
+//! only between cycles it is seen who takes what it gets, and how much all connections hold together.
 
 use std::collections::BTreeMap;
 
@@ -63,6 +66,8 @@ pub(super) struct Dispatch<'a> {
     lease: Lease,
     /// Whether something is being read for the group.
     reading: bool,
+    /// Bytes that may still be handed out in this cycle.
+    bytes_left: &'a mut u64,
     /// Messages that may still be passed over in this cycle.
     pub passes_left: u64,
     /// Messages that may still be parked behind keys.
@@ -99,39 +104,60 @@ impl Broker {
         }
     }
 
-    /// Hands out what a group can hand out.
-    pub(super) fn dispatch(&mut self, id: GroupId, out: &mut Output) {
+    /// Takes note of what became of a group in this cycle. Puts it in line if somebody may take what it has.
+    pub(super) fn look_at_group(&mut self, id: GroupId, out: &mut Output) {
         let Some(group) = self.groups.get_mut(&id) else { return };
         group.dirty = false;
         group.members.tell_roles(&mut out.effects);
         group.change_policy();
-        let mut looked_at = std::mem::take(&mut group.touched);
-        for topic in &looked_at {
-            let Some(part) = group.parts.get_mut(topic) else { continue };
+        for topic in std::mem::take(&mut group.touched) {
+            let Some(part) = group.parts.get_mut(&topic) else { continue };
             part.touched = false;
             part.advance(self.now);
             if part.wants.not_before.is_some_and(|at| at <= self.now) {
                 part.wants.not_before = None;
             }
-            if !is_paused(&self.topics, group.topic, *topic)
-                && self.topics.get(topic).is_some_and(|topic| part.has_more(topic.state.end))
+            if !is_paused(&self.topics, group.topic, topic)
+                && self.topics.get(&topic).is_some_and(|topic| part.has_more(topic.state.end))
             {
-                group.lineup.enter(&mut part.place, part.priority, *topic);
+                group.lineup.enter(&mut part.place, part.priority, topic);
             }
-            group.note(*topic);
+            group.note(topic);
         }
-        if !group.members.turns.is_empty() || !group.members.overdue.is_empty() {
-            self.hand_out(id, &mut looked_at, out);
-        }
-        if let Some(group) = self.groups.get_mut(&id) {
-            looked_at.into_iter().for_each(|topic| group.note(topic));
+        let may_be_taken = !group.members.turns.is_empty() || !group.members.overdue.is_empty();
+        if may_be_taken {
+            self.line_up(id);
         }
         self.note(id);
     }
 
-    /// Hands out of the parts of a group in their turn. Adds those that it looked at.
-    fn hand_out(&mut self, id: GroupId, looked_at: &mut Vec<TopicId>, out: &mut Output) {
+    /// Puts a group at the end of the line, unless it is there.
+    fn line_up(&mut self, id: GroupId) {
         let Some(group) = self.groups.get_mut(&id) else { return };
+        if !std::mem::replace(&mut group.in_line, true) {
+            self.cycle.line.push_back(id);
+        }
+    }
+
+    /// Hands out what the groups in line can hand out, one after the other. Those that come behind as much as a cycle
+    /// hands out are the first ones in the next cycle; the one that came to it may have more, and is the last.
+    pub(super) fn dispatch(&mut self, out: &mut Output) {
+        self.cycle.bytes_left = self.room_for_output.max(1);
+        while self.cycle.bytes_left > 0
+            && let Some(group) = self.cycle.line.pop_front()
+        {
+            self.hand_out(group, out);
+            self.note(group);
+            if self.cycle.bytes_left == 0 {
+                self.line_up(group);
+            }
+        }
+    }
+
+    /// Hands out of the parts of a group in their turn.
+    fn hand_out(&mut self, id: GroupId, out: &mut Output) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        group.in_line = false;
         let Group { lineup, parts, members, settings, filter, .. } = group;
         let lease = Lease { since: self.now, until: self.now.after(settings.lease()) };
         let mut dispatch = Dispatch {
@@ -149,13 +175,14 @@ impl Broker {
             budget: 0,
             lease,
             reading: false,
+            bytes_left: &mut self.cycle.bytes_left,
             passes_left: PASSED_PER_CYCLE,
             parks_left: self.limits.parked_max.saturating_sub(group.parked),
             passed: Vec::new(),
             served: Vec::new(),
             answered: Vec::new(),
         };
-        let mut put_aside = Vec::new();
+        let (mut looked_at, mut put_aside) = (Vec::new(), Vec::new());
         let mut handed_out = 0;
         // The highest priority whose next message is being read: no lower one overtakes it.
         let mut awaited = 0;
@@ -232,6 +259,7 @@ impl Broker {
             }
             self.cycle.mark(group, topic);
         }
+        looked_at.into_iter().for_each(|topic| group.note(topic));
     }
 }
 
@@ -249,6 +277,7 @@ impl Dispatch<'_> {
 
     pub fn may_hand_out(&self) -> bool {
         !self.settings.paused
+            && *self.bytes_left > 0
             && self.passes_left > 0
             && !self.sieve.effort.is_spent()
             && !self.members.turns.is_empty()
@@ -379,7 +408,11 @@ impl Dispatch<'_> {
         redelivered: Redelivered,
     ) -> Offset {
         let mut at = range.start;
-        while at < range.end && self.budget > 0 && self.members.in_flight < self.limits.in_flight_max {
+        while at < range.end
+            && self.budget > 0
+            && *self.bytes_left > 0
+            && self.members.in_flight < self.limits.in_flight_max
+        {
             let Some((turn, next)) = self.members.turns.next() else { break };
             let most = turn_len(self.members.policy(), turn, next);
             let piece = OffsetRange { start: at, end: Offset(range.end.0.min(at.0.saturating_add(most))) };
@@ -405,7 +438,8 @@ impl Dispatch<'_> {
         let room = consumer.room();
         let index = (range.start.0 - chunk.first.0) as usize;
         let last = index + range.len().min(allowed).min(room.messages) as usize;
-        let mut count = chunk.block.count_within(index, last, room.bytes.min(DELIVERY_BYTES));
+        let bytes_max = room.bytes.min(DELIVERY_BYTES).min(*self.bytes_left);
+        let mut count = chunk.block.count_within(index, last, bytes_max);
         if count == 0 {
             let size = chunk.block.byte_len(index, index + 1) as u64;
             if size > room.bytes && !room.any_size {
@@ -434,6 +468,8 @@ impl Dispatch<'_> {
         self.members.served = number;
         self.members.in_flight += count as u64;
         self.budget -= count as u64;
+        let bytes = chunk.block.byte_len(index, index + count) as u64;
+        *self.bytes_left = self.bytes_left.saturating_sub(bytes);
         self.next_turn(slot);
         count as u64
     }
@@ -483,8 +519,9 @@ impl Dispatch<'_> {
         if self.members.overdue.is_empty() {
             return;
         }
-        // While something is read for the group, there is something to come for whoever can take it.
-        let coming = self.reading && self.may_hand_out();
+        // While something is read for the group, or is left to the next cycle, there is something to come for whoever can
+        // take it.
+        let coming = *self.bytes_left == 0 || (self.reading && self.may_hand_out());
         for (id, slot) in std::mem::take(&mut self.members.overdue) {
             let Some(consumer) = self.members.get_mut(slot) else { continue };
             if coming && consumer.turn.is_some() {

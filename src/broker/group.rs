@@ -52,6 +52,8 @@ pub(super) struct Group {
     pub timer: Option<Timestamp>,
     /// Whether it is on the list of groups to look at in this cycle.
     pub dirty: bool,
+    /// Whether it is in line to hand out.
+    pub in_line: bool,
     /// What of this group is in the totals of the broker: in flight, waiting for another attempt.
     pub counted: (u64, u64),
 }
@@ -78,6 +80,7 @@ impl Group {
             lease_check: None,
             timer: None,
             dirty: false,
+            in_line: false,
             counted: (0, 0),
         };
         group.add_part(part);

@@ -4,7 +4,7 @@
 //! [`Broker::finish`]. Everything that a cycle puts out is one commit. Handing out, confirming, moving to dead
 //! letters and dropping old messages happen once per cycle, in `finish`, and only for what the cycle has touched.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::browse::Browses;
@@ -99,10 +99,14 @@ pub(super) struct Cycle {
     pub floor_moved: Vec<TopicId>,
     /// Groups that may have something to hand out, or whose settled messages are to be made known.
     dirty_groups: Vec<GroupId>,
+    /// Groups that may have something to hand out, in the order of their turns.
+    pub line: VecDeque<GroupId>,
     /// Groups with filters, and topics that they got messages of.
     pub unjudged: Vec<(GroupId, TopicId)>,
     /// Producers to be confirmed.
     pub unconfirmed: Vec<ProducerId>,
+    /// Bytes of messages that may still be handed out.
+    pub bytes_left: u64,
     /// Topics whose messages, number of messages or producers in line may have to be seen to.
     pub topics_to_look_at: Vec<TopicId>,
 }
@@ -152,6 +156,8 @@ pub struct Broker {
     pub(super) cycle: Cycle,
     /// Bytes of messages that this cycle may still put out.
     pub(super) space: u64,
+    /// Bytes of messages for which there is memory on their way to consumers.
+    pub(super) room_for_output: u64,
     /// Searches for times that wait for their turn.
     pub(super) searches: Searches,
     pub(super) seeks: Seeks,
@@ -195,6 +201,7 @@ impl Broker {
             last_values: LastValues::default(),
             cycle: Cycle::default(),
             space: u64::MAX,
+            room_for_output: u64::MAX,
             searches: Searches::default(),
             seeks: Seeks::default(),
             topic_timers: BTreeSet::new(),
@@ -235,6 +242,12 @@ impl Broker {
     /// number can. Publishes beyond it are refused, and dying messages wait.
     pub fn begin_cycle(&mut self, space: u64) {
         self.space = space;
+    }
+
+    /// From this cycle on there is memory for so many bytes of messages on their way to consumers. A cycle hands out no
+    /// more, or one message that is larger, and the next one goes on; without a word, as much as can be handed out.
+    pub fn limit_output(&mut self, bytes: u64) {
+        self.room_for_output = bytes;
     }
 
     /// So many bytes more can be stored in this cycle: they are on the disk already.
@@ -287,12 +300,11 @@ impl Broker {
         let groups = std::mem::take(&mut self.cycle.dirty_groups);
         for &group in &groups {
             self.make_settled_known(group, out);
+            self.look_at_group(group, out);
         }
-        for &group in &groups {
-            self.dispatch(group, out);
-        }
+        self.dispatch(out);
         self.judge();
-        self.work_left |= !self.cycle.dirty_groups.is_empty();
+        self.work_left |= !self.cycle.dirty_groups.is_empty() || !self.cycle.line.is_empty();
         let marked = std::mem::replace(&mut self.cycle.dirty_groups, recycled(groups));
         self.cycle.dirty_groups.extend(marked);
         let topics = std::mem::take(&mut self.cycle.floor_moved);

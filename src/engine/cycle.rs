@@ -154,6 +154,7 @@ impl Cycle {
         let now = self.clock.now();
         self.space = self.store.space(self.free_min)?;
         self.broker.begin_cycle(self.space);
+        self.broker.limit_output(self.sending.room());
         self.work(now)?;
         self.broker.finish(now, &mut self.output);
         self.release()

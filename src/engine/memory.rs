@@ -11,6 +11,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::Semaphore;
 
+/// Bytes that may be handed out together in any case: a share of very many connections is so small that the commits
+/// would cost more than what they hand out.
+const ROOM_BYTES_MIN: u64 = 64 << 10;
+
 /// What all connections of a node hold.
 #[derive(Debug)]
 pub struct Memory {
@@ -41,13 +45,19 @@ impl Memory {
         self.used() >= self.max
     }
 
+    /// What may be handed out together before it is looked at again who holds how much: what is left, or a share where
+    /// that is more, so that nobody gets much more than a share at once.
+    pub(super) fn room(&self) -> u64 {
+        self.max.saturating_sub(self.used()).max(self.share()).max(ROOM_BYTES_MIN)
+    }
+
+    fn share(&self) -> u64 {
+        self.max / self.connections.load(Ordering::Acquire).max(1)
+    }
+
     /// What one connection may hold that is bounded by `max` itself.
     pub(super) fn bound(&self, max: u64) -> u64 {
-        if self.is_scarce() {
-            max.min(self.max / self.connections.load(Ordering::Acquire).max(1))
-        } else {
-            max
-        }
+        if self.is_scarce() { max.min(self.share()) } else { max }
     }
 }
 
@@ -133,5 +143,21 @@ mod tests {
         assert_eq!(memory.bound(400), 100, "alone it may have all");
         drop(other);
         assert_eq!(memory.used(), 0);
+    }
+
+    #[test]
+    fn there_is_room_for_what_is_left_or_a_share_and_for_a_little_in_any_case() {
+        let memory = Memory::new(100 << 20);
+        let connections: Vec<_> = (0..4).map(|_| Holding::of_connection(&memory)).collect();
+        connections[0].set(30 << 20);
+        assert_eq!(memory.room(), 70 << 20);
+        connections[0].set(90 << 20);
+        assert_eq!(memory.room(), 25 << 20);
+        connections[0].set(200 << 20);
+        assert_eq!(memory.room(), 25 << 20);
+        let many: Vec<_> = (0..10_000).map(|_| Holding::of_connection(&memory)).collect();
+        assert_eq!(memory.room(), 64 << 10);
+        drop(many);
+        assert_eq!(memory.room(), 25 << 20);
     }
 }

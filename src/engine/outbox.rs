@@ -177,6 +177,12 @@ impl Outbox {
         self.lock().full
     }
 
+    /// What may be sent by all that share the memory.
+    #[must_use]
+    pub(super) fn room(&self) -> u64 {
+        self.held.memory().room()
+    }
+
     /// Whether the socket has taken everything so far.
     #[must_use]
     pub fn is_idle(&self) -> bool {

@@ -225,7 +225,7 @@ limits! {
     /// Bytes for one connection that it has not read yet.
     output_bytes_max: "bytes", 8 * MIB, 64 * KIB, GIB, "nothing more is handed out to that connection until it reads";
     /// What all connections hold together of the two above, and of frames that have not come to their end.
-    memory_bytes_max: "bytes", 256 * MIB, 16 * MIB, 1024 * GIB, "connections with more than their share of it are neither read nor handed out to until they have less; each may go over it by what one read or one delivery brings, and one by a frame";
+    memory_bytes_max: "bytes", 256 * MIB, 16 * MIB, 1024 * GIB, "connections with more than their share of it are neither read nor handed out to until they have less; each may go over it by what one read brings or by another share of what is handed out, and one by a frame";
     /// Messages held in memory for delivery, over all topics.
     cache_bytes_max: "bytes", 16 * MIB, MIB, 64 * GIB, "the oldest are dropped from memory and read from the store when needed";
     /// Bytes of one commit.

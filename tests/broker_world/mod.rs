@@ -89,6 +89,8 @@ pub struct World {
     pub broker: Broker,
     pub limits: Limits,
     pub creation: AutoCreate,
+    /// Bytes for which there is memory on their way to consumers.
+    pub output_max: u64,
     pub now: Timestamp,
     pub fold: Snapshot,
     pub store: BTreeMap<TopicId, BTreeMap<u64, Stored>>,
@@ -142,6 +144,7 @@ impl World {
             broker: Broker::new(Snapshot::default(), limits.clone(), creation),
             limits,
             creation,
+            output_max: u64::MAX,
             now: Timestamp(1_000_000),
             fold: Snapshot::default(),
             store: BTreeMap::new(),
@@ -768,6 +771,7 @@ impl World {
     /// Ends the cycle and checks all of it.
     pub fn finish(&mut self) {
         self.collect_replies();
+        self.broker.limit_output(self.output_max);
         self.broker.finish(self.now, &mut self.out);
         self.delivered.clear();
         let mut dead_now = BTreeSet::new();

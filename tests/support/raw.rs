@@ -136,7 +136,7 @@ impl Raw {
     }
 }
 
-fn offsets(deliver: &Deliver) -> Vec<Offset> {
+pub fn offsets(deliver: &Deliver) -> Vec<Offset> {
     deliver
         .runs
         .iter()
