@@ -262,6 +262,32 @@ fn an_idle_topic_ages_after_a_restart_too() {
     assert_eq!(world.broker.counts().messages, 0);
 }
 
+#[test]
+fn what_may_be_older_by_now_stays_though_it_was_searched_for() {
+    const AGE_MS: u64 = 64_000;
+    let aging = |max_age_ms| kept(Retention { max_age_ms, ..KEEP });
+    for later in [Some(10 * AGE_MS), None] {
+        let limits = Limits { cache_bytes_max: 0, ..Limits::default() };
+        let (mut world, topic) = world_with(limits, aging(Some(AGE_MS)));
+        let began = world.now.0;
+        // Faster than marks are set: what is between them must be read.
+        for at in [0, 300, 600] {
+            world.now = Timestamp(began + at);
+            publish(&mut world, topic, 100);
+            world.finish();
+        }
+        world.now = Timestamp(began + AGE_MS + 302);
+        world.finish();
+        assert_eq!(world.reads.len(), 1, "it is searched for");
+        change_topic(&mut world, aging(later));
+        settle_down(&mut world);
+        assert_eq!(start_of(&world, topic), 0, "{later:?}");
+        change_topic(&mut world, aging(Some(AGE_MS)));
+        settle_down(&mut world);
+        assert_eq!(start_of(&world, topic), 200, "{later:?}");
+    }
+}
+
 /// Topics with one message each, called `t0` and so on.
 fn many_topics(count: u32, settings: &TopicSettings, cache_bytes_max: u64) -> World {
     let mut world = World::new(Limits { cache_bytes_max, ..Limits::default() }, AutoCreate::Allowed);
