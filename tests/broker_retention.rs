@@ -630,6 +630,26 @@ fn a_purged_topic_is_empty_for_all_its_groups() {
 }
 
 /// A message that was gone while a consumer had it was forgotten by a purge, and held the group back for good.
+/// A topic for dead letters came into being, and there were none for it.
+#[test]
+fn nothing_is_made_for_what_was_dying_and_is_dropped() {
+    let purge = AdminCommand::PurgeTopic { name: "t".into() };
+    let purge_group = AdminCommand::PurgeGroup { topic: "t".into(), name: "g".into() };
+    let seek = AdminCommand::Seek { topic: "t".into(), name: "g".into(), to: Start::Earliest };
+    for command in [purge, purge_group, seek] {
+        let (mut world, topic) = world(kept(KEEP));
+        world.subscribe(0, 0, "t", "g", window(3), Some(at_once())).unwrap();
+        publish(&mut world, topic, 3);
+        world.finish();
+        world.settle(0, 0, Settlement::Reject { reason: None }, range(0, 2));
+        world.purged.extend(matches!(command, AdminCommand::PurgeTopic { .. }).then_some(topic));
+        world.admin(0, command);
+        settle_down(&mut world);
+        assert_eq!(Vec::from_iter(world.topics_now()), [topic]);
+        assert_eq!(world.broker.counts().retries, 0);
+    }
+}
+
 #[test]
 fn a_purge_settles_what_was_gone_already_and_in_flight() {
     let (mut world, topic) = world(kept(Retention { max_messages: Some(1), ..KEEP }));

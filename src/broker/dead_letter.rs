@@ -165,7 +165,8 @@ impl Broker {
         let Some(topic) = self.topics.get(&topic_id) else { return };
         let target = target(&topic.state.name, &group.settings);
         let Some(part) = group.parts.get_mut(&topic_id) else { return };
-        if part.dying_not_before.is_some_and(|at| at > now) {
+        // What was dying may be settled meanwhile, or gone.
+        if part.redelivery.dying.is_empty() || part.dying_not_before.is_some_and(|at| at > now) {
             return;
         }
         part.dying_not_before = None;

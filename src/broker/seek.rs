@@ -171,7 +171,6 @@ impl Broker {
             part.seek(floor, &topic.state.removed, topic.state.end);
             out.records.push(Record::GroupSought { group: part.id, floor });
             topic.garbage.group_gone();
-            self.dying.remove(&(id, topic_id));
             self.cycle.mark(group, topic_id);
             self.check_floor(topic_id);
         }
