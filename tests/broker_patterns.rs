@@ -5,11 +5,14 @@
 
 mod broker_world;
 
+use std::time::Duration;
+
 use batonmq::broker::{AutoCreate, Ending};
 use batonmq::model::id::{Offset, OffsetRange, SessionId, TopicId};
 use batonmq::model::limits::Limits;
 use batonmq::model::message::Message;
 use batonmq::model::settings::{GroupSettings, Lifetime, Policy, Start, TopicSettings};
+use batonmq::model::time::Timestamp;
 use batonmq::model::topic_kind::TopicKind;
 use batonmq::protocol::error::{ErrorCode, Refusal};
 use batonmq::protocol::request::*;
@@ -155,6 +158,61 @@ fn a_start_holds_for_the_topics_there_are() {
         got.sort();
         assert_eq!(got, expected);
     }
+}
+
+fn seek(world: &mut World, to: Start) -> RequestId {
+    world.admin(0, AdminCommand::Seek { topic: "a.*".into(), name: "g".into(), to })
+}
+
+#[test]
+fn a_group_is_set_to_a_place_in_all_its_topics() {
+    let mut world = world();
+    world.subscribe(1, 0, "a.*", "g", MANY, None).unwrap();
+    for _ in 0..2 {
+        let request = seek(&mut world, Start::Offset(Offset(0)));
+        assert_eq!(reply(&world, request).unwrap_err().code, ErrorCode::Invalid, "others may come");
+        send(&mut world, "a.x", 1);
+        world.finish();
+    }
+    world.now = world.now.after(Duration::from_secs(1));
+    send(&mut world, "a.y", 2);
+    world.finish();
+    let now = world.now;
+    let new = [at("a.y", 0), at("a.y", 1)];
+    let all = [&[at("a.x", 0), at("a.x", 1)], &new[..]].concat();
+    for (to, expected) in [(Start::Earliest, &all[..]), (Start::Time(now), &new), (Start::Latest, &[])] {
+        let request = seek(&mut world, to);
+        world.finish();
+        assert_eq!(reply(&world, request), Ok(Reply::Done));
+        assert_eq!(delivered(&world), expected, "{to:?}");
+        assert_eq!(groups(&mut world, "a.*")[0].waiting, expected.len() as u64);
+    }
+}
+
+#[test]
+fn a_topic_that_is_deleted_while_it_is_searched_is_left_out_of_a_seek() {
+    let mut world = world_with(Limits { cache_bytes_max: 0, ..Limits::default() }, AutoCreate::Allowed);
+    // Faster than marks are set: what is between them must be read.
+    for _ in 0..3 {
+        world.now = world.now.after(Duration::from_millis(300));
+        for topic in ["a.x", "a.y"] {
+            send(&mut world, topic, 100);
+        }
+        world.finish();
+    }
+    create(&mut world, "a.*", Start::Earliest).unwrap();
+    let to = Start::Time(Timestamp(world.now.0 - 300));
+    let request = seek(&mut world, to);
+    world.finish();
+    assert_eq!(world.reads.len(), 1, "it is searched for");
+    let name = world.fold.topics[&world.reads[0].topic].name.to_string();
+    world.admin(0, AdminCommand::DeleteTopic { name });
+    while !world.reads.is_empty() {
+        world.answer_all();
+        world.finish();
+    }
+    assert_eq!(reply(&world, request), Ok(Reply::Done));
+    assert_eq!(groups(&mut world, "a.*")[0].waiting, 200, "of the other topic");
 }
 
 #[test]
