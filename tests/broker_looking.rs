@@ -11,7 +11,7 @@ use batonmq::model::id::{Offset, OffsetRange, TopicId};
 use batonmq::model::limits::Limits;
 use batonmq::model::message::{Message, MessageBlock};
 use batonmq::model::position::Position;
-use batonmq::model::settings::{Backoff, GroupSettings};
+use batonmq::model::settings::{Backoff, GroupSettings, Retention, TopicSettings};
 use batonmq::model::time::Timestamp;
 use batonmq::model::topic_kind::TopicKind;
 use batonmq::protocol::error::{ErrorCode, Refusal};
@@ -293,6 +293,51 @@ fn a_peek_leaves_out_what_the_group_will_not_get() {
     scene.world.now.0 += 10;
     assert_eq!(scene.bodies(&Ask { group: Some("g"), ..WHOLE }), [3, 4]);
     assert_eq!(scene.bodies(&Ask { group: Some("g"), filter: Some("n = 4".into()), ..WHOLE }), [4]);
+}
+
+#[test]
+fn a_peek_shows_what_a_consumer_has_whatever_has_become_of_it() {
+    let mut scene = Scene::new(Limits::default());
+    let expires_at = Some(Timestamp(scene.world.now.0 + 10));
+    scene.subscribe(GroupSettings::default());
+    scene.world.flow(0, 0, Window { messages: 1, bytes: u64::MAX });
+    scene.publish(&[1, 2].map(|n| Message { expires_at, ..Message::new(n.to_string()) }));
+    scene.run();
+    let peek = Ask { group: Some("g"), ..WHOLE };
+    assert_eq!(scene.bodies(&peek), [1, 2]);
+    scene.world.now.0 += 10;
+    let seen = scene.walk(&peek);
+    assert_eq!(
+        seen.iter().map(|seen| (seen.body, seen.state)).collect::<Vec<_>>(),
+        [(1, Some(Standing::InFlight))]
+    );
+}
+
+#[test]
+fn a_peek_begins_where_the_group_is_and_says_what_may_have_been_handed_out() {
+    let mut scene = Scene::new(Limits::default());
+    let retention = Retention { acked: false, ..Retention::default() };
+    let settings = TopicSettings { retention, ..TopicSettings::default() };
+    scene.world.admin(0, AdminCommand::ChangeTopic { name: "t".into(), settings });
+    scene.subscribe(GroupSettings::default());
+    scene.world.flow(0, 0, Window { messages: 3, bytes: u64::MAX });
+    scene.publish_with(&[0; 6]);
+    scene.run();
+    scene.world.settle_in(0, 0, scene.topic, Settlement::Ack, vec![OffsetRange::new(0, 2)]);
+    scene.run();
+    let peek = Ask { group: Some("g"), ..WHOLE };
+    assert_eq!((scene.bodies(&WHOLE), scene.bodies(&peek)), (vec![1, 2, 3, 4, 5, 6], vec![3, 4, 5, 6]));
+    scene.world.restart();
+    scene.world.begin(0);
+    scene.world.open(0, 0, "p");
+    scene.publish_with(&[0]);
+    let mut redelivered = Vec::new();
+    for first in [2, 6] {
+        let from = BrowseFrom::Place(Place { topic: scene.topic, offset: Offset(first) });
+        let Ok(Reply::Browsed { runs, .. }) = scene.ask(&peek, from) else { panic!("messages") };
+        redelivered.push(runs[0].redelivered);
+    }
+    assert_eq!(redelivered, [true, false]);
 }
 
 #[test]

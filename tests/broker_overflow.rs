@@ -164,6 +164,24 @@ fn who_does_not_use_the_room_gives_it_to_the_next() {
 }
 
 #[test]
+fn room_that_was_kept_for_who_has_left_is_given_away_at_once() {
+    let (mut world, topic) = world(full(1, Overflow::Block));
+    assert_eq!(publish(&mut world, 1, topic, 1), None);
+    for session in 2..=4 {
+        assert_eq!(publish(&mut world, session, topic, 1), BLOCKED);
+    }
+    rest(&mut world);
+    consume(&mut world, 1);
+    assert_eq!(ready(&mut world), [2]);
+    world.end(2, Ending::Lost);
+    world.finish();
+    assert_eq!(ready(&mut world), [3]);
+    world.close_producer(3, 1);
+    world.finish();
+    assert_eq!(ready(&mut world), [4]);
+}
+
+#[test]
 fn waiting_producers_go_on_when_the_limit_or_the_topic_goes() {
     let (mut world, topic) = world(full(1, Overflow::Block));
     assert_eq!(publish(&mut world, 1, topic, 1), None);
@@ -286,6 +304,23 @@ fn a_group_that_is_slow_in_one_topic_holds_up_no_other() {
     assert_eq!(sent, None);
     world.finish();
     assert_eq!(world.delivered.iter().filter(|delivered| delivered.1 == 1).count(), 1);
+}
+
+#[test]
+fn what_is_sent_again_needs_no_room() {
+    let (mut world, topic) = world(full(5, Overflow::Reject));
+    let other = world.find_topic(0, "other").unwrap();
+    let send = |world: &mut World, parts: &[(TopicId, u32)]| {
+        let count = parts.iter().map(|(_, count)| *count as usize).sum();
+        world.try_publish(1, 1, 1, &vec![Message::new("body"); count], parts.to_vec())
+    };
+    assert_eq!(send(&mut world, &[(topic, 5), (other, 1)]), None);
+    world.finish();
+    // The producer has not heard of it, and has more for the other topic by now.
+    assert_eq!(send(&mut world, &[(topic, 5), (other, 3)]), None);
+    world.finish();
+    assert_eq!((world.held_by(topic).0, world.held_by(other).0), (5, 3));
+    assert_eq!(send(&mut world, &[(topic, 5), (other, 3), (topic, 1)]), Some(ErrorCode::TopicFull));
 }
 
 /// Each consumer was handed all that was in memory before anybody looked whether it takes it. Where there is memory

@@ -367,6 +367,39 @@ fn a_seek_does_not_wait_until_all_topics_have_been_searched_for_what_is_too_old(
     assert!(world.broker.counts().messages < before, "there was more to look for");
 }
 
+/// Searches that are over without a read leave the line so many in a cycle, and nothing else may come to go on with.
+#[test]
+fn searches_in_line_go_on_by_themselves() {
+    const TOPICS: u32 = 300;
+    const AGE_MS: u64 = 64_000;
+    let mut world = many_topics(TOPICS, &kept(Retention { max_age_ms: Some(AGE_MS), ..KEEP }), 0);
+    let began = world.now.0;
+    // Faster than marks are set: what is between them must be read.
+    for at in [0, 300, 600] {
+        world.now = Timestamp(began + at);
+        for topic in world.topics_now() {
+            publish(&mut world, topic, 2);
+        }
+        world.finish();
+    }
+    world.now = Timestamp(began + AGE_MS + 302);
+    for _ in 0..2 {
+        world.finish();
+    }
+    let searched: Vec<TopicId> = world.reads.iter().map(|read| read.topic).collect();
+    assert_eq!(searched.len(), 4, "the others wait in line");
+    let last = *world.topics_now().last().unwrap();
+    for topic in world.topics_now() {
+        if topic != last && !searched.contains(&topic) {
+            let name = world.fold.topics[&topic].name.to_string();
+            world.purged.insert(topic);
+            world.admin(0, AdminCommand::PurgeTopic { name });
+        }
+    }
+    settle_down(&mut world);
+    assert_eq!(start_of(&world, last), 4);
+}
+
 /// The group was deleted while its place was searched for, and the answer was that it stands there.
 #[test]
 fn a_seek_of_a_group_that_is_gone_meanwhile_says_so() {
@@ -562,6 +595,47 @@ fn a_time_is_found_exactly_with_messages_read_where_they_are_not_in_memory() {
         }
         assert_eq!(answer(&world, request), Ok(Reply::Done));
         assert_eq!(floor(&world, group), (at.div_ceil(10) * 100).min(20_000), "{at}");
+    }
+}
+
+#[test]
+fn a_search_goes_on_where_its_message_is_gone_meanwhile() {
+    let limits = Limits { cache_bytes_max: 0, ..Limits::default() };
+    let (mut world, topic) = world_with(limits, kept(Retention { max_messages: Some(300), ..KEEP }));
+    let group = world.subscribe(0, 0, "t", "g", window(0), None).unwrap();
+    for _ in 0..3 {
+        world.now = world.now.after(Duration::from_millis(300));
+        publish(&mut world, topic, 100);
+        world.finish();
+    }
+    let now = world.now;
+    let request = seek(&mut world, Start::Time(now));
+    world.finish();
+    let read = world.reads[0].from.0;
+    publish(&mut world, topic, 250);
+    world.finish();
+    assert!(read < start_of(&world, topic), "{read} is gone");
+    settle_down(&mut world);
+    assert_eq!(answer(&world, request), Ok(Reply::Done));
+    assert_eq!(floor(&world, group), 250);
+}
+
+/// What one group has not settled may keep all that is behind it, as long as another one needs that.
+#[test]
+fn what_nobody_needs_after_a_seek_is_removed() {
+    for start in [Start::Latest, Start::Offset(Offset(100))] {
+        let limits = Limits { pinned_bytes_max: 1_000, ..Limits::default() };
+        let (mut world, topic) = world_with(limits, TopicSettings::default());
+        world.subscribe(0, 0, "t", "g", window(0), None).unwrap();
+        world.subscribe(0, 1, "t", "slow", window(100), None).unwrap();
+        publish(&mut world, topic, 100);
+        world.finish();
+        world.settle(0, 1, Settlement::Ack, range(1, 100));
+        settle_down(&mut world);
+        assert_eq!(world.broker.counts().messages, 100);
+        seek(&mut world, start);
+        settle_down(&mut world);
+        assert_eq!(world.broker.counts().messages, 1);
     }
 }
 
