@@ -190,6 +190,33 @@ fn a_group_is_set_to_a_place_in_all_its_topics() {
 }
 
 #[test]
+fn a_pattern_and_its_topics_are_paused_and_resumed() {
+    let mut world = world();
+    world.subscribe(1, 0, "a.*", "g", MANY, None).unwrap();
+    world.subscribe(2, 0, "a.x", "own", MANY, None).unwrap();
+    send(&mut world, "a.x", 1);
+    world.finish();
+    let change = |world: &mut World, name: &str, paused| {
+        let settings = TopicSettings { paused, ..TopicSettings::default() };
+        let request = world.admin(0, AdminCommand::ChangeTopic { name: name.into(), settings });
+        assert_eq!(reply(world, request), Ok(Reply::Done));
+        world.finish();
+        world.delivered.iter().map(|delivered| delivered.0).collect::<Vec<_>>()
+    };
+    let (pattern, own) = (SessionId(1), SessionId(2));
+    for (name, still_served) in [("a.*", vec![own]), ("a.x", vec![])] {
+        change(&mut world, name, true);
+        send(&mut world, "a.x", 1);
+        world.finish();
+        let served: Vec<SessionId> = world.delivered.iter().map(|delivered| delivered.0).collect();
+        assert_eq!(served, still_served, "{name} is paused");
+        let mut served = [change(&mut world, name, false), served].concat();
+        served.sort_unstable();
+        assert_eq!(served, [pattern, own], "{name} is resumed");
+    }
+}
+
+#[test]
 fn a_topic_that_is_deleted_while_it_is_searched_is_left_out_of_a_seek() {
     let mut world = world_with(Limits { cache_bytes_max: 0, ..Limits::default() }, AutoCreate::Allowed);
     // Faster than marks are set: what is between them must be read.

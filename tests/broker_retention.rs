@@ -640,6 +640,21 @@ fn what_nobody_needs_after_a_seek_is_removed() {
 }
 
 #[test]
+fn what_was_settled_in_the_middle_goes_when_it_is_not_to_be_kept_any_more() {
+    let limits = Limits { pinned_bytes_max: 1_000, ..Limits::default() };
+    let (mut world, topic) = world_with(limits, kept(KEEP));
+    world.subscribe(0, 0, "t", "g", window(100), None).unwrap();
+    publish(&mut world, topic, 100);
+    world.finish();
+    world.settle(0, 0, Settlement::Ack, range(1, 100));
+    settle_down(&mut world);
+    assert_eq!(world.broker.counts().messages, 100);
+    change_topic(&mut world, TopicSettings::default());
+    settle_down(&mut world);
+    assert_eq!(world.broker.counts().messages, 1);
+}
+
+#[test]
 fn an_offset_is_no_place_where_messages_have_priorities() {
     let (mut world, topic) = world(kept(KEEP));
     world.subscribe(0, 0, "t", "g", window(100), None).unwrap();
