@@ -100,7 +100,8 @@ impl Drop for Broker {
     }
 }
 
-fn spawn(mode: &str, address: &str, dir: &Path, options: &[(&'static str, String)]) -> io::Result<Child> {
+/// Starts a node on the store in `dir`.
+pub fn spawn(mode: &str, address: &str, dir: &Path, options: &[(&'static str, String)]) -> io::Result<Child> {
     Command::new(BATON)
         .args(["serve", "--log", "error", "--mode", mode, "--listen", address, "--store"])
         .arg(dir.join("store"))
