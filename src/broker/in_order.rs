@@ -3,7 +3,7 @@
 //! What waits to be handed out again goes before everything behind it, and until its time has come nothing behind it
 //! goes. What dies is out of the order.
 
-use super::dispatch::{Dispatch, Log};
+use super::handing_out::{Dispatch, Log};
 use super::part::Part;
 use crate::model::id::{Offset, OffsetRange};
 

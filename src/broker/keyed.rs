@@ -6,7 +6,7 @@
 use super::assignment::KeyHash;
 use super::cache::CachedChunk;
 use super::consumer::Redelivered;
-use super::dispatch::{Dispatch, Log};
+use super::handing_out::{Dispatch, Log};
 use super::keys::{Keys, Offer, behind, place};
 use super::part::Part;
 use super::sieve::Verdict;

@@ -20,6 +20,7 @@ mod explain;
 mod flights;
 mod garbage;
 mod group;
+mod handing_out;
 mod holdings;
 mod home;
 mod in_order;
