@@ -170,6 +170,35 @@ fn what_is_cleared_away_goes_only_while_the_fence_holds() {
     }
 }
 
+/// A process that was paused between its check and the removal, until later epochs had converted the store back, removed
+/// the folder `journal` whole: with all that these had confirmed.
+#[test]
+fn a_late_removal_takes_nothing_of_a_later_epoch() {
+    for from in MODES {
+        let original = Original::new(from);
+        for old in [Old::Removed, Old::Kept] {
+            let (checks, _) = convert_until(original.copy().path(), other(from), old, usize::MAX);
+            let dir = original.copy();
+            // Ends between the switch and the removal of the old store.
+            convert_until(dir.path(), other(from), old, checks).1.unwrap_err();
+            let mut checks = 0;
+            let cleared = clear(dir.path(), Epoch(3), &mut || {
+                checks += 1;
+                // What happens behind the check, and before it is known that it held.
+                let converted = newest(dir.path());
+                let back = options(dir.path(), from, 4);
+                convert(&back, &converted, Old::Removed, &mut |_| Ok(())).unwrap();
+                Ok(())
+            });
+            assert_eq!(checks, 1, "{from} {old:?}");
+            // What is not there any more cannot be put away, which ends a process that has lost.
+            assert!(cleared.is_ok() || old == Old::Kept, "{cleared:?}");
+            assert_eq!(newest(dir.path()).epoch, Epoch(4));
+            assert_eq!(serve(dir.path(), 5, &original.0.model), from);
+        }
+    }
+}
+
 /// A copy that lacks something never counts, whatever the reason.
 #[test]
 fn a_copy_that_is_not_the_same_is_not_switched_to() {

@@ -160,6 +160,10 @@ fn state_error(path: &Path) -> impl Fn(super::codec::CodecError) -> StoreError {
 /// Clears away what a conversion has left: files of the mode that the newest manifest does not name. To be called by
 /// an epoch that is claimed, before it opens the store. Does nothing where there is none.
 ///
+/// Files go by their names, which have the epoch that wrote them, and only those that were there before the fence was
+/// checked: a process that is paused behind the check, and resumed when a later epoch has converted the store back,
+/// finds nothing of that to remove. So a folder goes only once it is empty.
+///
 /// # Errors
 /// Where the fence is broken, or files cannot be removed or put away.
 pub fn clear(dir: &Path, epoch: Epoch, fence: FenceCheck<'_>) -> Result<(), StoreError> {
@@ -169,31 +173,58 @@ pub fn clear(dir: &Path, epoch: Epoch, fence: FenceCheck<'_>) -> Result<(), Stor
         remove(&came_to_nothing.path)?;
     }
     let other = other(newest.mode);
-    let files = files_of(dir, other)?;
-    if files.is_empty() {
+    let useless = files_of(dir, other)?;
+    if useless.is_empty() {
         return Ok(());
+    }
+    let mut files = Vec::new();
+    let (folders, single): (Vec<_>, Vec<_>) = useless.into_iter().partition(|path| path.is_dir());
+    files.extend(single);
+    for folder in &folders {
+        let names = disk::names(folder).map_err(io("list", folder))?;
+        files.extend(names.iter().map(|name| folder.join(name)));
     }
     fence()?;
     // Whoever wrote the manifest may have died before its name was durable, and these files are what counts without it.
     sync_dir(&dir.join("manifest"))?;
     let place = kept(dir)?.into_iter().find(|kept| (kept.mode, kept.epoch) == (other, newest.epoch));
-    for path in files {
-        match &place {
-            Some(kept) => {
-                let name = path.file_name().unwrap_or_default();
-                tracing::info!(file = %path.display(), to = %kept.path.display(), "putting the old store away");
-                fs::rename(&path, kept.path.join(name)).map_err(io("rename", &path))?;
-            }
-            None => {
-                tracing::info!(file = %path.display(), "removing what is of the other mode");
-                remove(&path)?;
-            }
+    match &place {
+        Some(kept) => put_away(dir, &folders, &files, &kept.path)?,
+        None => {
+            tracing::info!(mode = %other, files = files.len(), "removing what is of the other mode");
+            files.iter().try_for_each(|path| remove(path))?;
         }
     }
-    if let Some(kept) = place {
-        sync_dir(&kept.path)?;
+    for folder in &folders {
+        match fs::remove_dir(folder) {
+            Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) => {
+                return Err(io("remove", folder)(error));
+            }
+            _ => {}
+        }
     }
     sync_dir(dir)
+}
+
+/// Puts files of the shared directory `dir`, and of these folders in it, into `place`.
+fn put_away(dir: &Path, folders: &[PathBuf], files: &[PathBuf], place: &Path) -> Result<(), StoreError> {
+    tracing::info!(files = files.len(), to = %place.display(), "putting the old store away");
+    let to = |path: &Path| place.join(path.strip_prefix(dir).unwrap_or(path));
+    for folder in folders {
+        match fs::create_dir(to(folder)) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                return Err(io("create", &to(folder))(error));
+            }
+            _ => {}
+        }
+    }
+    for path in files {
+        fs::rename(path, to(path)).map_err(io("rename", path))?;
+    }
+    for folder in folders {
+        sync_dir(&to(folder))?;
+    }
+    sync_dir(place)
 }
 
 /// Bytes that must be free to convert the store that `manifest` names: as much again as it has, and half of that for
