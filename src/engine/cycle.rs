@@ -290,8 +290,15 @@ impl Cycle {
         }
         if idle {
             self.end_sessions();
-            return Ok(());
+        } else {
+            self.confirm();
         }
+        Ok(())
+    }
+
+    /// Lets the effects out. Everything that they depend on is durable, and the fence was checked after that. Step
+    /// `Confirm` of `tests/ha_model`.
+    fn confirm(&mut self) {
         for effect in self.output.effects.drain(..) {
             self.sending.put(effect);
         }
@@ -305,7 +312,6 @@ impl Cycle {
         for session in full {
             self.broker.handle(now, session, Command::OutputFull, &mut self.output);
         }
-        Ok(())
     }
 
     /// Makes the records durable. The broker's state has changed already, so where there is no space they are neither

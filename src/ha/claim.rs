@@ -121,7 +121,8 @@ fn known_ends(lower: &[(Epoch, Ended)]) -> Predecessors {
 pub fn claim(lock: StoreLock, candidate: Candidate) -> Result<Mastership, ClaimError> {
     lock.verify()?;
     let block = claim_next(&lock, candidate)?;
-    take_second_look(lock, block)
+    Control::of(lock.directory().path()).write(&block)?;
+    second_look(lock, block)
 }
 
 /// The epoch in which a store is made that is whole from the beginning.
@@ -156,13 +157,12 @@ pub fn found(lock: &StoreLock, candidate: Candidate) -> Result<Uuid, ClaimError>
     Ok(block.store_id)
 }
 
-/// Writes the block of an epoch that was claimed, and looks whether it is still the highest.
-fn take_second_look(lock: StoreLock, mut block: Block) -> Result<Mastership, ClaimError> {
+/// Looks whether an epoch is still the highest now that its block is written, and how the lower ones have ended. Step
+/// `SecondLook` of `tests/ha_model`.
+fn second_look(lock: StoreLock, mut block: Block) -> Result<Mastership, ClaimError> {
     let dir = lock.directory().path();
     let control = Control::of(dir);
     let mine = block.epoch;
-    control.write(&block)?;
-
     let view = View::for_claim(dir)?;
     if view.highest() > mine {
         return Err(ClaimError::Lost { mine, higher: view.highest() });
@@ -203,18 +203,24 @@ fn claim_next(lock: &StoreLock, candidate: Candidate) -> Result<Block, ClaimErro
         released_at: Timestamp(0),
     };
     for _ in 0..CLAIMS_MAX {
-        let view = View::for_claim(dir)?;
-        block.epoch = view.highest().next();
-        lock.directory().check(&view, block.epoch)?;
-        if let Some((store_id, mode)) = view.store_below(block.epoch) {
-            block = Block { state: State::Active, store_id, mode, ..block };
-        }
+        look(lock, &mut block)?;
         Control::of(dir).create()?;
         if Epochs::of(dir).claim(&block)? == Attempt::Mine {
             return Ok(block);
         }
     }
     Err(ClaimError::Contended)
+}
+
+/// Looks for the number after the highest there is, and for the store. Step `Look` of `tests/ha_model`.
+fn look(lock: &StoreLock, block: &mut Block) -> Result<(), ClaimError> {
+    let view = View::for_claim(lock.directory().path())?;
+    block.epoch = view.highest().next();
+    lock.directory().check(&view, block.epoch)?;
+    if let Some((store_id, mode)) = view.store_below(block.epoch) {
+        (block.state, block.store_id, block.mode) = (State::Active, store_id, mode);
+    }
+    Ok(())
 }
 
 impl Mastership {
@@ -295,7 +301,8 @@ impl Mastership {
         self.release_epoch(read).map(drop)
     }
 
-    /// As [`release`](Self::release), but keeps the lock: for the next epoch of this process.
+    /// As [`release`](Self::release), but keeps the lock: for the next epoch of this process. Steps `CheckRelease` and
+    /// `Release` of `tests/ha_model`.
     ///
     /// # Errors
     /// As for [`release`](Self::release).
@@ -357,6 +364,12 @@ mod tests {
     /// A claim by somebody whose lock excludes nobody.
     fn claimed(dir: &tempfile::TempDir, candidate: Candidate) -> Mastership {
         claim(StoreLock::lying(&open(dir)), candidate).unwrap()
+    }
+
+    /// What follows on the claim of an epoch.
+    fn write_block_and_look(lock: StoreLock, block: Block) -> Result<Mastership, ClaimError> {
+        Control::of(lock.directory().path()).write(&block)?;
+        second_look(lock, block)
     }
 
     fn is_superseded(mastership: &Mastership, by: u64) -> bool {
@@ -544,7 +557,7 @@ mod tests {
         Epochs::of(dir.path()).claim(&first).unwrap();
         Control::of(dir.path()).write(&first).unwrap();
         let slow = Block { epoch: Epoch(2), ..slow };
-        let mastership = take_second_look(StoreLock::lying(&open(&dir)), slow).unwrap();
+        let mastership = write_block_and_look(StoreLock::lying(&open(&dir)), slow).unwrap();
         assert_eq!((mastership.epoch(), mastership.store_id()), (Epoch(2), Uuid::nil()));
         assert_eq!(block(dir.path(), 2).store_id, Uuid::nil());
         assert_eq!(block(dir.path(), 2).state, State::Active);
@@ -558,13 +571,13 @@ mod tests {
             let mine = claim_next(&StoreLock::lying(&directory), candidate(Mode::File)).unwrap();
             fs::create_dir_all(dir.path().join(higher)).unwrap();
             fs::write(dir.path().join(higher).join(format!("{:020}", 5)), b"").unwrap();
-            let lost = take_second_look(StoreLock::lying(&directory), mine);
+            let lost = write_block_and_look(StoreLock::lying(&directory), mine);
             assert!(matches!(lost, Err(ClaimError::Lost { mine: Epoch(1), higher: Epoch(5) })), "{lost:?}");
         }
         let dir = tempfile::tempdir().unwrap();
         let mine = claim_next(&StoreLock::lying(&open(&dir)), candidate(Mode::File)).unwrap();
         Control::of(dir.path()).write(&Block { epoch: Epoch(3), ..mine.clone() }).unwrap();
-        let lost = take_second_look(StoreLock::lying(&open(&dir)), mine);
+        let lost = write_block_and_look(StoreLock::lying(&open(&dir)), mine);
         assert!(matches!(lost, Err(ClaimError::Lost { higher: Epoch(3), .. })), "{lost:?}");
     }
 

@@ -148,7 +148,7 @@ impl Control {
     }
 
     /// Writes the block of `block.epoch`; when it returns the block is durable. Only the owner of the epoch may. A
-    /// file that vanished is not made again.
+    /// file that vanished is not made again. Step `WriteBlock` of `tests/ha_model`.
     ///
     /// # Errors
     /// Where it cannot be written; what is on disk is then not known and the process must end.

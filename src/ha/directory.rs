@@ -158,7 +158,7 @@ impl Directory {
         &self.path
     }
 
-    /// One attempt to lock the store; never waits, changes nothing.
+    /// One attempt to lock the store; never waits, changes nothing. Step `TryLock` of `tests/ha_model`.
     ///
     /// # Errors
     /// Where it is not known whether the lock is free.

@@ -48,7 +48,7 @@ impl Epochs {
         highest_name(&self.folder)
     }
 
-    /// Claims `block.epoch`. When it returns [`Attempt::Mine`] the claim is durable.
+    /// Claims `block.epoch`. When it returns [`Attempt::Mine`] the claim is durable. Step `Claim` of `tests/ha_model`.
     ///
     /// # Errors
     /// Where a system call fails. The number is then used up or not; the next attempt takes a higher one.

@@ -82,7 +82,7 @@ impl Fence {
         }
     }
 
-    /// Makes sure that no higher epoch existed when it was called.
+    /// Makes sure that no higher epoch existed when it was called. Step `Check` of `tests/ha_model`.
     ///
     /// # Errors
     /// Where one exists, or that cannot be found out.

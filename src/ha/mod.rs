@@ -14,7 +14,7 @@
 //! Why that is enough. A claimer writes its block durably and only then reads the records of older epochs. A master
 //! confirms a record only after a check that started after the record's sync and found no block behind its own. So
 //! either the check sees the claimer's block and nothing is confirmed, or it came before that block, and then the
-//! claimer reads the record. No clock is needed, and no lock; `tests/ha_model.rs` tries every order of the steps.
+//! claimer reads the record. No clock is needed, and no lock; `tests/ha_model` tries every order of the steps.
 //!
 //! This layer knows nothing of records, connections, tasks or settings. Nothing here deletes, renames or truncates a
 //! file. Every read is of a freshly opened file, never through a handle from before.

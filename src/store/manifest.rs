@@ -52,7 +52,8 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// The manifest of the highest epoch below or at `epoch`; `None` where there is none.
+    /// The manifest of the highest epoch below or at `epoch`; `None` where there is none. Step `ReadManifest` of
+    /// `tests/ha_model`.
     ///
     /// # Errors
     /// Where the directory or the file cannot be read, the file is damaged or newer, or there is a manifest of a
@@ -150,7 +151,7 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Writes the manifest; when it returns it is durable.
+    /// Writes the manifest; when it returns it is durable. Step `WriteManifest` of `tests/ha_model`.
     ///
     /// # Errors
     /// Where it cannot be written; the process must end.

@@ -73,7 +73,8 @@ pub(super) fn check_none_lost(own: &Path, epoch: Epoch) -> Result<(), StoreError
 }
 
 /// Removes the files of lower epochs but those of the database in use, and their manifests. The manifest that names it
-/// is durable, and the fence was checked after it: nobody who claims an epoch from now on reads an older manifest.
+/// is durable, and the fence was checked after it: nobody who claims an epoch from now on reads an older manifest. Step
+/// `Remove` of `tests/ha_model`.
 ///
 /// # Errors
 /// Where a directory cannot be listed, or a file not be removed.

@@ -113,6 +113,7 @@ impl DatabaseStore {
         let snapshot = catalog.snapshot.clone();
         let manifest =
             Manifest { epoch: *epoch, mode: Mode::Database, sealed: Vec::new(), database: Some(name) };
+        // Step `CheckManifest` of `tests/ha_model`.
         fence()?;
         if let Some(unserved) = unserved {
             unserved.keep();
@@ -150,6 +151,7 @@ impl DatabaseStore {
         done
     }
 
+    /// Steps `Append` and `Sync` of `tests/ha_model`.
     fn commit_records(&mut self, records: &[Record]) -> Result<(), StoreError> {
         let bytes = self.published_bytes(records);
         self.space.spend(COPIES * bytes);

@@ -48,7 +48,7 @@ const COMPARED: usize = 256 * 1024;
 
 /// Makes an old database that nobody else can write ready for a new epoch: everything that was committed is in the
 /// database file, and its write-ahead log is a new file. On a full disk the log is kept, cut where its commits end,
-/// so that there is a master that can drain it.
+/// so that there is a master that can drain it. Step `Recover` of `tests/ha_model`.
 ///
 /// # Errors
 /// Where it is missing, damaged, of a newer format, or cannot be written.
@@ -124,7 +124,8 @@ pub(super) fn check_space(dir: &Path, name: &str, predecessors: &Predecessors) -
 }
 
 /// Copies the database `old` that somebody may still write to `new`; when it returns the copy is durable, and the
-/// fence has held since its last read. On an error a part of it may be there.
+/// fence has held since its last read. On an error a part of it may be there. Step `Copy` of `tests/ha_model`, which has
+/// a model of its own for the order of the readings.
 ///
 /// # Errors
 /// Where the fence is broken, the old one is missing or cannot be read, or the new one cannot be written.

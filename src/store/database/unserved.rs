@@ -78,7 +78,8 @@ pub(super) fn abandoned(
     Ok(paths)
 }
 
-/// Removes the copies of lower epochs that never served, which a killed takeover leaves behind: see [`abandoned`].
+/// Removes the copies of lower epochs that never served, which a killed takeover leaves behind: see [`abandoned`]. Steps
+/// `CheckAbandoned` and `RemoveAbandoned` of `tests/ha_model`.
 ///
 /// # Errors
 /// Where the fence is broken, or the files cannot be removed.

@@ -76,7 +76,8 @@ pub struct CheckpointBody {
 }
 
 impl CheckpointBody {
-    /// Writes the checkpoint. When it returns, it is durable. Answers its bytes.
+    /// Writes the checkpoint. When it returns, it is durable. Answers its bytes. Step `WriteCheckpoint` of
+    /// `tests/ha_model`.
     ///
     /// # Errors
     /// [`StoreError::Full`] where there is no space, with nothing left behind.

@@ -26,7 +26,7 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// Lists the folder; it is empty where it does not exist.
+    /// Lists the folder; it is empty where it does not exist. Step `ListFolder` of `tests/ha_model`.
     ///
     /// # Errors
     /// Where it cannot be listed.

@@ -303,6 +303,7 @@ impl Journal {
     }
 
     /// Writes and syncs the entry whose heads are in `front`, behind room for its head.
+    /// Writes an entry behind the last one and syncs it. Steps `Append` and `Sync` of `tests/ha_model`.
     fn append(&mut self, kind: Kind, blocks: &[&Bytes], blocks_bytes: u64) -> Result<(), StoreError> {
         let heads = &self.front[ENTRY_HEAD_BYTES..];
         let head = EntryHead {

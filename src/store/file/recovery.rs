@@ -263,7 +263,8 @@ impl Recovery {
         Ok(())
     }
 
-    /// Applies what counts of an epoch: all of it, or what is behind a checkpoint. Answers how far it counts.
+    /// Applies what counts of an epoch: all of it, or what is behind a checkpoint. Answers how far it counts. Step
+    /// `ApplyEpoch` of `tests/ha_model`, for the epoch that wrote the newest manifest.
     fn apply_epoch(&mut self, epoch: Epoch, from: Option<(Position, u32)>) -> Result<Sealed, StoreError> {
         let accepted = self.accepted(epoch);
         let first = SegmentId { epoch, number: 1 };

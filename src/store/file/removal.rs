@@ -55,7 +55,7 @@ pub enum Rest {
 }
 
 impl Removal {
-    /// Removes them, a few at a time.
+    /// Removes them, a few at a time. Step `Remove` of `tests/ha_model`.
     ///
     /// # Errors
     /// Where one cannot be removed.

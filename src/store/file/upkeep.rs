@@ -186,7 +186,7 @@ impl Upkeep {
         if self.is_checkpoint_due(shared) {
             worker.begin(self.checkpoint(shared, journal, snapshot))
         } else if self.is_removal_due(shared) {
-            // What makes it right may have been noted only after the last check.
+            // What makes it right may have been noted only after the last check. Step `CheckRemoval` of `tests/ha_model`.
             fence()?;
             worker.begin(self.removal(shared))
         } else if self.compaction.is_due(shared, self.pressure) {
