@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use rustix::path::Arg;
+use serde::{Deserialize, Serialize};
 
 use super::block::{BLOCK_BYTES, Block, HEAD_BYTES, head, is_zero};
 use super::control::{epoch_at, position_of};
@@ -23,7 +25,8 @@ use crate::disk;
 use crate::model::id::Epoch;
 
 /// How a check gets at bytes that another host may just have written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum FenceRead {
     /// Opens the file anew. Right where an open drops what the page cache has of the file (NFS, FUSE), and on a file
     /// system of this host.
@@ -31,6 +34,29 @@ pub enum FenceRead {
     Reopen,
     /// Opens it anew and reads past the page cache. Some file systems refuse that, with an error.
     Direct,
+}
+
+impl FenceRead {
+    fn open(self, path: impl Arg) -> Result<OwnedFd, Errno> {
+        let direct = match self {
+            Self::Reopen => OFlags::empty(),
+            Self::Direct => OFlags::DIRECT,
+        };
+        rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC | direct, Mode::empty())
+    }
+
+    /// Reads up to a block from `at` on, in the way in which a check reads the control file: what makes the one stale
+    /// makes the other stale. Shorter where the file ends.
+    ///
+    /// # Errors
+    /// Where the file cannot be read, or not in this way.
+    pub fn block(self, path: &Path, at: u64) -> io::Result<Vec<u8>> {
+        let file = self.open(path)?;
+        let length = disk::length(&file)?;
+        let mut buffer = Buffer::new();
+        let filled = buffer.fill(&file, at, length)?;
+        Ok(buffer.window()[..filled.min(BLOCK_BYTES)].to_vec())
+    }
 }
 
 /// What a check found. In each case the process must end without touching the store.
@@ -87,13 +113,7 @@ impl Fence {
     /// # Errors
     /// Where one exists, or that cannot be found out.
     pub fn check(&mut self) -> Result<(), FenceError> {
-        let direct = match self.read {
-            FenceRead::Reopen => OFlags::empty(),
-            FenceRead::Direct => OFlags::DIRECT,
-        };
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | direct;
-        let file =
-            rustix::fs::open(&self.path, flags, Mode::empty()).map_err(|errno| self.io("open", errno))?;
+        let file = self.read.open(&self.path).map_err(|errno| self.io("open", errno))?;
         // The length first: it also makes a mount forget what it holds of an older, shorter file.
         let length = disk::length(&file).map_err(|errno| self.io("look at", errno))?;
         let mut at = self.position;
@@ -117,21 +137,8 @@ impl Fence {
         higher.map_or(Ok(()), |epoch| Err(FenceError::Superseded(epoch)))
     }
 
-    /// Reads from `at` on until the window is full or the file ends, at `length` or, where it grew, behind it.
     fn fill(&mut self, file: &OwnedFd, at: u64, length: u64) -> Result<usize, FenceError> {
-        let mut filled = 0;
-        loop {
-            let window = &mut self.buffer.window_mut()[filled..];
-            match rustix::io::pread(file, window, at + filled as u64) {
-                Ok(0) => return Ok(filled),
-                Ok(bytes) => filled += bytes,
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(self.io("read", errno)),
-            }
-            if filled == WINDOW_BYTES || at + filled as u64 >= length {
-                return Ok(filled);
-            }
-        }
+        self.buffer.fill(file, at, length).map_err(|errno| self.io("read", errno))
     }
 
     fn damaged(&self) -> FenceError {
@@ -163,6 +170,22 @@ impl Buffer {
         let bytes = vec![0; WINDOW_BYTES + BLOCK_BYTES].into_boxed_slice();
         let start = bytes.as_ptr().align_offset(BLOCK_BYTES);
         Self { bytes, start }
+    }
+
+    /// Reads from `at` on until the window is full or the file ends, at `length` or, where it grew, behind it.
+    fn fill(&mut self, file: &OwnedFd, at: u64, length: u64) -> Result<usize, Errno> {
+        let mut filled = 0;
+        loop {
+            match rustix::io::pread(file, &mut self.window_mut()[filled..], at + filled as u64) {
+                Ok(0) => return Ok(filled),
+                Ok(bytes) => filled += bytes,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+            }
+            if filled == WINDOW_BYTES || at + filled as u64 >= length {
+                return Ok(filled);
+            }
+        }
     }
 
     fn window(&self) -> &[u8] {

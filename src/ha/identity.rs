@@ -108,6 +108,12 @@ impl Here {
         })
     }
 
+    /// The boot of the kernel.
+    #[must_use]
+    pub fn boot(&self) -> Uuid {
+        self.boot
+    }
+
     /// Whether `process` is certainly dead. `false` means "perhaps alive".
     #[must_use]
     pub fn knows_dead(&self, process: &Identity) -> bool {

@@ -66,11 +66,8 @@ impl StoreLock {
     /// One attempt; never waits.
     pub(super) fn attempt(directory: &Directory) -> Result<LockAttempt, LockError> {
         let lock = Self::open(directory)?;
-        // By its full name: `File` has methods of the same name of its own.
-        match fs2::FileExt::try_lock_exclusive(&lock.file) {
-            Ok(()) => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(LockAttempt::Held),
-            Err(source) => return Err(io("lock", &lock.path)(source)),
+        if !try_exclusive(&lock.file, &lock.path)? {
+            return Ok(LockAttempt::Held);
         }
         lock.verify()?;
         Ok(LockAttempt::Acquired(lock))
@@ -118,6 +115,28 @@ impl StoreLock {
     }
 }
 
+/// A lock of the same kind on any other file, to try out what locks are worth on a file system. Held until this is
+/// dropped.
+#[derive(Debug)]
+pub struct FileLock(File);
+
+impl FileLock {
+    /// One attempt to lock the file at `path`, which exists; never waits. `None` where another one holds its lock.
+    ///
+    /// # Errors
+    /// Where it is not known whether the lock is free.
+    pub fn attempt(path: &Path) -> Result<Option<Self>, LockError> {
+        let file = OpenOptions::new().read(true).write(true).open(path).map_err(io("open", path))?;
+        Ok(try_exclusive(&file, path)?.then_some(Self(file)))
+    }
+
+    /// The file whose lock is held, open for writing.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.0
+    }
+}
+
 /// What became of an attempt to keep masters away.
 #[derive(Debug)]
 pub enum ReadLockAttempt {
@@ -161,6 +180,16 @@ pub(super) fn create(dir: &Path) -> Result<(), LockError> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false);
     options.open(&path).map(drop).map_err(io("open for writing", &path))
+}
+
+/// Whether the lock is held from now on; `false` where another process holds it.
+fn try_exclusive(file: &File, path: &Path) -> Result<bool, LockError> {
+    // By its full name: `File` has methods of the same name of its own.
+    match fs2::FileExt::try_lock_exclusive(file) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(false),
+        Err(source) => Err(io("lock", path)(source)),
+    }
 }
 
 fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LockError {
