@@ -8,6 +8,7 @@ use fuser::Errno;
 /// What may fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
+    Read,
     Write,
     Sync,
     Rename,
@@ -22,6 +23,8 @@ pub enum Effect {
     Fails(Errno),
     /// Half of it is written.
     IsShort,
+    /// It reads what the first one that was struck has read there.
+    IsStale,
     /// It waits until [`Faults::clear`], and is done then.
     Stalls,
 }

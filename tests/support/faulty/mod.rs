@@ -1,5 +1,5 @@
-//! A disk with faults: a mount of a folder through which the n-th write, sync, rename, creation or removal fails, is
-//! cut short, or waits.
+//! A disk with faults: a mount of a folder through which the n-th read, write, sync, rename, creation or removal fails, is
+//! cut short, is stale, or waits.
 //!
 //! After a sync that failed, what was written to the file since its last good sync is gone, as it is where a disk has
 //! failed under the cache of the system: a second sync would say yes to nothing. Nothing is cached by the kernel, so

@@ -34,6 +34,8 @@ struct Files {
     open: HashMap<u64, Open>,
     /// What would be undone where a sync fails, for each file, latest last.
     unsynced: HashMap<u64, Vec<Undo>>,
+    /// What stale reads go on reading, by file and place.
+    stale: HashMap<(u64, u64), Vec<u8>>,
     /// The last number that was given to a file or an open one.
     last: u64,
 }
@@ -58,6 +60,7 @@ impl Passthrough {
             numbers: HashMap::from([(real.to_owned(), INodeNo::ROOT.0)]),
             open: HashMap::new(),
             unsynced: HashMap::new(),
+            stale: HashMap::new(),
             last: INodeNo::ROOT.0,
         };
         Self { faults, files: Mutex::new(files) }
@@ -71,7 +74,7 @@ impl Passthrough {
     fn unless_struck(&self, operation: Operation, path: &Path) -> io::Result<MutexGuard<'_, Files>> {
         match self.faults.strike(operation, path) {
             Some(Effect::Fails(number)) => Err(error(number)),
-            Some(Effect::IsShort | Effect::Stalls) | None => Ok(self.files()),
+            Some(Effect::IsShort | Effect::IsStale | Effect::Stalls) | None => Ok(self.files()),
         }
     }
 
@@ -80,12 +83,31 @@ impl Passthrough {
         let count = match self.faults.strike(Operation::Write, &path) {
             Some(Effect::Fails(number)) => return Err(error(number)),
             Some(Effect::IsShort) => data.len().div_ceil(2),
-            Some(Effect::Stalls) | None => data.len(),
+            Some(Effect::IsStale | Effect::Stalls) | None => data.len(),
         };
         let mut files = self.files();
         files.remember(&open, at, count as u64)?;
         open.file.write_all_at(&data[..count], at)?;
         Ok(count)
+    }
+
+    fn read_from(&self, handle: FileHandle, at: u64, size: u32) -> io::Result<Vec<u8>> {
+        let (open, path) = self.files().opened(handle)?;
+        let struck = self.faults.strike(Operation::Read, &path);
+        let mut bytes = vec![0; size as usize];
+        let mut count = 0;
+        while count < bytes.len() {
+            match open.file.read_at(&mut bytes[count..], at + count as u64)? {
+                0 => break,
+                more => count += more,
+            }
+        }
+        bytes.truncate(count);
+        match struck {
+            Some(Effect::Fails(number)) => Err(error(number)),
+            Some(Effect::IsStale) => Ok(self.files().stale.entry((open.number, at)).or_insert(bytes).clone()),
+            Some(Effect::IsShort | Effect::Stalls) | None => Ok(bytes),
+        }
     }
 
     fn sync(&self, handle: FileHandle) -> io::Result<()> {
@@ -375,20 +397,7 @@ impl Filesystem for Passthrough {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let read = || {
-            let (open, _) = self.files().opened(handle)?;
-            let mut bytes = vec![0; size as usize];
-            let mut count = 0;
-            while count < bytes.len() {
-                match open.file.read_at(&mut bytes[count..], offset + count as u64)? {
-                    0 => break,
-                    more => count += more,
-                }
-            }
-            bytes.truncate(count);
-            Ok::<_, io::Error>(bytes)
-        };
-        answer!(read(), reply, |bytes| reply.data(&bytes));
+        answer!(self.read_from(handle, offset, size), reply, |bytes| reply.data(&bytes));
     }
 
     fn write(
