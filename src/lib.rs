@@ -3,6 +3,7 @@
 //! The layers, each using only those below it; `docs/architecture.md` says what each deliberately does not know.
 //!
 //! * [`node`]: the role of a process, standby to master to end.
+//! * [`check`]: whether a directory is fit to be shared.
 //! * [`offline`]: work on stores that no node serves.
 //! * [`server`]: listeners and connections.
 //! * [`client`]: the client library. Start here to publish and consume.
@@ -18,6 +19,7 @@
 #![warn(clippy::unwrap_used)]
 
 pub mod broker;
+pub mod check;
 pub mod client;
 pub mod config;
 pub mod disk;

@@ -1,5 +1,7 @@
 //! `docs/limits.md` says what the code says. `BATON_BLESS=1 cargo test --test limits_document` writes it anew.
 
+use batonmq::check::peer::LINE_BYTES_MAX;
+use batonmq::check::remembered::BYTES_MAX as RESULTS_BYTES_MAX;
 use batonmq::config::value::size_text;
 use batonmq::model::limits::{
     BACKUP_IDLE_SECONDS, BACKUP_PART_BYTES, BACKUPS_MAX, BROWSE_READS_MAX, BROWSED_BYTES_MAX, BROWSES_MAX,
@@ -206,6 +208,16 @@ fn document() -> String {
             "seconds since the last check of the fence, beyond `poll_interval`",
             FENCE_AGE_MAX.as_secs() as usize,
             "clients are sent away, and new ones told that the node is not master, until the storage answers",
+        ),
+        (
+            "bytes of a line between two `baton store check`",
+            LINE_BYTES_MAX,
+            "the check ends: what is at the other end is no checker",
+        ),
+        (
+            "bytes of the results of checks that stay in a directory",
+            RESULTS_BYTES_MAX as usize,
+            "they are not read, and the node warns",
         ),
     ] {
         text += &format!("| {limit} | {value} | {hit} |\n");
