@@ -107,6 +107,23 @@ fn what_is_said_about_looking_after_the_store_works_as_it_stands() {
 }
 
 #[test]
+fn what_is_said_about_shared_storage_works_as_it_stands() {
+    // What comes before it there is for the root of two hosts.
+    let operations = include_str!("../docs/operations.md").split("### Checking it").nth(1);
+    for text in [include_str!("../README.md"), operations.expect("a part about checking")] {
+        let blocks = blocks(text);
+        let is_about = |steps: &&Vec<Step>| steps[0].command.starts_with("baton store check");
+        let about = blocks.iter().find(is_about).expect("a block about shared storage");
+        // On a disk: storage in memory is found unfit.
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let store = dir.path().join("store");
+        std::fs::create_dir(&store).unwrap();
+        let address = free_address();
+        run(about, dir.path(), &[("/srv/baton", store.to_str().unwrap()), ("10.0.0.1:7472", &address)], &[]);
+    }
+}
+
+#[test]
 fn what_is_said_about_dead_letters_works_as_it_stands() {
     let blocks = blocks(include_str!("../README.md"));
     let is_about =

@@ -15,8 +15,10 @@ Exit codes:
   0    done; for publish: everything was confirmed
   1    failed; the reason is on standard error
   2    the command line or the configuration is wrong; nothing was done
-  3    no master was reached, nothing moved, or no reply came, within --timeout
+  3    no master (store check: no other checker) was reached, nothing moved, or no reply came, within --timeout
   4    store salvage: the new store is made, and something is lost
+  5    store check: the directory is unfit
+  6    store check: doubts are left
   130  stopped by Ctrl-C (143: by SIGTERM) after settling what was finished";
 
 /// An end that has an exit code of its own.
@@ -31,6 +33,12 @@ pub enum End {
     /// What was asked for is done, without what is lost. Code 4.
     #[error("{0}")]
     Lost(String),
+    /// The directory was checked and is unfit, as was said. Code 5, without a word.
+    #[error("unfit")]
+    Unfit,
+    /// The directory was checked and doubts are left, as was said. Code 6, without a word.
+    #[error("doubtful")]
+    Doubtful,
     /// Whoever reads standard output has gone. Code 0, without a word.
     #[error("standard output was closed")]
     OutputClosed,
@@ -47,6 +55,8 @@ pub fn code(result: anyhow::Result<()>) -> ExitCode {
     let code = match error.downcast_ref::<End>() {
         Some(End::OutputClosed) => return ExitCode::SUCCESS,
         Some(End::Signal(number)) => return ExitCode::from(128 + number),
+        Some(End::Unfit) => return ExitCode::from(5),
+        Some(End::Doubtful) => return ExitCode::from(6),
         Some(End::Usage(_)) => 2,
         Some(End::TimedOut(_)) => 3,
         Some(End::Lost(_)) => 4,

@@ -77,6 +77,7 @@ static SINGLE: &[NodeKey] = keys! {
     };
     "create_store": |draft, text| draft.config.create_store = value::switch(text)?;
     "store_id": |draft, text| draft.config.store_id = Some(value::id(text)?);
+    "allow_unfit_storage": |draft, text| draft.config.allow_unfit_storage = value::switch(text)?;
     "advertise": |draft, text| draft.advertise = Some(value::host(text)?);
     "allow_anonymous": |draft, text| draft.config.allow_anonymous = value::switch(text)?;
     "poll_interval": |draft, text| draft.config.poll_interval = value::duration(text)?;

@@ -46,6 +46,8 @@ pub struct Config {
     pub create_store: bool,
     /// Identity of the store that must be there; with it no store is ever created.
     pub store_id: Option<Uuid>,
+    /// Whether the node starts on storage that `baton store check` has found unfit.
+    pub allow_unfit_storage: bool,
     /// Addresses on which clients are served.
     pub listen: Vec<SocketAddr>,
     /// The address under which clients and the other node reach this one; `None` for the first of `listen`.
@@ -83,6 +85,7 @@ impl Config {
             keep_converted: KeepConverted::No,
             create_store: false,
             store_id: None,
+            allow_unfit_storage: false,
             listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, CLIENT_PORT))],
             advertise: None,
             allow_anonymous: false,

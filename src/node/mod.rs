@@ -22,10 +22,12 @@ mod guard;
 mod master;
 mod service_manager;
 mod standby;
+mod storage;
 mod watch;
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -63,6 +65,19 @@ pub enum NodeError {
     /// The shared directory cannot be used.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
+    /// The storage was found unfit.
+    #[error(
+        "the check found the storage of {} unfit: {found}; mend it and run `baton store check {}` again, on both hosts \
+         with --listen and --peer, or set allow_unfit_storage = true to go on nevertheless",
+        path.display(),
+        path.display()
+    )]
+    Unfit {
+        /// The shared directory.
+        path: PathBuf,
+        /// What was found.
+        found: String,
+    },
     /// The lock cannot be had, for another reason than that another process holds it.
     #[error(transparent)]
     Lock(#[from] LockError),
@@ -157,6 +172,7 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
     // Last, because it may make something: the directory and the lock file.
     let create = if config.create_store { Create::Allowed } else { Create::Refused };
     let directory = Directory::open(&config.store, create, config.store_id)?;
+    storage::heed(&directory, &config)?;
     let first = Standing {
         role: Role::Standby,
         epoch: Epoch(0),

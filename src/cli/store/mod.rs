@@ -1,6 +1,7 @@
 //! `baton store`: what concerns the store as a whole.
 
 mod backup;
+mod check;
 mod convert;
 mod dump;
 mod query;
@@ -11,9 +12,12 @@ mod verify;
 
 use clap::Subcommand;
 
-/// The store as a whole: ask it, back it up, convert it, look for damage
+/// The store as a whole: check the storage, ask it, back it up, convert it, look for damage
 #[derive(Debug, Subcommand)]
 pub enum StoreCommand {
+    Check(check::CheckArgs),
+    #[command(name = check::HOLD_LOCK, hide = true)]
+    HoldLock(check::HoldLockArgs),
     Query(query::QueryArgs),
     Backup(backup::BackupArgs),
     Restore(restore::RestoreArgs),
@@ -27,6 +31,8 @@ pub enum StoreCommand {
 /// Runs it.
 pub fn run(command: StoreCommand) -> anyhow::Result<()> {
     match command {
+        StoreCommand::Check(args) => check::run(&args),
+        StoreCommand::HoldLock(args) => check::hold_lock(&args),
         StoreCommand::Query(args) => query::run(args),
         StoreCommand::Backup(args) => backup::run(&args),
         StoreCommand::Restore(args) => restore::run(&args),
