@@ -566,7 +566,7 @@ mod tests {
         }
         assert!(decode_heads(&[0, 0]).unwrap().is_empty());
         assert!(matches!(decode_heads(&[0, 3]), Err(CodecError::Trailing(1))));
-        assert!(matches!(decode_heads(&[20]), Err(CodecError::Tag(20))));
+        assert!(matches!(decode_heads(&[21]), Err(CodecError::Tag(21))));
         assert!(matches!(decode::<u8>(&[1, 2]), Err(CodecError::Trailing(1))));
         // A length that no memory has.
         assert!(decode_heads(b"\x09\x02\xfd\xff\xff\xff\xff\xff\xff\xff\x7f").is_err());
