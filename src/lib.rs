@@ -6,6 +6,7 @@
 //! * [`check`]: whether a directory is fit to be shared.
 //! * [`offline`]: work on stores that no node serves.
 //! * [`server`]: listeners and connections.
+//! * [`admin`]: HTTP for operators and their monitoring.
 //! * [`client`]: the client library. Start here to publish and consume.
 //! * [`engine`]: the one owner of broker and store: group commit, fence, effects.
 //! * [`broker`]: topics, groups, consumers and producers, as a pure state machine.
@@ -18,6 +19,7 @@
 
 #![warn(clippy::unwrap_used)]
 
+pub mod admin;
 pub mod broker;
 pub mod check;
 pub mod client;

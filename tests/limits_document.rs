@@ -1,19 +1,20 @@
 //! `docs/limits.md` says what the code says. `BATON_BLESS=1 cargo test --test limits_document` writes it anew.
 
+use batonmq::admin::{CONNECTION_MAX, HEAD_BYTES_MAX, HEAD_MAX, HEADERS_MAX};
 use batonmq::check::peer::LINE_BYTES_MAX;
 use batonmq::check::remembered::BYTES_MAX as RESULTS_BYTES_MAX;
 use batonmq::config::value::size_text;
 use batonmq::model::limits::{
-    BACKUP_IDLE_SECONDS, BACKUP_PART_BYTES, BACKUPS_MAX, BROWSE_READS_MAX, BROWSED_BYTES_MAX, BROWSES_MAX,
-    BROWSES_PER_CONNECTION_MAX, FILES_RESERVED, FILTER_BYTES_MAX, FILTER_DEPTH_MAX, FILTER_LIST_MAX,
-    FILTER_NODES_MAX, FILTER_PATTERN_RUN_MAX, GREETINGS_MAX, HEADER_COUNT_MAX, HEADER_NAME_BYTES_MAX,
-    KEY_BYTES_MAX, LAST_VALUE_RANGES_MAX, LAST_VALUE_TOMBSTONE_MS, LETTERS_MAX, LIMITS, LISTED_MAX,
-    LOADED_BYTES_MAX, LimitRow, Limits, NAME_BYTES_MAX, PRIORITY_MAX, PUBLISH_PARTS_MAX, QUERIES_MAX,
-    QUERY_BYTES_MAX, QUERY_COLUMNS_MAX, QUERY_ROWS_MAX, QUERY_SECONDS_MAX, QUERY_TEXT_BYTES_MAX,
-    QUERY_VALUE_BYTES_MAX, REPLAYS_MAX, ROUTE_COPIES_MAX, ROUTE_STEPS_MAX, ROUTE_TARGETS_MAX,
-    TRANSACTION_RANGES_MAX, TRANSACTION_SETTLEMENTS_MAX, WATCHES_MAX,
+    ADMIN_CONNECTIONS_MAX, BACKUP_IDLE_SECONDS, BACKUP_PART_BYTES, BACKUPS_MAX, BROWSE_READS_MAX,
+    BROWSED_BYTES_MAX, BROWSES_MAX, BROWSES_PER_CONNECTION_MAX, FILES_RESERVED, FILTER_BYTES_MAX,
+    FILTER_DEPTH_MAX, FILTER_LIST_MAX, FILTER_NODES_MAX, FILTER_PATTERN_RUN_MAX, GREETINGS_MAX,
+    HEADER_COUNT_MAX, HEADER_NAME_BYTES_MAX, KEY_BYTES_MAX, LAST_VALUE_RANGES_MAX, LAST_VALUE_TOMBSTONE_MS,
+    LETTERS_MAX, LIMITS, LISTED_MAX, LOADED_BYTES_MAX, LimitRow, Limits, NAME_BYTES_MAX, PRIORITY_MAX,
+    PUBLISH_PARTS_MAX, QUERIES_MAX, QUERY_BYTES_MAX, QUERY_COLUMNS_MAX, QUERY_ROWS_MAX, QUERY_SECONDS_MAX,
+    QUERY_TEXT_BYTES_MAX, QUERY_VALUE_BYTES_MAX, REPLAYS_MAX, ROUTE_COPIES_MAX, ROUTE_STEPS_MAX,
+    ROUTE_TARGETS_MAX, TRANSACTION_RANGES_MAX, TRANSACTION_SETTLEMENTS_MAX, WATCHES_MAX,
 };
-use batonmq::protocol::frame::HEAD_BYTES_MAX;
+use batonmq::protocol::frame::HEAD_BYTES_MAX as FRAME_HEAD_BYTES_MAX;
 use batonmq::server::{FENCE_AGE_MAX, HANDSHAKE_MAX, STALLED_MIN};
 
 const HEAD: &str = "\
@@ -25,7 +26,7 @@ and on the wire. A limit that is reached refuses or slows down what reached it; 
 
 Every connection is an open file, and a node without one left cannot check that it is master. At its start `baton
 serve` raises the soft limit of the process (`ulimit -Sn`) to the hard one (`ulimit -Hn`, `LimitNOFILE=` of a systemd
-service). It needs `connections_max` + 130 files. Where the hard limit is lower, a `connections_max` that was configured
+service). It needs `connections_max` + 162 files. Where the hard limit is lower, a `connections_max` that was configured
 keeps the node from starting, and the default is lowered to what fits, with a warning in the log.
 
 ## Configurable
@@ -100,7 +101,7 @@ fn document() -> String {
         ),
         (
             "bytes of a frame's head, that is without messages",
-            HEAD_BYTES_MAX,
+            FRAME_HEAD_BYTES_MAX,
             "the connection is closed with `protocol`",
         ),
         (
@@ -188,6 +189,27 @@ fn document() -> String {
             "connections beyond all those that wait to be told that there are too many",
             GREETINGS_MAX as usize,
             "a further one is not accepted until one of them has ended",
+        ),
+        (
+            "connections to the admin address",
+            ADMIN_CONNECTIONS_MAX,
+            "a further one is not accepted until one of them has ended",
+        ),
+        (
+            "bytes of line and headers of a request to the admin address, about",
+            HEAD_BYTES_MAX,
+            "the connection is closed",
+        ),
+        ("headers of a request to the admin address", HEADERS_MAX, "the connection is closed"),
+        (
+            "seconds for line and headers of a request to the admin address",
+            HEAD_MAX.as_secs() as usize,
+            "the connection is closed",
+        ),
+        (
+            "seconds that a connection to the admin address lasts",
+            CONNECTION_MAX.as_secs() as usize,
+            "the connection is closed after the answer that is under way",
         ),
         (
             "open files kept for the store and everything else that is no connection",

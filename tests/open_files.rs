@@ -15,7 +15,7 @@ use support::raw::{Raw, hello};
 
 /// Files that the process may have open, and the clients that it then lets in.
 const OPEN_FILES: u64 = 200;
-const CLIENTS: usize = 70;
+const CLIENTS: usize = 38;
 /// What is answered at once takes less than a client has to say its first words while others crowd.
 const AT_ONCE: Duration = Duration::from_millis(900);
 

@@ -87,5 +87,5 @@ fn the_open_files_are_enough() {
     let unit = shipped("baton.service");
     let files = unit.lines().find_map(|line| line.strip_prefix("LimitNOFILE=")).unwrap();
     let connections = batonmq::model::limits::Limits::default().connections_max;
-    assert!(files.parse::<u64>().unwrap() >= connections + 130);
+    assert!(files.parse::<u64>().unwrap() >= connections + 162);
 }

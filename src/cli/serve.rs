@@ -46,6 +46,9 @@ pub struct ServeArgs {
     /// Address to serve clients on; may be repeated [env: BATON_LISTEN] [default: 127.0.0.1:7470]
     #[arg(long, value_name = "IP:PORT", value_delimiter = ',')]
     listen: Vec<String>,
+    /// Address to tell health on, over HTTP [env: BATON_ADMIN] [default: nowhere]
+    #[arg(long, value_name = "IP:PORT")]
+    admin: Option<String>,
 }
 
 /// What a store is.
@@ -107,6 +110,7 @@ fn sources(args: ServeArgs, log_args: &LogArgs) -> Sources {
         ("--store", "store", one(args.store)),
         ("--mode", "mode", one(args.mode.map(|mode| word(mode).to_owned()))),
         ("--listen", "listen", (!args.listen.is_empty()).then_some(args.listen)),
+        ("--admin", "admin", one(args.admin)),
         ("--log", "log", one(log_args.log.clone())),
         ("--log-format", "log_format", one(log_args.log_format.map(|value| form(value).to_owned()))),
     ];

@@ -60,6 +60,11 @@ fn listen(config: &Config) -> Result<(), (String, Problem)> {
     {
         return Err(("listen".to_owned(), Problem::OpenToAll(*open)));
     }
+    if let Some(admin) = &config.admin
+        && let Some(other) = config.listen.iter().find(|other| overlap(admin, other))
+    {
+        return Err(("admin".to_owned(), Problem::SameAddress(*other, *admin)));
+    }
     match &config.advertise {
         None if first.ip().is_unspecified() => {
             Err(("listen".to_owned(), Problem::NoAddressForClients(first.to_string())))

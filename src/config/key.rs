@@ -11,6 +11,7 @@ use crate::ha::fence::FenceRead;
 use crate::model::limits::{LIMITS, LimitRow};
 use crate::model::name::Name;
 use crate::model::settings::Policy;
+use crate::protocol::{ADMIN_PORT, CLIENT_PORT};
 use crate::store::Mode;
 
 /// Settings while they are being put together.
@@ -79,6 +80,7 @@ static SINGLE: &[NodeKey] = keys! {
     "store_id": |draft, text| draft.config.store_id = Some(value::id(text)?);
     "allow_unfit_storage": |draft, text| draft.config.allow_unfit_storage = value::switch(text)?;
     "advertise": |draft, text| draft.advertise = Some(value::host(text)?);
+    "admin": |draft, text| draft.config.admin = value::listen_if_any(text, ADMIN_PORT)?;
     "allow_anonymous": |draft, text| draft.config.allow_anonymous = value::switch(text)?;
     "poll_interval": |draft, text| draft.config.poll_interval = value::duration(text)?;
     "heartbeat": |draft, text| draft.config.heartbeat = value::duration(text)?;
@@ -106,7 +108,8 @@ static SINGLE: &[NodeKey] = keys! {
 static LISTEN: NodeKey = NodeKey {
     name: "listen",
     set: |draft, texts| {
-        draft.config.listen = texts.iter().map(|text| value::listen(text)).collect::<Result<_, _>>()?;
+        draft.config.listen =
+            texts.iter().map(|text| value::listen(text, CLIENT_PORT)).collect::<Result<_, _>>()?;
         Ok(())
     },
 };

@@ -52,6 +52,8 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// The address under which clients and the other node reach this one; `None` for the first of `listen`.
     pub advertise: Option<String>,
+    /// Address on which health is told over HTTP.
+    pub admin: Option<SocketAddr>,
     /// Whether clients may connect without saying who they are.
     pub allow_anonymous: bool,
     /// How often the standby tries the lock, and an idle master checks the fence.
@@ -88,6 +90,7 @@ impl Config {
             allow_unfit_storage: false,
             listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, CLIENT_PORT))],
             advertise: None,
+            admin: None,
             allow_anonymous: false,
             poll_interval: Duration::from_millis(100),
             heartbeat: Duration::from_secs(1),

@@ -265,20 +265,20 @@ fn connections_fit_into_the_open_files_or_the_node_does_not_start() {
         loaded.map_err(|error| error.to_string())
     };
     let configured = "[limits]\nconnections_max = 10000";
-    for (text, most) in [("", None), ("", Some(10_130)), (configured, None), (configured, Some(10_130))] {
+    for (text, most) in [("", None), ("", Some(10_162)), (configured, None), (configured, Some(10_162))] {
         let loaded = within(text, most).unwrap();
         assert_eq!((loaded.config.limits.connections_max, loaded.lowered), (10_000, None), "{text} {most:?}");
     }
     let loaded = within("", Some(1024)).unwrap();
-    assert_eq!(loaded.config.limits.connections_max, 894);
+    assert_eq!(loaded.config.limits.connections_max, 862);
     assert!(loaded.config.limits.open_files() <= 1024);
     let lowered = loaded.lowered.unwrap().to_string();
-    assert!(lowered.contains("from its default 10000 to 894") && lowered.contains("raise that to 10130"));
+    assert!(lowered.contains("from its default 10000 to 862") && lowered.contains("raise that to 10162"));
     let error = within(configured, Some(1024)).unwrap_err();
     assert!(
         error.ends_with(
-            "baton.toml:2: limits.connections_max: 10000 connections need 10130 open files and the process may have \
-             1024; raise that (LimitNOFILE= of the service, or ulimit -n) or lower it to 894"
+            "baton.toml:2: limits.connections_max: 10000 connections need 10162 open files and the process may have \
+             1024; raise that (LimitNOFILE= of the service, or ulimit -n) or lower it to 862"
         ),
         "{error}"
     );
@@ -287,7 +287,7 @@ fn connections_fit_into_the_open_files_or_the_node_does_not_start() {
         error.starts_with("default: limits.connections_max: ") && error.ends_with("ulimit -n)"),
         "{error}"
     );
-    assert_eq!(within("", Some(134)).unwrap().config.limits.connections_max, 4);
+    assert_eq!(within("", Some(166)).unwrap().config.limits.connections_max, 4);
 }
 
 #[test]

@@ -89,16 +89,23 @@ pub fn size_text(bytes: u64) -> String {
     }
 }
 
-/// Reads an address to listen on: `IP:PORT`, or an IP address alone for the port of Baton.
+/// Reads an address to listen on: `IP:PORT`, or an IP address alone for `port`.
 ///
 /// # Errors
 /// Where it is something else; host names are, since what they resolve to may change.
-pub fn listen(text: &str) -> Result<SocketAddr, ValueError> {
+pub fn listen(text: &str, port: u16) -> Result<SocketAddr, ValueError> {
     let trimmed = text.trim();
-    trimmed
-        .parse()
-        .or_else(|_| trimmed.parse().map(|ip: IpAddr| SocketAddr::new(ip, CLIENT_PORT)))
-        .map_err(|_| ValueError::new(text, "an address IP:PORT, such as 127.0.0.1:7470 or [::1]:7470"))
+    let wrong =
+        |_| ValueError::new(text, format!("an address IP:PORT, such as 127.0.0.1:{port} or [::1]:{port}"));
+    trimmed.parse().or_else(|_| trimmed.parse().map(|ip: IpAddr| SocketAddr::new(ip, port))).map_err(wrong)
+}
+
+/// As [`listen`], where an empty text is nowhere.
+///
+/// # Errors
+/// As [`listen`].
+pub fn listen_if_any(text: &str, port: u16) -> Result<Option<SocketAddr>, ValueError> {
+    if text.trim().is_empty() { Ok(None) } else { listen(text, port).map(Some) }
 }
 
 /// An address to connect to, whose port may be left open.
@@ -232,9 +239,10 @@ mod tests {
 
     #[test]
     fn an_address_without_a_port_gets_the_port_of_baton() {
-        assert_eq!(listen("127.0.0.1").unwrap().to_string(), "127.0.0.1:7470");
-        assert_eq!(listen("[::1]:0").unwrap().to_string(), "[::1]:0");
-        assert!(listen("localhost:7470").is_err());
+        assert_eq!(listen("127.0.0.1", CLIENT_PORT).unwrap().to_string(), "127.0.0.1:7470");
+        assert_eq!(listen("[::1]:0", CLIENT_PORT).unwrap().to_string(), "[::1]:0");
+        assert!(listen("localhost:7470", CLIENT_PORT).is_err());
+        assert_eq!(listen_if_any(" ", 7471), Ok(None));
         assert_eq!(host_port("broker-a").unwrap(), "broker-a:7470");
         assert_eq!(host_port("::1").unwrap(), "[::1]:7470");
         assert_eq!(host_port("[::1]:7").unwrap(), "[::1]:7");

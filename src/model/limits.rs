@@ -71,6 +71,8 @@ pub const QUERIES_MAX: usize = 8;
 pub const WATCHES_MAX: u64 = 2;
 /// Connections beyond those that are accepted, to be told that there are too many. A further one waits.
 pub const GREETINGS_MAX: u64 = 64;
+/// Connections to the admin address at a time: monitoring asks and goes.
+pub const ADMIN_CONNECTIONS_MAX: usize = 32;
 /// Open files that a node needs beside its connections: store, lock, control file, listeners, log.
 pub const FILES_RESERVED: u64 = 64;
 /// Backups of a node that are under way at a time. Each keeps the store from giving back the space of what was settled.
@@ -150,7 +152,7 @@ macro_rules! limits {
             /// Files that a node with these limits may have open at a time.
             #[must_use]
             pub fn open_files(&self) -> u64 {
-                self.connections_max + WATCHES_MAX + GREETINGS_MAX + FILES_RESERVED
+                self.connections_max + WATCHES_MAX + GREETINGS_MAX + ADMIN_CONNECTIONS_MAX as u64 + FILES_RESERVED
             }
 
             /// The first limit that is outside its bounds, with the value it has.

@@ -38,6 +38,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use ending::EXIT_FENCED;
 
+use crate::admin;
 use crate::config::Config;
 use crate::engine::EngineError;
 use crate::ha::block::Address;
@@ -55,8 +56,10 @@ use crate::store::StoreError;
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
     /// An address cannot be listened on.
-    #[error("cannot listen on {address}: {source}{}", what_to_do(source))]
+    #[error("cannot listen on {address}: {source}{}", what_to_do(source, setting))]
     Listen {
+        /// The setting that names it.
+        setting: &'static str,
         /// The address.
         address: SocketAddr,
         /// The system's answer.
@@ -113,15 +116,19 @@ pub enum NodeError {
 }
 
 /// What to do about an address that cannot be listened on, with a semicolon before it.
-fn what_to_do(error: &std::io::Error) -> &'static str {
+fn what_to_do(error: &std::io::Error, setting: &str) -> String {
     match error.kind() {
         ErrorKind::AddrInUse => {
-            "; another process listens there: end it, or choose another address with `listen`"
+            format!("; another process listens there: end it, or choose another address with `{setting}`")
         }
-        ErrorKind::AddrNotAvailable => "; it is not an address of this host: correct `listen`",
-        ErrorKind::PermissionDenied => "; choose a port above 1023 with `listen`",
-        _ => "",
+        ErrorKind::AddrNotAvailable => format!("; it is not an address of this host: correct `{setting}`"),
+        ErrorKind::PermissionDenied => format!("; choose a port above 1023 with `{setting}`"),
+        _ => String::new(),
     }
+}
+
+fn listen(address: SocketAddr, setting: &'static str) -> Result<TcpListener, NodeError> {
+    bind(address).map_err(|source| NodeError::Listen { setting, address, source })
 }
 
 /// How a node came by the lock.
@@ -160,9 +167,9 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
     }
     let mut listeners = Vec::new();
     for &address in &config.listen {
-        let listener = bind(address).map_err(|source| NodeError::Listen { address, source })?;
-        listeners.push(listener);
+        listeners.push(listen(address, "listen")?);
     }
+    let admin_listener = config.admin.map(|address| listen(address, "admin")).transpose()?;
     let address = match (&config.advertise, listeners.first().and_then(|first| first.local_addr().ok())) {
         (Some(address), _) => address.clone(),
         (None, Some(address)) => address.to_string(),
@@ -194,7 +201,7 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
         watched,
         end_connections.clone(),
     );
-    let serving: Vec<_> = listeners
+    let mut serving: Vec<_> = listeners
         .into_iter()
         .map(|listener: TcpListener| {
             if let Ok(address) = listener.local_addr() {
@@ -203,6 +210,12 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
             tokio::spawn(Arc::clone(&server).run(listener))
         })
         .collect();
+    if let Some(listener) = admin_listener {
+        if let Ok(address) = listener.local_addr() {
+            tracing::info!(%address, "health is told");
+        }
+        serving.push(tokio::spawn(admin::run(listener, Arc::clone(&server), end_connections.clone())));
+    }
     let node = Node { config, directory, address, advertised, identity, standing, server, shutdown };
     let result = node.run().await;
     service_manager::tell(&[NotifyState::Stopping]);

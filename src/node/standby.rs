@@ -40,7 +40,9 @@ impl Node {
         let mut warned_at: Option<Instant> = None;
         let mut arrival = Arrival::FoundFree;
         loop {
+            let began = Instant::now();
             let (attempt, master) = self.look().await?;
+            self.server.looked(began);
             watchdog.feed();
             if let LockAttempt::Acquired(lock) = attempt {
                 // The master as it is now that the lock is held; a look from before may be outdated.

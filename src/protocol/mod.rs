@@ -21,3 +21,5 @@ pub const VERSION_MIN: u8 = 1;
 pub const VERSION_MAX: u8 = 1;
 /// The port on which a node serves clients.
 pub const CLIENT_PORT: u16 = 7470;
+/// Port of the admin address, where none is named.
+pub const ADMIN_PORT: u16 = 7471;

@@ -42,7 +42,7 @@ use crate::store::Mode;
 /// Connections that the system holds until they are accepted.
 const BACKLOG: u32 = 4096;
 /// How long to wait before accepting again after the system had no resources for it.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Program and version, as it is told to clients.
 pub const SERVER: &str = concat!("baton ", env!("CARGO_PKG_VERSION"));
 
@@ -90,6 +90,10 @@ pub struct Server {
     /// What all connections hold together.
     memory: Arc<Memory>,
     fence_age: FenceAge,
+    /// The standby's looks at the lock.
+    looks: Progress,
+    /// How long ago the last of them may be.
+    look_age_max: Duration,
 }
 
 impl Server {
@@ -110,6 +114,8 @@ impl Server {
             places: Places::new(limits.connections_max),
             memory: Memory::new(limits.memory_bytes_max),
             fence_age: FenceAge::new(fence_age_max),
+            looks: Progress::new(),
+            look_age_max: fence_age_max,
             limits,
             heartbeat,
             group_defaults,
@@ -160,7 +166,7 @@ impl Server {
     }
 
     /// What the node is to clients: a master that cannot make sure of its mastership is none.
-    fn standing_now(&self) -> Standing {
+    pub(crate) fn standing_now(&self) -> Standing {
         let mut standing = self.standing.borrow().clone();
         if standing.role == Role::Master
             && let Some(age) = standing.engine.as_ref().and_then(|engine| self.fence_age.passed(engine))
@@ -170,6 +176,16 @@ impl Server {
             standing.since = Instant::now().checked_sub(age).unwrap_or(standing.since);
         }
         standing
+    }
+
+    /// Notes that the standby has looked at the lock, beginning at `at`.
+    pub(crate) fn looked(&self, at: Instant) {
+        self.looks.made(at);
+    }
+
+    /// For how long a standby has not been able to look at the lock, where that is too long.
+    pub(crate) fn unattended(&self) -> Option<Duration> {
+        Some(self.looks.fence_age()).filter(|age| *age >= self.look_age_max)
     }
 
     /// What there is to know of the node.
