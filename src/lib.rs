@@ -6,6 +6,7 @@
 //! * [`check`]: whether a directory is fit to be shared.
 //! * [`offline`]: work on stores that no node serves.
 //! * [`server`]: listeners and connections.
+//! * [`address`]: floating addresses, which follow the master.
 //! * [`admin`]: HTTP for operators and their monitoring.
 //! * [`client`]: the client library. Start here to publish and consume.
 //! * [`engine`]: the one owner of broker and store: group commit, fence, effects.
@@ -19,6 +20,7 @@
 
 #![warn(clippy::unwrap_used)]
 
+pub mod address;
 pub mod admin;
 pub mod broker;
 pub mod check;

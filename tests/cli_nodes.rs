@@ -5,7 +5,8 @@ mod cli_support;
 use cli_support::{Pair, command, free_address, is_empty, run, run_with_input, signal, wait_for_end};
 use rustix::process::Signal;
 
-const STATUS_KEYS: [&str; 14] = [
+const STATUS_KEYS: [&str; 15] = [
+    "addresses",
     "connections",
     "delayed",
     "epoch",
@@ -135,6 +136,7 @@ fn every_command_has_help() {
         &["reply"],
         &["status"],
         &["switchover"],
+        &["address", "remove"],
         &["topic", "list"],
         &["topic", "create"],
         &["topic", "delete"],

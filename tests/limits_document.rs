@@ -1,8 +1,10 @@
 //! `docs/limits.md` says what the code says. `BATON_BLESS=1 cargo test --test limits_document` writes it anew.
 
+use batonmq::address::keeper::{HAND_OVER_MAX, LIFETIME};
 use batonmq::admin::{CONNECTION_MAX, HEAD_BYTES_MAX, HEAD_MAX, HEADERS_MAX};
 use batonmq::check::peer::LINE_BYTES_MAX;
 use batonmq::check::remembered::BYTES_MAX as RESULTS_BYTES_MAX;
+use batonmq::config::floating::ADDRESSES_MAX;
 use batonmq::config::value::size_text;
 use batonmq::model::limits::{
     ADMIN_CONNECTIONS_MAX, BACKUP_IDLE_SECONDS, BACKUP_PART_BYTES, BACKUPS_MAX, BROWSE_READS_MAX,
@@ -189,6 +191,17 @@ fn document() -> String {
             "connections beyond all those that wait to be told that there are too many",
             GREETINGS_MAX as usize,
             "a further one is not accepted until one of them has ended",
+        ),
+        ("floating addresses of a node", ADDRESSES_MAX, "the node does not start"),
+        (
+            "seconds for which a host keeps a floating address that its node does not extend",
+            LIFETIME.as_secs() as usize,
+            "the kernel removes it",
+        ),
+        (
+            "milliseconds for which a node that hands over keeps it while the next one does not announce it",
+            HAND_OVER_MAX.as_millis() as usize,
+            "the node removes it",
         ),
         (
             "connections to the admin address",

@@ -103,6 +103,7 @@ mod tests {
             since: Instant::now(),
             recovery: None,
             engine: None,
+            holdings: Arc::default(),
         }
     }
 

@@ -1,9 +1,10 @@
 //! The command line: one file for each subcommand, and what they share.
 //!
-//! Nothing here decides anything about messages, stores or mastership: `serve` runs a node, `store` works on stores
+//! Nothing here decides anything about messages, stores or mastership: `serve` runs a node, `address` clears up behind one, `store` works on stores
 //! that no node serves, `bench disk` measures the disk, and everything else is a client like any other, through the
 //! client library.
 
+mod address;
 mod bench;
 mod browse;
 mod client;
@@ -77,6 +78,8 @@ enum Command {
     Schedule(schedule::ScheduleCommand),
     Explain(explain::ExplainArgs),
     #[command(subcommand)]
+    Address(address::AddressCommand),
+    #[command(subcommand)]
     Store(store::StoreCommand),
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -118,6 +121,7 @@ impl Cli {
             Command::DeadLetter(command) => client::block_on(dead_letter::run(command)),
             Command::Schedule(command) => client::block_on(schedule::run(command)),
             Command::Explain(args) => client::block_on(explain::run(args)),
+            Command::Address(command) => address::run(command),
             Command::Store(command) => store::run(command),
             Command::Bench(command) => bench::run(command),
             Command::Completions(args) => install::completions(&args),

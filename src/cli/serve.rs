@@ -90,12 +90,22 @@ pub fn run(args: ServeArgs, log_args: &LogArgs) -> anyhow::Result<()> {
     ended
 }
 
-fn sources(args: ServeArgs, log_args: &LogArgs) -> Sources {
+/// What file and environment say of a node.
+pub(super) fn sources_of(config: Option<PathBuf>) -> Sources {
     let environment: Vec<_> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())))
         .filter(|(name, value)| name.starts_with(VARIABLE_PREFIX) && !value.is_empty())
         .collect();
     let file_named = environment.iter().find(|(name, _)| name == "BATON_CONFIG").map(|(_, file)| file.into());
+    Sources {
+        file: config.or(file_named),
+        environment,
+        hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        ..Sources::default()
+    }
+}
+
+fn sources(args: ServeArgs, log_args: &LogArgs) -> Sources {
     let word = |mode| match mode {
         StoreMode::Database => "database",
         StoreMode::File => "file",
@@ -116,13 +126,7 @@ fn sources(args: ServeArgs, log_args: &LogArgs) -> Sources {
     ];
     let flags =
         flags.into_iter().filter_map(|(flag, key, values)| Some((flag, Key::find("", key)?, values?)));
-    Sources {
-        file: args.config.or(file_named),
-        environment,
-        flags: flags.collect(),
-        open_files_max: raise_open_files(),
-        hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-    }
+    Sources { flags: flags.collect(), open_files_max: raise_open_files(), ..sources_of(args.config) }
 }
 
 /// Allows the process as many open files as it may allow itself, and answers how many; `None` for any number. The

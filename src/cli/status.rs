@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use batonmq::client::status_of;
-use batonmq::protocol::response::{NodeStatus, Role};
+use batonmq::protocol::response::{FloatingStatus, NodeStatus, Role};
 use clap::Args;
 use serde::Serialize;
 use tokio::task::JoinSet;
@@ -21,7 +21,8 @@ const WITHIN_MAX: Duration = Duration::from_secs(5);
 #[derive(Args, Debug)]
 #[command(after_help = "\
 With --json one object a line, a line for each node: server, node, role, epoch, mode, store_id, master, version,
-role_seconds, connections, topics, groups, messages; or server and error where it does not answer.
+role_seconds, connections, topics, groups, messages, delayed, addresses (each with address and here); or server and
+error where it does not answer. A floating address in parentheses is one that the node would have as master.
 
 Example:
   baton status --server broker-a:7470,broker-b:7470")]
@@ -72,10 +73,23 @@ pub async fn run(args: StatusArgs) -> anyhow::Result<()> {
     Err(End::TimedOut(format!("no node has answered: {}", errors.join("; "))).into())
 }
 
+/// The floating addresses: each that the node has, and each that it would have as master in parentheses.
+fn addresses(addresses: &[FloatingStatus]) -> String {
+    if addresses.is_empty() {
+        return "-".to_owned();
+    }
+    let shown = addresses.iter().map(
+        |FloatingStatus { address, here }| {
+            if *here { address.clone() } else { format!("({address})") }
+        },
+    );
+    shown.collect::<Vec<_>>().join(" ")
+}
+
 fn table(answers: &[Answer]) -> Table {
     let head = [
         "server", "node", "role", "for", "epoch", "mode", "clients", "topics", "groups", "messages",
-        "delayed", "store",
+        "delayed", "address", "store",
     ];
     let mut table = Table::new(&head);
     for Answer { server, status, .. } in answers {
@@ -95,6 +109,7 @@ fn table(answers: &[Answer]) -> Table {
                     count(status.groups),
                     count(status.messages),
                     count(status.delayed),
+                    addresses(&status.addresses),
                     status.store_id.clone(),
                 ]
             }

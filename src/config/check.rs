@@ -2,12 +2,13 @@
 //!
 //! Knows the finished settings alone, not where they came from; the first problem found is the answer.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::Config;
 use super::error::Problem;
-use super::key::{LIMITS_TABLE, joined};
+use super::floating::ADDRESSES_MAX;
+use super::key::{ADDRESS_TABLE, LIMITS_TABLE, joined};
 use super::value::size_text;
 use crate::ha::block::ADDRESS_BYTES_MAX;
 use crate::model::limits::{HEADER_COUNT_MAX, KEY_BYTES_MAX, LIMITS, Limits};
@@ -42,6 +43,7 @@ pub fn check(config: &Config) -> Result<(), (String, Problem)> {
         ));
     }
     listen(config)?;
+    address(config)?;
     group_defaults(config)?;
     limits(&config.limits)
 }
@@ -77,6 +79,42 @@ fn listen(config: &Config) -> Result<(), (String, Problem)> {
         }
         _ => Ok(()),
     }
+}
+
+fn address(config: &Config) -> Result<(), (String, Problem)> {
+    let floating = &config.address;
+    let wrong = |key: &str, problem| Err((joined(ADDRESS_TABLE, key), problem));
+    let ms = Duration::from_millis;
+    let interval_key = joined(ADDRESS_TABLE, "announce_interval");
+    bounds(&interval_key, floating.announce_interval, ms(100), ms(3_600_000))?;
+    if !floating.addresses.is_empty() && floating.interface.is_empty() {
+        return wrong("interface", Problem::NoInterface);
+    }
+    if floating.addresses.len() > ADDRESSES_MAX {
+        let text = |number: usize| number.to_string();
+        let (found, max) = (text(floating.addresses.len()), text(ADDRESSES_MAX));
+        return wrong("address", Problem::OutOfBounds { found, min: text(0), max });
+    }
+    for (index, one) in floating.addresses.iter().enumerate() {
+        let ip = one.ip();
+        if floating.addresses[..index].iter().any(|other| other.ip() == ip) {
+            return wrong("address", Problem::TwiceTheSame(ip));
+        }
+        if !config.listen.iter().any(|listen| takes(listen, ip)) {
+            return wrong("address", Problem::NotListenedOn(ip));
+        }
+        let advertised = config.advertise.as_ref().and_then(|host| host.parse::<SocketAddr>().ok());
+        if advertised.is_some_and(|advertised| advertised.ip() == ip) {
+            return Err(("advertise".to_owned(), Problem::SharedByBoth(ip)));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a listener gets what comes to an address that the host has only at times.
+fn takes(listen: &SocketAddr, ip: IpAddr) -> bool {
+    // One for all addresses of IPv6 gets those of IPv4 too.
+    listen.ip().is_unspecified() && (listen.is_ipv6() || ip.is_ipv4())
 }
 
 /// Whether nobody can connect to an address: it stands for any, or its port is still to be chosen.
@@ -179,7 +217,7 @@ pub fn open_files(limits: &Limits, open_files_max: Option<u64>) -> Result<(), (S
     Err((CONNECTIONS_KEY.to_owned(), problem))
 }
 
-fn bounds(key: &'static str, value: Duration, min: Duration, max: Duration) -> Result<(), (String, Problem)> {
+fn bounds(key: &str, value: Duration, min: Duration, max: Duration) -> Result<(), (String, Problem)> {
     if (min..=max).contains(&value) {
         return Ok(());
     }

@@ -168,6 +168,20 @@ pub enum Problem {
         /// The connections for which that is enough.
         fitting: Option<u64>,
     },
+    /// There are floating addresses, and no interface to have them.
+    #[error("there are floating addresses; name the interface that is to have them, such as \"eth0\"")]
+    NoInterface,
+    /// One floating address is named twice.
+    #[error("{0} stands there twice; leave one of them out")]
+    TwiceTheSame(std::net::IpAddr),
+    /// Nobody would be served at a floating address.
+    #[error("nobody would be served at {0}; listen on all addresses, with listen = \"0.0.0.0\" or \"[::]\"")]
+    NotListenedOn(std::net::IpAddr),
+    /// The address of a node is one that both nodes share.
+    #[error(
+        "{0} is a floating address, which the two nodes share; set it to one that leads to this node alone"
+    )]
+    SharedByBoth(std::net::IpAddr),
     /// The path of the store is empty.
     #[error("the path is empty; name the directory that both nodes share")]
     NoStore,

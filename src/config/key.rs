@@ -47,6 +47,9 @@ pub struct NodeKey {
 /// The table of the limits.
 pub const LIMITS_TABLE: &str = "limits";
 
+/// The table of the floating addresses.
+pub const ADDRESS_TABLE: &str = "address";
+
 /// What the names of all variables begin with.
 pub const VARIABLE_PREFIX: &str = "BATON_";
 
@@ -68,7 +71,7 @@ macro_rules! keys {
     };
 }
 
-/// The keys with one value. `listen`, the only list, is beside them.
+/// The keys with one value. Those with a list are beside them.
 static SINGLE: &[NodeKey] = keys! {
     "node": |draft, text| { draft.config.node = name(text)?; draft.node_named = true };
     "store": |draft, text| draft.config.store = text.into();
@@ -91,6 +94,8 @@ static SINGLE: &[NodeKey] = keys! {
     "fence_read": |draft, text| draft.config.fence_read = value::choice(text, FENCE_READS)?;
     "log": |draft, text| draft.log.filter = text.to_owned();
     "log_format": |draft, text| draft.log.format = value::choice(text, LOG_FORMATS)?;
+    "address.interface": |draft, text| draft.config.address.interface = text.trim().to_owned();
+    "address.announce_interval": |draft, text| draft.config.address.announce_interval = value::duration(text)?;
     "group_defaults.policy": |draft, text| draft.config.group_defaults.policy = value::choice(text, POLICIES)?;
     "group_defaults.lease": |draft, text| draft.config.group_defaults.lease_ms = milliseconds(text)?;
     "group_defaults.max_attempts": |draft, text| draft.config.group_defaults.max_attempts = integer_32(text)?;
@@ -105,19 +110,30 @@ static SINGLE: &[NodeKey] = keys! {
         |draft, text| draft.config.group_defaults.backoff.jitter_percent = value::percent(text)?;
 };
 
-static LISTEN: NodeKey = NodeKey {
-    name: "listen",
-    set: |draft, texts| {
-        draft.config.listen =
-            texts.iter().map(|text| value::listen(text, CLIENT_PORT)).collect::<Result<_, _>>()?;
-        Ok(())
+/// The keys with a list.
+static LISTS: &[NodeKey] = &[
+    NodeKey {
+        name: "listen",
+        set: |draft, texts| {
+            draft.config.listen =
+                texts.iter().map(|text| value::listen(text, CLIENT_PORT)).collect::<Result<_, _>>()?;
+            Ok(())
+        },
     },
-};
+    NodeKey {
+        name: "address.address",
+        set: |draft, texts| {
+            let texts = texts.iter().filter(|text| !text.trim().is_empty());
+            draft.config.address.addresses = texts.map(|text| text.parse()).collect::<Result<_, _>>()?;
+            Ok(())
+        },
+    },
+];
 
 impl Key {
     /// Every key there is.
     pub fn all() -> impl Iterator<Item = Self> {
-        SINGLE.iter().chain([&LISTEN]).map(Self::Node).chain(LIMITS.iter().map(Self::Limit))
+        SINGLE.iter().chain(LISTS).map(Self::Node).chain(LIMITS.iter().map(Self::Limit))
     }
 
     /// The key called `name` in `table`; the top of the file is the table `""`.
@@ -180,7 +196,7 @@ impl Key {
     /// Whether its value is a list.
     #[must_use]
     pub fn is_list(&self) -> bool {
-        self.place() == ("", LISTEN.name)
+        matches!(self, Self::Node(key) if LISTS.iter().any(|list| list.name == key.name))
     }
 
     /// Sets it.

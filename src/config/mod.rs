@@ -8,10 +8,12 @@
 //! * [`key`]: every key there is, and where its value goes.
 //! * [`load`]: the layers, one over the other.
 //! * [`check`]: what does not fit together.
+//! * [`floating`]: floating addresses.
 //! * [`error`]: what can be wrong, and where.
 
 pub mod check;
 pub mod error;
+pub mod floating;
 pub mod key;
 pub mod load;
 pub mod value;
@@ -22,6 +24,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use self::floating::FloatingSettings;
 use crate::ha::fence::FenceRead;
 use crate::model::free_min::FreeMin;
 use crate::model::limits::Limits;
@@ -70,6 +73,8 @@ pub struct Config {
     pub segment_bytes: u64,
     /// What is kept free on the disk of the shared directory: with less, publishes are refused.
     pub disk_free_min: FreeMin,
+    /// The floating addresses.
+    pub address: FloatingSettings,
     /// How the fence is read.
     pub fence_read: FenceRead,
     /// The limits.
@@ -99,6 +104,7 @@ impl Config {
             group_defaults: GroupSettings::default(),
             segment_bytes: 64 << 20,
             disk_free_min: FreeMin::default(),
+            address: FloatingSettings::default(),
             fence_read: FenceRead::default(),
             limits: Limits::default(),
         }

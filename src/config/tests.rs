@@ -128,6 +128,29 @@ fn flags_override_variables_and_variables_override_the_file() {
 }
 
 #[test]
+fn floating_addresses_are_one_or_a_list() {
+    let with = |address: &str| {
+        let text = format!(
+            "listen = '[::]'\nallow_anonymous = true\nadvertise = 'a'\nadmin = '0.0.0.0'\n[address]\n\
+             interface = 'eth0'\nannounce_interval = '1s'\naddress = {address}"
+        );
+        from_text(&text).unwrap().config
+    };
+    let shown = |config: Config| -> Vec<String> {
+        config.address.addresses.iter().map(ToString::to_string).collect()
+    };
+    assert_eq!(shown(with("'192.0.2.10'")), ["192.0.2.10/32"]);
+    assert_eq!(shown(with("['192.0.2.10/24', '2001:db8::10/64']")), ["192.0.2.10/24", "2001:db8::10/64"]);
+    assert_eq!(shown(with("[]")), Vec::<String>::new());
+    let config = with("''");
+    assert_eq!(
+        (config.address.announce_interval, config.address.interface.as_str()),
+        (Duration::from_secs(1), "eth0")
+    );
+    assert_eq!(config.admin.unwrap().to_string(), "0.0.0.0:7471");
+}
+
+#[test]
 fn values_are_read_with_their_units() {
     let text = "poll_interval = '250ms'\nlisten = ['127.0.0.1:1', '127.0.0.1:2']\nsegment_bytes = '1MiB'\n\
                 [limits]\nbody_bytes_max = '1MiB'\nproducer_idle_seconds = '1h'\nheader_bytes_max = 0x1000\n\
@@ -208,6 +231,31 @@ fn contradictions_are_answered_with_what_to_do() {
         ("advertise = '0.0.0.0:7470'", "set `advertise` to the address under which they reach this node"),
         ("listen = '127.0.0.1:0'\nadvertise = 'a'", "baton.toml:2: advertise: clients cannot connect to a:0"),
         ("listen = []", "there is no address to listen on"),
+        ("admin = '127.0.0.1:7470'", "baton.toml:1: admin: 127.0.0.1:7470 and 127.0.0.1:7470 overlap"),
+        (
+            "[address]\naddress = '192.0.2.10'",
+            "address.interface: there are floating addresses; name the interface",
+        ),
+        (
+            "[address]\naddress = '192.0.2.10'\ninterface = 'eth0'",
+            "baton.toml:2: address.address: nobody would be served at 192.0.2.10; listen on all addresses",
+        ),
+        (
+            "listen = '0.0.0.0'\nallow_anonymous = true\nadvertise = 'a'\n[address]\naddress = '2001:db8::10'\n\
+             interface = 'eth0'",
+            "nobody would be served at 2001:db8::10",
+        ),
+        (
+            "listen = '0.0.0.0'\nallow_anonymous = true\nadvertise = '192.0.2.10'\n[address]\n\
+             address = '192.0.2.10/24'\ninterface = 'eth0'",
+            "baton.toml:3: advertise: 192.0.2.10 is a floating address, which the two nodes share",
+        ),
+        (
+            "listen = '[::]'\nallow_anonymous = true\nadvertise = 'a'\n[address]\ninterface = 'eth0'\n\
+             address = ['192.0.2.10/24', '192.0.2.10/32']",
+            "address.address: 192.0.2.10 stands there twice",
+        ),
+        ("[address]\nannounce_interval = '1ms'", "1ms is out of bounds; set it from 100ms to 1h"),
         ("listen = ['127.0.0.1:7470', '127.0.0.1:7470']", "127.0.0.1:7470 and 127.0.0.1:7470 overlap"),
         ("listen = ['0.0.0.0:7470', '127.0.0.1:7470']", "leave one of them out"),
         ("store = ''", "the path is empty"),

@@ -97,7 +97,9 @@ pub fn listen(text: &str, port: u16) -> Result<SocketAddr, ValueError> {
     let trimmed = text.trim();
     let wrong =
         |_| ValueError::new(text, format!("an address IP:PORT, such as 127.0.0.1:{port} or [::1]:{port}"));
-    trimmed.parse().or_else(|_| trimmed.parse().map(|ip: IpAddr| SocketAddr::new(ip, port))).map_err(wrong)
+    let ip = trimmed.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let ip = ip.filter(|ip| ip.contains(':')).unwrap_or(trimmed);
+    trimmed.parse().or_else(|_| ip.parse().map(|ip: IpAddr| SocketAddr::new(ip, port))).map_err(wrong)
 }
 
 /// As [`listen`], where an empty text is nowhere.
@@ -242,6 +244,8 @@ mod tests {
         assert_eq!(listen("127.0.0.1", CLIENT_PORT).unwrap().to_string(), "127.0.0.1:7470");
         assert_eq!(listen("[::1]:0", CLIENT_PORT).unwrap().to_string(), "[::1]:0");
         assert!(listen("localhost:7470", CLIENT_PORT).is_err());
+        assert_eq!(listen("[::]", CLIENT_PORT).unwrap().to_string(), "[::]:7470");
+        assert!(listen("[127.0.0.1]", CLIENT_PORT).is_err());
         assert_eq!(listen_if_any(" ", 7471), Ok(None));
         assert_eq!(host_port("broker-a").unwrap(), "broker-a:7470");
         assert_eq!(host_port("::1").unwrap(), "[::1]:7470");

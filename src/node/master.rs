@@ -12,6 +12,7 @@ use super::ending::end_process;
 use super::guard::MastershipGuard;
 use super::service_manager::tell;
 use super::{Arrival, Node, NodeError};
+use crate::address::keeper::Keeper;
 use crate::broker::AutoCreate;
 use crate::engine::{Engine, Guard, Parts};
 use crate::ha::claim::{Candidate, Mastership, claim, predecessors};
@@ -36,6 +37,9 @@ impl Node {
             standing.master = None;
         });
         tell(&[NotifyState::Status("recovering")]);
+        if let Some(keeper) = &self.keeper {
+            keeper.look();
+        }
         let taking = self.take_over(lock, arrival);
         tokio::pin!(taking);
         let taken = tokio::select! {
@@ -60,6 +64,9 @@ impl Node {
             standing.recovery = None;
             standing.engine = Some(engine.clone());
         });
+        if let Some(keeper) = &self.keeper {
+            keeper.keep();
+        }
         tracing::info!(%epoch, %mode, address = self.address, took = ?started.elapsed(), "master");
         tell(&[NotifyState::Status(&format!("master, epoch {epoch}"))]);
 
@@ -87,17 +94,23 @@ impl Node {
                 .map_err(|_| NodeError::Panicked)??;
             Ok::<_, NodeError>(())
         };
-        match tokio::time::timeout(patience, handing_over).await {
-            Ok(handed_over) => handed_over?,
+        let handed_over = match tokio::time::timeout(patience, handing_over).await {
+            Ok(handed_over) => handed_over,
             Err(_) => end_process(&NodeError::Drain(patience)),
-        }
+        };
+        let addresses_gone = self.keeper.as_ref().map(Keeper::hand_over);
         self.set_standing(|standing| {
             standing.role = Role::Standby;
             standing.master = None;
             standing.engine = None;
         });
-        tracing::info!(%epoch, took = ?started.elapsed(), "mastership released");
-        Ok(())
+        if handed_over.is_ok() {
+            tracing::info!(%epoch, took = ?started.elapsed(), "mastership released");
+        }
+        if let Some(addresses_gone) = addresses_gone {
+            addresses_gone.await;
+        }
+        handed_over
     }
 
     /// Claims the next epoch and opens the store; where the configuration asks for another mode, one epoch converts it

@@ -38,6 +38,8 @@ use tokio_util::sync::CancellationToken;
 
 pub use ending::EXIT_FENCED;
 
+use crate::address::keeper::{Confidence, Keeper};
+use crate::address::{AddressError, Holdings};
 use crate::admin;
 use crate::config::Config;
 use crate::engine::EngineError;
@@ -51,6 +53,11 @@ use crate::model::id::Epoch;
 use crate::protocol::response::Role;
 use crate::server::{FENCE_AGE_MAX, Server, Standing, bind};
 use crate::store::StoreError;
+
+/// How old the last check of the fence may be for a node to announce its floating address; so many of its intervals,
+/// where they are longer.
+const FRESH_MAX: Duration = Duration::from_secs(1);
+const FRESH_POLLS: u32 = 3;
 
 /// Why a node does not start or does not go on. The process must end.
 #[derive(Debug, thiserror::Error)]
@@ -105,6 +112,9 @@ pub enum NodeError {
     /// The configuration names an address for clients that is too long.
     #[error("advertise: {0}")]
     Advertise(#[from] crate::ha::block::AddressTooLong),
+    /// A floating address cannot be had.
+    #[error(transparent)]
+    Address(#[from] AddressError),
     /// A drain does not come to its end: the storage does not answer.
     #[error(
         "the drain is not over after {0:?}: the epoch is not released, and the other node takes over as after a crash"
@@ -152,6 +162,8 @@ struct Node {
     identity: Identity,
     standing: state::Sender<Standing>,
     server: Arc<Server>,
+    /// The floating addresses, where there are any.
+    keeper: Option<Keeper>,
     shutdown: CancellationToken,
 }
 
@@ -176,10 +188,7 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
         (None, None) => String::new(),
     };
     let (advertised, identity) = (Address::new(&address)?, Identity::of_this_process(config.node.clone())?);
-    // Last, because it may make something: the directory and the lock file.
-    let create = if config.create_store { Create::Allowed } else { Create::Refused };
-    let directory = Directory::open(&config.store, create, config.store_id)?;
-    storage::heed(&directory, &config)?;
+    let holdings = Arc::new(Holdings::new(&config.address.addresses));
     let first = Standing {
         role: Role::Standby,
         epoch: Epoch(0),
@@ -189,6 +198,7 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
         since: Instant::now(),
         recovery: None,
         engine: None,
+        holdings: Arc::clone(&holdings),
     };
     let (standing, watched) = state::channel(first);
     let end_connections = CancellationToken::new();
@@ -201,6 +211,21 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
         watched,
         end_connections.clone(),
     );
+    let keeper = if config.address.addresses.is_empty() {
+        None
+    } else {
+        let (server, fresh_max) = (Arc::clone(&server), FRESH_MAX.max(config.poll_interval * FRESH_POLLS));
+        let confidence = move || match server.fence_age() {
+            _ if server.is_out_of_touch() => Confidence::Lost,
+            Some(age) if age > fresh_max => Confidence::Stale,
+            _ => Confidence::Fresh,
+        };
+        Some(Keeper::start(config.address.clone(), holdings, confidence)?)
+    };
+    // Last, because it may make something: the directory and the lock file.
+    let create = if config.create_store { Create::Allowed } else { Create::Refused };
+    let directory = Directory::open(&config.store, create, config.store_id)?;
+    storage::heed(&directory, &config)?;
     let mut serving: Vec<_> = listeners
         .into_iter()
         .map(|listener: TcpListener| {
@@ -216,7 +241,7 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
         }
         serving.push(tokio::spawn(admin::run(listener, Arc::clone(&server), end_connections.clone())));
     }
-    let node = Node { config, directory, address, advertised, identity, standing, server, shutdown };
+    let node = Node { config, directory, address, advertised, identity, standing, server, keeper, shutdown };
     let result = node.run().await;
     service_manager::tell(&[NotifyState::Stopping]);
     end_connections.cancel();

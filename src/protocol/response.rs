@@ -243,6 +243,17 @@ pub struct NodeStatus {
     pub messages: u64,
     /// Messages that are to be delivered later; they are not in the topics yet.
     pub delayed: u64,
+    /// The floating addresses that the node has while it is master.
+    pub addresses: Vec<FloatingStatus>,
+}
+
+/// A floating address of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FloatingStatus {
+    /// The address, with the length of its prefix.
+    pub address: String,
+    /// Whether the node has it.
+    pub here: bool,
 }
 
 /// What there is to know of a topic.

@@ -32,11 +32,13 @@ use fence_age::FenceAge;
 use places::Places;
 use watch::Progress;
 
+use crate::address::Holdings;
+use crate::config::floating::FloatingAddress;
 use crate::engine::{Engine, Memory};
 use crate::model::id::{Epoch, SessionId};
 use crate::model::limits::Limits;
 use crate::model::settings::GroupSettings;
-use crate::protocol::response::{NodeStatus, Role};
+use crate::protocol::response::{FloatingStatus, NodeStatus, Role};
 use crate::store::Mode;
 
 /// Connections that the system holds until they are accepted.
@@ -65,6 +67,8 @@ pub struct Standing {
     pub recovery: Option<Arc<Progress>>,
     /// The engine of a master.
     pub engine: Option<Engine>,
+    /// The floating addresses, and whether they are here.
+    pub holdings: Arc<Holdings>,
 }
 
 /// What the connections of a node have in common.
@@ -178,6 +182,17 @@ impl Server {
         standing
     }
 
+    /// How long ago a master has last made sure that it is one.
+    pub(crate) fn fence_age(&self) -> Option<Duration> {
+        self.standing.borrow().engine.as_ref().map(|engine| engine.vitals().fence_age())
+    }
+
+    /// Whether this is a master that cannot make sure that it still is one.
+    pub(crate) fn is_out_of_touch(&self) -> bool {
+        let standing = self.standing_now();
+        standing.role == Role::Recovering && standing.engine.is_some()
+    }
+
     /// Notes that the standby has looked at the lock, beginning at `at`.
     pub(crate) fn looked(&self, at: Instant) {
         self.looks.made(at);
@@ -207,8 +222,13 @@ impl Server {
             groups: counts.groups,
             messages: counts.messages,
             delayed: counts.delayed,
+            addresses: standing.holdings.iter().map(floating_status).collect(),
         }
     }
+}
+
+fn floating_status((address, here): (FloatingAddress, bool)) -> FloatingStatus {
+    FloatingStatus { address: address.to_string(), here }
 }
 
 /// Binds a listener.

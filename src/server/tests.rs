@@ -222,6 +222,7 @@ impl Scene {
             store_id: "s".to_owned(),
             since: Instant::now(),
             engine: Some(engine.clone()),
+            holdings: Arc::default(),
             recovery: None,
         });
         let shutdown = CancellationToken::new();

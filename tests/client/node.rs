@@ -486,5 +486,6 @@ fn status(behaviour: &Behaviour) -> NodeStatus {
         groups: 1,
         messages: 0,
         delayed: 0,
+        addresses: Vec::new(),
     }
 }

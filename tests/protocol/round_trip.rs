@@ -18,9 +18,9 @@ use batonmq::protocol::request::{
 };
 use batonmq::protocol::response::{
     Activity, Confirm, ConsumerClosed, ConsumerRecalled, ConsumerRole, ConsumerTopic, ConsumerTopicGone,
-    Deliver, Explanation, FailureRun, GroupInfo, Heartbeat, MessageState, NodeStatus, NotMaster, Place,
-    PublishReady, PublishRefused, Replayed, Reply, Response, Role, RouteInfo, Run, SlotInfo, Standing,
-    StateRun, TopicInfo, Welcome,
+    Deliver, Explanation, FailureRun, FloatingStatus, GroupInfo, Heartbeat, MessageState, NodeStatus,
+    NotMaster, Place, PublishReady, PublishRefused, Replayed, Reply, Response, Role, RouteInfo, Run,
+    SlotInfo, Standing, StateRun, TopicInfo, Welcome,
 };
 use bytes::{Bytes, BytesMut};
 use proptest::collection::vec;
@@ -268,6 +268,7 @@ fn infos() -> impl Strategy<Value = Reply> {
                 groups: numbers[3],
                 messages: numbers[4],
                 delayed: numbers[5],
+                addresses: vec![FloatingStatus { address: "a".into(), here: numbers[5] % 2 == 0 }],
             }))
         },
     );

@@ -19,9 +19,9 @@ use batonmq::protocol::request::{
 };
 use batonmq::protocol::response::{
     Activity, Confirm, ConsumerClosed, ConsumerDescription, ConsumerRecalled, ConsumerRole, ConsumerTopic,
-    ConsumerTopicGone, Deliver, Explanation, FailureRun, GroupDescription, GroupInfo, Heartbeat,
-    MessageState, NodeStatus, NotMaster, Place, PublishReady, PublishRefused, Replayed, Reply, Response,
-    Role, RouteInfo, Run, SlotInfo, Standing, StateRun, TopicDescription, TopicInfo, Welcome,
+    ConsumerTopicGone, Deliver, Explanation, FailureRun, FloatingStatus, GroupDescription, GroupInfo,
+    Heartbeat, MessageState, NodeStatus, NotMaster, Place, PublishReady, PublishRefused, Replayed, Reply,
+    Response, Role, RouteInfo, Run, SlotInfo, Standing, StateRun, TopicDescription, TopicInfo, Welcome,
 };
 use bytes::Bytes;
 
@@ -346,6 +346,7 @@ pub fn responses() -> Vec<Response> {
             groups: 3,
             messages: 70_000,
             delayed: 5,
+            addresses: vec![FloatingStatus { address: "192.0.2.10/24".into(), here: true }],
         }))),
         reply(Reply::Topics { more: true, topics: vec![topic_info()] }),
         reply(Reply::Groups { more: false, groups: vec![group_info()] }),
