@@ -7,5 +7,7 @@ pub mod history;
 pub mod load;
 pub mod mount;
 pub mod neighbour;
+pub mod network;
 pub mod pair;
+pub mod publisher;
 pub mod raw;
