@@ -12,6 +12,8 @@ use tempfile::TempDir;
 
 /// What `systemd-analyze security` may find at most, in tenths: of 10 points, 1.5.
 const EXPOSURE_MAX: &str = "15";
+/// The same with a floating address: 2.5.
+const EXPOSURE_WITH_ADDRESS_MAX: &str = "25";
 
 fn shipped(name: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd").join(name)).unwrap()
@@ -65,6 +67,21 @@ fn the_units_allow_little() {
         let threshold = format!("--threshold={EXPOSURE_MAX}");
         units.analyze(&["security", "--offline=true", "--no-pager", &threshold], name).unwrap();
     }
+}
+
+#[test]
+fn with_a_floating_address_the_unit_allows_little_more() {
+    let units = Units::new();
+    let unit = fs::read_to_string(units.path("baton.service")).unwrap();
+    let more = shipped("../docs/examples/floating-address.conf");
+    let more = more.replace("/usr/bin/baton", env!("CARGO_BIN_EXE_baton"));
+    // What a drop-in says comes behind the unit.
+    let both = unit.replace("[Install]", &format!("{more}\n[Install]"));
+    fs::write(units.path("baton.service"), both).unwrap();
+    assert_eq!(units.analyze(&["verify", "--man=no"], "baton.service"), Ok(String::new()));
+    let threshold = format!("--threshold={EXPOSURE_WITH_ADDRESS_MAX}");
+    let said = units.analyze(&["security", "--offline=true", "--no-pager", &threshold], "baton.service");
+    println!("{}", said.unwrap().lines().last().unwrap_or_default());
 }
 
 /// Settings of a unit, without comments.
