@@ -10,7 +10,7 @@ use batonmq::model::id::{Offset, OffsetRange, TopicId};
 use batonmq::model::limits::Limits;
 use batonmq::model::message::Message;
 use batonmq::model::position::Position;
-use batonmq::model::settings::{Backoff, GroupSettings, Policy, TopicSettings};
+use batonmq::model::settings::{Backoff, GroupSettings, Policy, Retention, TopicSettings};
 use batonmq::model::time::Timestamp;
 use batonmq::protocol::request::{AdminCommand, Settlement, Window};
 use batonmq::protocol::response::{Activity, MessageState, Reply, TopicDescription};
@@ -202,6 +202,28 @@ fn what_has_expired_says_when() {
     world.now = at;
     let explanation = world.explain("t", "g", 0).unwrap();
     assert_eq!(explanation.state, MessageState::Gone, "nobody is to have it");
+}
+
+/// What had expired before anybody got it was said to be done with.
+#[test]
+fn what_has_expired_in_a_topic_that_keeps_it_is_not_called_done() {
+    let (mut world, _) = simple(few(2));
+    let retention = Retention { acked: false, ..Retention::default() };
+    let kept = TopicSettings { retention, ..TopicSettings::default() };
+    world.admin(1, AdminCommand::ChangeTopic { name: "t".into(), settings: kept });
+    world.finish();
+    let topic = world.topic_named("t").unwrap();
+    let at = Timestamp(world.now.0 + 1_000);
+    let expiring = Message { expires_at: Some(at), ..Message::new("m") };
+    set_group(&mut world, |settings| settings.paused = true);
+    publish(&mut world, topic, &[expiring, Message::new("stays")]);
+    world.now = at;
+    set_group(&mut world, |settings| settings.paused = false);
+    world.finish();
+    let (state, text) = explained(&mut world, 0);
+    assert_eq!(state, MessageState::Settled);
+    assert!(text.ends_with(&format!("before it expired at {at}, or it expired first")), "{text}");
+    assert_eq!(explained(&mut world, 1).0, MessageState::InFlight);
 }
 
 #[test]

@@ -103,6 +103,7 @@ fn a_file_is_a_message_with_its_path() {
     let mut expected = [
         "topic",
         "offset",
+        "priority",
         "attempt",
         "delivery",
         "redelivered",
@@ -199,6 +200,11 @@ fn a_nacked_message_comes_again_and_is_counted() {
     assert_eq!(attempts("release"), 2);
     assert_eq!(attempts("nothing"), 2);
     assert_eq!(attempts("ack"), 2);
+    pair.run(&["publish", "t", "y"]).ok();
+    consume(&pair, "1", &["--then", "nack", "--nack-delay", "1h"]).ok();
+    let peeked = pair.run(&["peek", "t", "--group", "g", "--json"]).json();
+    assert_eq!(peeked[0]["state"], "returned");
+    consume(&pair, "1", &["--nack-delay", "1h"]).failed(2);
     let nothing = ["consume", "t", "--group", "g", "--idle-timeout", "100ms"];
     assert_eq!(pair.run(&nothing).ok(), "");
 }
@@ -290,6 +296,55 @@ fn dead_letters_of_a_pattern_are_found_by_the_topic_they_came_from() {
     assert_eq!(pair.run(&["consume", "t.#", "--group", "g", "--count", "1"]).ok(), "a\n");
 }
 
+/// A group whose letters went where it reads itself got them again, for ever.
+#[test]
+fn a_group_is_not_told_to_send_dead_letters_to_itself() {
+    let pair = Pair::single();
+    for (topic, dead_letter) in [("jobs", "jobs"), ("o.#", "o.graves")] {
+        let said = pair.run(&["group", "create", topic, "g", "--dead-letter", dead_letter]).failed(1);
+        assert!(said.contains("the group would get them again"), "{said}");
+    }
+    pair.run(&["topic", "create", "jobs"]).ok();
+    pair.run(&["group", "create", "jobs", "g"]).ok();
+    let said = pair.run(&["group", "set", "jobs", "g", "--dead-letter", "jobs"]).failed(1);
+    assert!(said.contains("the group would get them again"), "{said}");
+}
+
+/// Letters of a topic were lost sight of once another group sent its own there.
+#[test]
+fn dead_letters_of_a_topic_are_found_though_others_lie_in_it() {
+    let pair = Pair::single();
+    pair.run(&["publish", "work", "p"]).ok();
+    pair.run(&["consume", "work", "--group", "w", "--count", "1", "--then", "reject"]).ok();
+    pair.run(&["publish", "in", "a"]).ok();
+    pair.run(&["group", "create", "in", "g", "--dead-letter", "work"]).ok();
+    pair.run(&["consume", "in", "--group", "g", "--count", "1", "--then", "reject"]).ok();
+    let list = || pair.run(&["dead-letter", "list", "work", "--json"]).json();
+    wait_until(|| list().len() == 2);
+    assert_eq!(pair.run(&["dead-letter", "replay", "work"]).ok(), "2 dead letters replayed\n");
+    assert_eq!(pair.run(&["consume", "in", "--group", "g", "--count", "1"]).ok(), "a\n");
+    assert_eq!(pair.run(&["consume", "work", "--group", "w", "--count", "1"]).ok(), "p\n");
+}
+
+/// Letters lie in the order in which they died, and have their priority again when they are replayed.
+#[test]
+fn a_dead_letter_has_its_priority_again_when_it_is_replayed() {
+    let pair = Pair::single();
+    let reject = || pair.run(&["consume", "p", "--group", "g", "--count", "1", "--then", "reject"]).ok();
+    pair.run(&["publish", "p", "b"]).ok();
+    reject();
+    pair.run(&["publish", "p", "a", "--priority", "9"]).ok();
+    reject();
+    wait_until(|| pair.run(&["dead-letter", "list", "p", "--json"]).json().len() == 2);
+    let browsed = pair.run(&["browse", "p.dead-letter", "--format", "json"]).json();
+    let seen: Vec<_> = browsed.iter().map(|letter| (&letter["body"], &letter["priority"])).collect();
+    assert_eq!(seen, [(&"b".into(), &0.into()), (&"a".into(), &0.into())]);
+    assert_eq!(pair.run(&["dead-letter", "replay", "p"]).ok(), "2 dead letters replayed\n");
+    let again = pair.run(&["consume", "p", "--group", "g", "--count", "2", "--format", "json"]).json();
+    let seen: Vec<_> = again.iter().map(|message| (&message["body"], &message["priority"])).collect();
+    assert_eq!(seen, [(&"a".into(), &9.into()), (&"b".into(), &0.into())]);
+}
+
 #[test]
 fn dead_letters_are_picked_by_what_they_are() {
     let pair = Pair::single();
@@ -362,6 +417,9 @@ fn pull_asks_once() {
     assert_eq!(pull(&["--wait", "5s"]), "a\n");
     assert_eq!(pull(&["--wait", "5s", "--max", "10"]), "b\nc\n");
     assert_eq!(pull(&["--wait", "50ms", "--max", "10"]), "");
+    pair.run(&["publish", "t", "large", "d"]).ok();
+    assert_eq!(pull(&["--wait", "5s", "--max", "10", "--max-bytes", "1"]), "large\n");
+    assert_eq!(pull(&["--wait", "5s", "--max", "10", "--max-bytes", "1KiB"]), "d\n");
 }
 
 #[test]

@@ -223,6 +223,7 @@ impl Broker {
         out: &mut Output,
     ) -> Result<Reply, Refusal> {
         let name = Name::new(name).map_err(|error| refusals::invalid(&error))?;
+        dead_letter::check_target(topic, &settings)?;
         let id = match self.topic_named(topic) {
             Err(_) if Name::pattern(topic).is_ok() => None,
             found => Some(found?),
@@ -255,6 +256,7 @@ impl Broker {
             return Ok(Reply::Done);
         }
         check_settings(&settings)?;
+        dead_letter::check_target(topic, &settings)?;
         out.records.push(Record::GroupChanged { group: id, settings: settings.clone() });
         group.set_settings(settings.clone());
         if group.lease_check.is_some() {

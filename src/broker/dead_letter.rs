@@ -2,23 +2,25 @@
 //!
 //! The copy in the dead-letter topic and the settlement in the group are one commit, so a message is in one of both
 //! places, never in none and never in both. The copy keeps key, headers and body and has the headers of [`HEADERS`] and
-//! perhaps [`PATTERN`], texts all of them; from a message that dies again the older values become a line of `baton.dead.history`, the
-//! last [`HISTORY_LINES`] of which are kept. The limits on headers do not apply to these.
+//! perhaps [`PATTERN`] and [`PRIORITY`], texts all of them; from a message that dies again the older values become a line
+//! of `baton.dead.history`, the last [`HISTORY_LINES`] of which are kept. The limits on headers do not apply to these.
+//! Letters have no priority of their own: they lie in the order in which they died.
 //!
 //! The topic is the one that the group's settings name, or the topic's own name with `.dead-letter` behind it. It is
 //! created when it is needed, even where topics are not created by using them. Where it cannot be, or there is no space
 //! for the copies, the messages wait.
-//! There are no dead letters of dead letters: in a topic whose name ends in `.dead-letter`, and in a group that names
-//! its own topic, nothing dies unless the settings name another topic. What fails there is tried again with the
+//! There are no dead letters of dead letters: in a topic whose name ends in `.dead-letter`, and in one that a group is told
+//! to use for those of its own, nothing dies unless the settings name another topic. What fails there is tried again with the
 //! back-off, whatever `max_attempts` says, and so is what is rejected there.
 
-use super::Output;
 use super::machine::Broker;
+use super::pattern::stands_for;
 use super::reading::{READ_BYTES, READ_ONE_BYTES, RETRY_READS_MAX, Want};
 use super::topic::stored_bytes;
+use super::{Output, refusals};
 use crate::model::chunk::Origin;
 use crate::model::id::{GroupId, Offset, OffsetRange, TopicId};
-use crate::model::limits::NAME_BYTES_MAX;
+use crate::model::limits::{NAME_BYTES_MAX, PRIORITY_MAX};
 use crate::model::message::{Message, MessageBlock};
 use crate::model::name::Name;
 use crate::model::position::Position;
@@ -27,6 +29,7 @@ use crate::model::retry::{Failure, Retry, ReturnReason};
 use crate::model::settings::{GroupSettings, TopicSettings};
 use crate::model::time::Timestamp;
 use crate::model::topic_kind::TopicKind;
+use crate::protocol::error::Refusal;
 
 /// What the name of a dead-letter topic ends with.
 pub const DEAD_LETTER_SUFFIX: &str = ".dead-letter";
@@ -46,6 +49,8 @@ pub const HEADERS: [&str; 9] = [
 ];
 /// The pattern that the group is a group of, where it is not one of the topic itself: both may have a group of that name.
 pub const PATTERN: &str = "baton.dead.pattern";
+/// The priority that it had, where that is not 0.
+pub const PRIORITY: &str = "baton.dead.priority";
 /// The header with what the others said before: a line for each earlier death, the oldest first.
 pub const HISTORY: &str = "baton.dead.history";
 /// Lines of history that are kept.
@@ -70,6 +75,27 @@ pub(super) fn target(topic: &Name, settings: &GroupSettings) -> Option<Name> {
     Name::new(&format!("{}{DEAD_LETTER_SUFFIX}", &topic.as_str()[..kept])).ok()
 }
 
+/// Whether somebody may tell a group of a topic, or of a pattern, to use these settings: its dead letters must not come
+/// back to it.
+///
+/// # Errors
+/// Where they would.
+pub fn check_target(topic: &str, settings: &GroupSettings) -> Result<(), Refusal> {
+    let Some(target) = &settings.dead_letter else { return Ok(()) };
+    let comes_back = match Name::pattern(topic) {
+        Ok(pattern) => stands_for(&pattern, target),
+        Err(_) => target.as_str() == topic,
+    };
+    if comes_back {
+        let text = format!(
+            "dead letters of a group of {topic} cannot go to {target}: the group would get them again; name another \
+             topic, or set max_attempts to 0 for a group in which nothing dies"
+        );
+        return Err(refusals::invalid(&text));
+    }
+    Ok(())
+}
+
 /// What is said of a death.
 struct Death {
     /// The values of [`HEADERS`].
@@ -83,9 +109,11 @@ fn dead_message(mut message: Message, death: Death) -> Message {
     let history = take_history(&mut message, "");
     // There it neither waits for a time nor goes by itself.
     (message.deliver_at, message.expires_at) = (None, None);
+    let priority = std::mem::take(&mut message.priority);
     let values = death.values.map(bytes::Bytes::from);
     message.headers.extend(HEADERS.map(str::to_owned).into_iter().zip(values));
     message.headers.extend(death.pattern.map(|pattern| (PATTERN.to_owned(), pattern.into())));
+    message.headers.extend((priority > 0).then(|| (PRIORITY.to_owned(), priority.to_string().into())));
     message.headers.extend(history);
     message
 }
@@ -106,6 +134,9 @@ impl Revived {
     pub fn of(mut message: Message, now: Timestamp) -> Option<Self> {
         let topic = text_of(&message, HEADERS[0])?;
         let (group, pattern) = (text_of(&message, HEADERS[2]), text_of(&message, PATTERN));
+        // Only the node sets it; what makes no sense is no priority.
+        let priority = text_of(&message, PRIORITY).and_then(|text| text.parse().ok());
+        message.priority = priority.filter(|priority| *priority <= PRIORITY_MAX).unwrap_or(0);
         let history = take_history(&mut message, &format!(" replayed-at={now}"));
         message.headers.extend(history);
         Some(Self { topic, group, pattern, message })
@@ -131,7 +162,8 @@ fn take_history(message: &mut Message, addition: &str) -> Option<(String, bytes:
              published-at={published_at}{addition}"
         ));
     }
-    let of_death = |name: &str| name == HISTORY || name == PATTERN || HEADERS.contains(&name);
+    let of_death =
+        |name: &str| name == HISTORY || name == PATTERN || name == PRIORITY || HEADERS.contains(&name);
     message.headers.retain(|(name, _)| !of_death(name));
     let kept = history.len().saturating_sub(HISTORY_LINES);
     (!history.is_empty()).then(|| (HISTORY.to_owned(), history[kept..].join("\n").into()))
@@ -327,6 +359,7 @@ mod tests {
         let message = Message { key: Some("k".into()), priority: 3, ..Message::new("body") };
         let message = Message { headers: vec![("mine".into(), "1".into())], ..message };
         let first = dead_message(message.clone(), death("first"));
+        assert_eq!((first.priority, &first.header(PRIORITY).unwrap()[..]), (0, &b"3"[..]));
         let Revived { topic, group, pattern, message: alive } = Revived::of(first, Timestamp(0)).unwrap();
         assert_eq!((topic.as_str(), group.as_deref(), pattern), ("first", Some("g"), None));
         let line = "now topic=first offset=7 group=g attempts=3 reason=nacked published-at=then \
@@ -364,6 +397,19 @@ mod tests {
         assert_eq!(target(&name("orders"), &settings(None)), Some(name("orders.dead-letter")));
         assert_eq!(target(&name("orders"), &settings(Some("lost"))), Some(name("lost")));
         assert_eq!(target(&name("lost"), &settings(Some("lost"))), None);
+        for (topic, dead_letter, may_be) in [
+            ("lost", Some("lost"), false),
+            ("orders", Some("lost"), true),
+            ("orders", None, true),
+            ("orders.#", Some("orders.lost"), false),
+            ("#", Some("lost"), false),
+            ("orders.*", Some("orders.eu.lost"), true),
+            ("orders.#", Some("orders.dead-letter"), true),
+            ("#.dead-letter", Some("orders.dead-letter"), false),
+        ] {
+            let checked = check_target(topic, &settings(dead_letter));
+            assert_eq!(checked.is_ok(), may_be, "{topic} {dead_letter:?}");
+        }
         assert_eq!(target(&name("orders.dead-letter"), &settings(None)), None);
         assert_eq!(target(&name("orders.dead-letter"), &settings(Some("lost"))), Some(name("lost")));
         let long = target(&name(&"x".repeat(NAME_BYTES_MAX)), &settings(None)).unwrap();

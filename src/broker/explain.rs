@@ -106,7 +106,7 @@ impl Broker {
             None => Message::Unread,
         };
         if offset < part.state.floor || part.state.settled.contains(offset) {
-            return Ok(of_settled(group, part, offset, message));
+            return Ok(of_settled(group, part, offset, message, self.now));
         }
         let own = self.topics.get(&group.topic).unwrap_or(whole);
         let known = self.with_whom(group, part, offset).or_else(|| paused(whole, own, group));
@@ -261,16 +261,28 @@ impl Broker {
 }
 
 /// What is known of a message that a group is done with.
-fn of_settled(group: &Group, part: &Part, offset: Offset, message: Message<'_>) -> Answer {
-    let settled = || because(MessageState::Settled, "it is settled: the group is done with it");
-    if group.filter.is_none() {
-        return settled();
-    }
+fn of_settled(group: &Group, part: &Part, offset: Offset, message: Message<'_>, now: Timestamp) -> Answer {
     // Whatever its time: what the group does not want was settled for that.
-    match by_content(group, part, offset, message, Timestamp(0)) {
-        Some(answer) => answer,
-        None => settled(),
+    if let Some(answer) = by_content(group, part, offset, message, Timestamp(0)) {
+        return answer;
     }
+    // What has expired is settled by that, if nobody was done with it before.
+    let expired = match message {
+        Message::There(chunk) => expires_at(chunk, offset).filter(|at| *at <= now),
+        Message::Unread | Message::Missing => None,
+    };
+    let text = match expired {
+        Some(at) => format!(
+            "it is settled: the group was done with it before it expired at {at}, or it expired first"
+        ),
+        None => "it is settled: the group is done with it".to_owned(),
+    };
+    because(MessageState::Settled, text)
+}
+
+fn expires_at(chunk: &CachedChunk, offset: Offset) -> Option<Timestamp> {
+    let index = (offset.0 - chunk.first.0) as usize;
+    chunk.block.message(index).ok().and_then(|message| message.expires_at)
 }
 
 /// Where the group, the topic, or the pattern that is the group's own are paused.
@@ -304,9 +316,7 @@ fn by_content(
     match verdict {
         Verdict::HandOut => None,
         Verdict::Expire => {
-            let index = (offset.0 - chunk.first.0) as usize;
-            let at = chunk.block.message(index).ok().and_then(|message| message.expires_at);
-            let at = at.map_or(String::new(), |at| format!(" at {at}"));
+            let at = expires_at(chunk, offset).map_or(String::new(), |at| format!(" at {at}"));
             Some(because(MessageState::Expired, format!("it has expired{at}: nobody gets it any more")))
         }
         Verdict::Settle => {

@@ -16,7 +16,7 @@ use crate::protocol::error::{ErrorCode, Refusal};
 
 /// Whether a pattern stands for a topic of this name. Dead letters are meant only by a pattern that ends as their
 /// names do: who wants all orders does not want those that failed once more.
-fn stands_for(pattern: &Name, name: &Name) -> bool {
+pub(super) fn stands_for(pattern: &Name, name: &Name) -> bool {
     let (pattern, name) = (pattern.as_str(), name.as_str());
     let meant = !name.ends_with(DEAD_LETTER_SUFFIX) || pattern.ends_with(DEAD_LETTER_SUFFIX);
     meant && pattern::matches(pattern, name)

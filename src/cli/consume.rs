@@ -87,6 +87,9 @@ pub struct ConsumeArgs {
     /// What went wrong, told with --then nack and --then reject to whoever gets the message next
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
+    /// When a message comes again after --then nack; without it as the back-off of the group says
+    #[arg(long, value_name = "DURATION", value_parser = value::duration)]
+    nack_delay: Option<Duration>,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -110,6 +113,9 @@ enum Then {
 pub async fn run(args: ConsumeArgs) -> anyhow::Result<()> {
     if args.reason.is_some() && !matches!(args.then, Then::Nack | Then::Reject) {
         return Err(End::Usage("--reason needs --then nack or --then reject".to_owned()).into());
+    }
+    if args.nack_delay.is_some() && args.then != Then::Nack {
+        return Err(End::Usage("--nack-delay needs --then nack".to_owned()).into());
     }
     let mut signals = Signals::new()?;
     let client = args.client.connect().await?;
@@ -242,8 +248,8 @@ fn write(args: &ConsumeArgs, consumer: &Consumer, batch: &[Delivery]) -> anyhow:
 fn settle(args: &ConsumeArgs, consumer: &Consumer, delivery: &Delivery) {
     match (args.then, &args.reason) {
         (Then::Ack, _) => consumer.ack(delivery),
-        (Then::Nack, None) => consumer.nack(delivery, None),
-        (Then::Nack, Some(reason)) => consumer.nack_because(delivery, None, reason),
+        (Then::Nack, None) => consumer.nack(delivery, args.nack_delay),
+        (Then::Nack, Some(reason)) => consumer.nack_because(delivery, args.nack_delay, reason),
         (Then::Reject, None) => consumer.reject(delivery),
         (Then::Reject, Some(reason)) => consumer.reject_because(delivery, reason),
         (Then::Release, _) => consumer.release(delivery),

@@ -12,9 +12,6 @@ use super::output::Output;
 use super::received::{self, Format};
 use super::value;
 
-/// Bytes of messages asked for at most.
-const PULL_BYTES_MAX: u64 = 64 << 20;
-
 /// Ask for messages of a group once, write them and ack them.
 ///
 /// Ends with 0 whether there were any or not.
@@ -32,6 +29,9 @@ pub struct PullArgs {
     /// At most so many messages
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), default_value_t = 1)]
     max: u32,
+    /// At most so many bytes of messages; one that is larger comes alone
+    #[arg(long, value_name = "SIZE", value_parser = value::size, default_value = "64MiB")]
+    max_bytes: usize,
     /// How long to wait for a first message
     #[arg(long, value_name = "DURATION", value_parser = value::duration, default_value = "0s")]
     wait: Duration,
@@ -53,7 +53,7 @@ pub async fn run(args: PullArgs) -> anyhow::Result<()> {
         ..ConsumerOptions::new(args.topic.as_str(), args.group.as_str())
     };
     let mut consumer = client.pull_consumer(options).await?;
-    let batch = consumer.pull(args.max, PULL_BYTES_MAX, args.wait).await?;
+    let batch = consumer.pull(args.max, args.max_bytes as u64, args.wait).await?;
     {
         let mut output = Output::new();
         for delivery in &batch {

@@ -18,7 +18,7 @@ use super::output::Output;
 pub enum Format {
     /// The body as it is, and a line end
     Raw,
-    /// One JSON object a line: topic, offset, attempt, delivery, redelivered, failure, published_at, key, headers, body
+    /// One JSON object a line: topic, offset, priority, attempt, delivery, redelivered, failure, published_at, key, headers, body
     Json,
 }
 
@@ -26,6 +26,7 @@ pub enum Format {
 struct Received<'a> {
     topic: &'a str,
     offset: u64,
+    priority: u8,
     attempt: u32,
     delivery: u32,
     redelivered: bool,
@@ -78,6 +79,7 @@ pub fn write(output: &mut Output, topic: &str, delivery: &Delivery, format: Form
         Format::Json => output.json(&Received {
             topic,
             offset: delivery.offset().0,
+            priority: delivery.message.priority,
             attempt: delivery.attempt,
             delivery: delivery.number,
             redelivered: delivery.redelivered,

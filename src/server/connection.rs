@@ -13,6 +13,7 @@ use tokio::time::MissedTickBehavior;
 use super::greeting::{greet, protocol_refusal, send};
 use super::input::{Filled, Input, InputError};
 use super::{SERVER, Server, standby, watch};
+use crate::broker::dead_letter::check_target;
 use crate::broker::{Command, Ending};
 use crate::engine::{Backup, Budget, Engine, Outbox, Sent, Turn, none_under_way};
 use crate::model::id::{Epoch, SessionId};
@@ -377,6 +378,12 @@ impl Connection {
             Request::OpenProducer(open) => Command::OpenProducer(open),
             Request::CloseProducer(close) => Command::CloseProducer(close),
             Request::Subscribe(mut subscribe) => {
+                if let Some(settings) = &subscribe.settings
+                    && let Err(refusal) = check_target(&subscribe.topic, settings)
+                {
+                    self.respond(&Response::Reply(subscribe.request, Err(refusal)));
+                    return Ok(None);
+                }
                 subscribe.settings.get_or_insert_with(|| self.server.group_defaults.clone());
                 Command::Subscribe(subscribe)
             }

@@ -315,6 +315,10 @@ impl World {
         );
         let original = &self.store[topic][&offset];
         assert_eq!(message.body, original.message.body);
+        // Letters lie in one order; the priority is kept for the replay.
+        let priority = message.header("baton.dead.priority").map(|_| text("baton.dead.priority"));
+        let had = (position.priority > 0).then(|| position.priority.to_string());
+        assert_eq!((message.priority, priority), (0, had));
         assert_eq!(text("baton.dead.published-at"), original.published_at.to_string());
         assert!(self.dead.insert((*group, offset)), "dead twice: {group} {offset}");
         dead_now.insert((*group, offset));

@@ -82,7 +82,7 @@ pub async fn run(command: DeadLetterCommand) -> anyhow::Result<()> {
 }
 
 async fn list(args: &ListArgs) -> anyhow::Result<()> {
-    let mut selection = Selection::new(&args.select)?;
+    let selection = Selection::new(&args.select)?;
     let client = args.select.client.connect().await?;
     let mut output = Output::new();
     let mut table = Table::new(&HEAD);
@@ -106,14 +106,14 @@ async fn list(args: &ListArgs) -> anyhow::Result<()> {
 }
 
 async fn show(args: &ShowArgs) -> anyhow::Result<()> {
-    let mut selection = Selection::new(&args.select)?;
+    let selection = Selection::new(&args.select)?;
     let client = args.select.client.connect().await?;
     let mut found = None;
     let places = selection.places(&client, &args.select).await?;
     for place in places {
         let page = client.browse(&place.name, Offset(args.offset), 1).await?;
         for browsed in page.into_iter().filter(|browsed| browsed.offset.0 == args.offset) {
-            if selection.takes(&browsed)? {
+            if selection.takes(&place.name, &browsed)? {
                 found = Some((place.name.clone(), browsed));
             }
         }

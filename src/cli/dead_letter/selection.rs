@@ -81,8 +81,8 @@ impl From<Reason> for ReturnReason {
 
 /// What letters must be.
 pub struct Selection {
-    /// The topic they came from; any where a dead-letter topic was named.
-    origin: Option<Name>,
+    /// The topic that they came from, or lie in.
+    topic: Name,
     group: Option<Name>,
     reason: Option<ReturnReason>,
     key: Option<String>,
@@ -103,7 +103,7 @@ impl Selection {
             Timestamp(u64::try_from(at).unwrap_or(u64::MAX))
         };
         Ok(Self {
-            origin: None,
+            topic: args.topic.clone(),
             group: args.group.clone(),
             reason: args.reason.map(ReturnReason::from),
             key: args.key.clone(),
@@ -114,8 +114,8 @@ impl Selection {
         })
     }
 
-    /// The dead-letter topics to look into. Notes which topic the letters must come from.
-    pub async fn places(&mut self, client: &Client, args: &SelectArgs) -> anyhow::Result<Vec<TopicInfo>> {
+    /// The dead-letter topics to look into: those of the topic that is named, and this itself where it is one.
+    pub async fn places(&self, client: &Client, args: &SelectArgs) -> anyhow::Result<Vec<TopicInfo>> {
         let topics = client.topics().await?;
         let groups = client.groups(None).await?;
         let topic = args.topic.as_str();
@@ -130,21 +130,17 @@ impl Selection {
         of_topic.insert(dead_letter_topic(topic, None));
         let exists = topics.iter().any(|topic| topic.name == args.topic.as_str());
         let is_place = args.topic.as_str().ends_with(SUFFIX) || all.contains(args.topic.as_str());
-        let wanted = if exists && is_place {
-            self.origin = None;
-            BTreeSet::from([args.topic.to_string()])
-        } else {
-            self.origin = Some(args.topic.clone());
-            of_topic
-        };
+        if is_place {
+            of_topic.insert(topic.to_owned());
+        }
         let places: Vec<TopicInfo> =
-            topics.into_iter().filter(|topic| wanted.contains(&topic.name)).collect();
+            topics.into_iter().filter(|topic| of_topic.contains(&topic.name)).collect();
         anyhow::ensure!(exists || !places.is_empty(), "there is no topic {}", args.topic);
         Ok(places)
     }
 
-    /// Whether a letter is meant. What is no letter never is.
-    pub fn takes(&self, browsed: &Browsed) -> anyhow::Result<bool> {
+    /// Whether a letter in this topic is meant. What is no letter never is.
+    pub fn takes(&self, place: &str, browsed: &Browsed) -> anyhow::Result<bool> {
         let message = &browsed.message;
         let is = |header, wanted: Option<&str>| match (message.header(header), wanted) {
             (Some(value), Some(wanted)) => value == wanted.as_bytes(),
@@ -153,7 +149,8 @@ impl Selection {
         };
         let died_at = value::time(&text(message, DIED_AT)).ok();
         let in_time = |holds: &dyn Fn(Timestamp) -> bool| died_at.is_some_and(holds);
-        Ok(is(TOPIC, self.origin.as_ref().map(Name::as_str))
+        let origin = (place != self.topic.as_str()).then(|| self.topic.as_str());
+        Ok(is(TOPIC, origin)
             && is(GROUP, self.group.as_ref().map(Name::as_str))
             && is(REASON, self.reason.map(ReturnReason::word))
             && self.key.as_ref().is_none_or(|key| message.key.as_ref().is_some_and(|known| known == key))
@@ -190,7 +187,10 @@ impl Pages<'_> {
         let mut meant = Vec::new();
         for browsed in page {
             // What dies meanwhile is left for the next time.
-            if self.left > 0 && browsed.offset < self.place.end && self.selection.takes(&browsed)? {
+            if self.left > 0
+                && browsed.offset < self.place.end
+                && self.selection.takes(&self.place.name, &browsed)?
+            {
                 self.left -= 1;
                 meant.push(browsed);
             }
