@@ -207,6 +207,25 @@ fn the_oldest_go_when_they_take_too_much_and_the_newest_stays() {
     assert_eq!(world.held_by(topic).0, 1);
 }
 
+/// What was gone from the middle counted among what went: a topic kept more than it may until the next publish.
+#[test]
+fn what_is_gone_already_makes_no_room_a_second_time() {
+    let message = Message::new("body");
+    let size = message.encoded_len() as u64;
+    let limits = Limits { pinned_bytes_max: 1, ..Limits::default() };
+    let retention = Retention { max_bytes: Some(10 * size), ..Retention::default() };
+    let (mut world, topic) = world_with(limits, kept(retention));
+    world.subscribe(0, 0, "t", "g", window(1_000), None).unwrap();
+    publish(&mut world, topic, 10);
+    world.finish();
+    world.settle(0, 0, Settlement::Ack, range(1, 5));
+    settle_down(&mut world);
+    assert_eq!(world.held_by(topic), (6, 6 * size));
+    publish(&mut world, topic, 10);
+    settle_down(&mut world);
+    assert_eq!(world.held_by(topic), (10, 10 * size));
+}
+
 /// A block of a burst has one mark; without a search its messages went when the next burst was too old.
 #[test]
 fn a_message_goes_when_it_is_too_old_and_not_before() {

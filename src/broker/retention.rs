@@ -100,18 +100,22 @@ impl Broker {
     /// Drops the oldest until no more is there than may be.
     fn keep_amount(&mut self, id: TopicId, max: Holdings, out: &mut Output) {
         for log in self.logs_of(id) {
-            let Some(whole) = self.topics.get(&id) else { return };
-            let excess = whole.total.minus(max);
-            let Some(topic) = self.topics.get(&log) else { continue };
-            let mut cut = topic.state.start;
-            if excess.messages > 0 {
-                cut = cut.max(topic.offset_behind(excess.messages));
+            // Of what a cut in bytes goes by some may be gone already: what is left then is known better.
+            while let Some(cut) = self.cut_for(id, log, max) {
+                self.cut(log, cut, out);
             }
-            if excess.bytes > 0 {
-                cut = cut.max(topic.offset_behind_bytes(excess.bytes));
-            }
-            self.cut(log, cut, out);
         }
+    }
+
+    /// Up to where a log of a topic must go for the topic to hold no more than it may; `None` where nothing of it must,
+    /// or can.
+    fn cut_for(&self, id: TopicId, log: TopicId, max: Holdings) -> Option<Offset> {
+        let excess = self.topics.get(&id)?.total.minus(max);
+        let topic = self.topics.get(&log)?;
+        let start = topic.state.start;
+        let by_messages = (excess.messages > 0).then(|| topic.offset_behind(excess.messages));
+        let by_bytes = (excess.bytes > 0).then(|| topic.offset_behind_bytes(excess.bytes));
+        by_messages.max(by_bytes).filter(|cut| *cut > start)
     }
 
     /// The topic with its priorities, lowest first.
