@@ -14,6 +14,7 @@ use batonmq::model::settings::{GroupSettings, Overflow, TopicSettings};
 use batonmq::protocol::error::ErrorCode;
 use batonmq::protocol::request::*;
 use broker_world::World;
+use proptest::prelude::*;
 
 fn full(max_messages: u64, overflow: Overflow) -> TopicSettings {
     TopicSettings { max_messages: Some(max_messages), overflow, ..TopicSettings::default() }
@@ -25,13 +26,18 @@ fn world(settings: TopicSettings) -> (World, TopicId) {
     world.begin(0);
     world.admin(0, AdminCommand::CreateTopic { name: "t".into(), settings });
     let topic = world.find_topic(0, "t").unwrap();
+    arrive(&mut world);
+    (world, topic)
+}
+
+fn arrive(world: &mut World) {
+    world.begin(0);
     world.subscribe(0, 0, "t", "g", Window { messages: 1_000, bytes: u64::MAX }, None);
     for session in 1..=4 {
         world.begin(session);
         world.open(session, 1, &format!("p{session}"));
     }
     world.finish();
-    (world, topic)
 }
 
 fn publish(world: &mut World, session: u64, topic: TopicId, count: usize) -> Option<ErrorCode> {
@@ -282,6 +288,139 @@ fn nobody_waits_for_good() {
             consume(&mut world, end);
         }
         assert_eq!(waiting, [false; 5], "seed {seed}: {published:?}");
+    }
+}
+
+/// The line of a topic that blocks, with the bytes that each session wants to publish.
+#[derive(Default)]
+struct Line {
+    waiting: Vec<(u64, u64)>,
+    called: Vec<(u64, u64)>,
+}
+
+impl Line {
+    /// Whether a publish is taken. Otherwise its session waits.
+    fn takes(&mut self, session: u64, wanted: u64, is_full: bool) -> bool {
+        let called = self.called.len();
+        self.called.retain(|(who, _)| *who != session);
+        let was_called = self.called.len() < called;
+        if !is_full && (was_called || self.waiting.is_empty()) {
+            return true;
+        }
+        match self.waiting.iter_mut().find(|(who, _)| *who == session) {
+            Some(place) => place.1 = wanted,
+            None => self.waiting.insert(if was_called { 0 } else { self.waiting.len() }, (session, wanted)),
+        }
+        false
+    }
+
+    /// Who is called when there is room for so many bytes.
+    fn call(&mut self, room: u64) -> Vec<u64> {
+        let kept = self.called.iter().map(|(_, wanted)| wanted).sum();
+        let (mut room, mut now) = (room.saturating_sub(kept), Vec::new());
+        while room > 0 && !self.waiting.is_empty() {
+            let next = self.waiting.remove(0);
+            room = room.saturating_sub(next.1);
+            now.push(next.0);
+            self.called.push(next);
+        }
+        now
+    }
+}
+
+/// Steps with a topic that is limited in bytes: a publish of a session with messages of these sizes, so many of the
+/// oldest settled, or a restart.
+#[derive(Clone, Debug)]
+enum Step {
+    Publish(u64, Vec<usize>),
+    Consume(u64),
+    Restart,
+}
+
+fn steps(size: impl Strategy<Value = usize> + Clone) -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        6 => (1_u64..=4, prop::collection::vec(size, 1..4)).prop_map(|(who, sizes)| Step::Publish(who, sizes)),
+        3 => (0_u64..12).prop_map(Step::Consume),
+        1 => Just(Step::Restart),
+    ];
+    prop::collection::vec(step, 1..60)
+}
+
+/// Takes the steps, each until the broker rests, and checks what comes of them: who is refused, who is called, and what
+/// is held. The world checks what goes.
+fn check_bytes(max: u64, overflow: Overflow, steps: Vec<Step>) {
+    let (mut world, topic) =
+        world(TopicSettings { max_bytes: Some(max), overflow, ..TopicSettings::default() });
+    let mut line = Line::default();
+    for step in steps {
+        match step {
+            Step::Publish(session, sizes) => {
+                let producer = world.clients[&SessionId(session)].producers[&1];
+                let next = world.last_of(producer).unwrap().0 + 1;
+                let messages: Vec<Message> =
+                    sizes.into_iter().map(|size| Message::new(vec![0; size])).collect();
+                let wanted = messages.iter().map(|message| message.encoded_len() as u64).sum();
+                let (before, slack) = (world.held_by(topic), world.bytes_slack(topic));
+                let parts = vec![(topic, messages.len() as u32)];
+                let refused = world.try_publish(session, 1, next, &messages, parts);
+                let about_full = before.1.abs_diff(max) < slack;
+                let is_full = if about_full { refused.is_some() } else { before.1 >= max };
+                let expected = match overflow {
+                    Overflow::DropOldest => None,
+                    Overflow::Reject => FULL.filter(|_| is_full),
+                    Overflow::Block => BLOCKED.filter(|_| !line.takes(session, wanted, is_full)),
+                };
+                assert_eq!(refused, expected, "{} bytes of {max}, give or take {slack}", before.1);
+                rest(&mut world);
+                if overflow != Overflow::DropOldest {
+                    let taken = if refused.is_none() { wanted } else { 0 };
+                    assert_eq!(world.held_by(topic).1, before.1 + taken, "taken whole, and nothing goes");
+                }
+            }
+            Step::Consume(count) => {
+                let start = world.fold.topics[&topic].start.0;
+                consume(&mut world, start + count);
+            }
+            Step::Restart => {
+                world.restart();
+                arrive(&mut world);
+                rest(&mut world);
+                line = Line::default();
+            }
+        }
+        let room = max.saturating_sub(world.held_by(topic).1);
+        assert_eq!(ready(&mut world), line.call(room), "called for {room} bytes");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Where all messages have one size it is known to the byte, with every overflow.
+    #[test]
+    fn a_topic_is_full_with_so_many_bytes(
+        size in 0_usize..2_000,
+        messages in 1_u64..15,
+        off in 0_u64..40,
+        overflow in prop_oneof![Just(Overflow::Block), Just(Overflow::Reject), Just(Overflow::DropOldest)],
+        steps in steps(Just(0)),
+    ) {
+        let sized = |step| match step {
+            Step::Publish(who, sizes) => Step::Publish(who, vec![size; sizes.len()]),
+            step => step,
+        };
+        let max = messages * Message::new(vec![0; size]).encoded_len() as u64 + off;
+        check_bytes(max, overflow, steps.into_iter().map(sized).collect());
+    }
+
+    /// Where they differ it is known about, and what is too much goes all the same.
+    #[test]
+    fn a_topic_of_all_sizes_is_full_with_about_so_many_bytes(
+        max in (100_u64 << 10)..(400 << 10),
+        overflow in prop_oneof![Just(Overflow::Reject), Just(Overflow::DropOldest)],
+        steps in steps(0_usize..(40 << 10)),
+    ) {
+        check_bytes(max, overflow, steps);
     }
 }
 

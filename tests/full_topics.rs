@@ -68,6 +68,11 @@ fn body(number: u64) -> Message {
     Message::new(number.to_string())
 }
 
+/// One of the size that all of them have.
+fn padded_body(number: u64) -> Message {
+    Message::new(format!("{number:0100}"))
+}
+
 /// One of about 64 KiB.
 fn large_body(number: u64) -> Message {
     Message::new(format!("{number:065535}"))
@@ -175,11 +180,22 @@ async fn a_topic_keeps_about_as_many_bytes_as_it_is_told(mode: &'static str) {
 }
 
 async fn a_full_topic_holds_its_producers_up_and_loses_nothing(mode: &'static str) {
+    let settings = TopicSettings { max_messages: Some(8), ..TopicSettings::default() };
+    producers_wait_for_room_for_eight(mode, settings).await;
+}
+
+/// All messages are of one size: a limit in bytes is kept exactly then.
+async fn a_topic_full_of_bytes_holds_its_producers_up_and_loses_nothing(mode: &'static str) {
+    let max_bytes = Some(8 * padded_body(0).encoded_len() as u64);
+    producers_wait_for_room_for_eight(mode, TopicSettings { max_bytes, ..TopicSettings::default() }).await;
+}
+
+/// Producers publish to a topic that has room for so many of their messages, with a takeover in the middle.
+async fn producers_wait_for_room_for_eight(mode: &'static str, settings: TopicSettings) {
     const COUNT: u64 = 60;
     let dir = tempfile::tempdir().unwrap();
     let mut pair = Pair::start(dir.path(), mode).await;
     let client = pair.client(PATIENCE).await;
-    let settings = TopicSettings { max_messages: Some(8), ..TopicSettings::default() };
     client.create_topic("small", settings).await.unwrap();
     client.create_group("small", "g", GroupSettings::default(), Start::Earliest).await.unwrap();
     let senders: Vec<_> = (0..3)
@@ -188,7 +204,7 @@ async fn a_full_topic_holds_its_producers_up_and_loses_nothing(mode: &'static st
             tokio::spawn(async move {
                 let (producer, topic) = (producer(&client).await, client.topic("small").await.unwrap());
                 for at in 0..COUNT {
-                    producer.send(&topic, &body(sender * 1_000 + at)).await.unwrap();
+                    producer.send(&topic, &padded_body(sender * 1_000 + at)).await.unwrap();
                 }
             })
         })
@@ -282,6 +298,60 @@ async fn a_full_topic_refuses_or_drops_as_it_is_told(mode: &'static str) {
     client.change_topic("t", TopicSettings::default()).await.unwrap();
     one.flush().await.unwrap();
     assert_eq!(messages(&client, "t").await, 6, "what waited is published when there is room");
+    impatient.close().await;
+    client.close().await;
+}
+
+async fn a_topic_full_of_bytes_refuses_or_drops_as_it_is_told(mode: &'static str) {
+    // Full with 16 of 64 KiB and a little more each, and one that drops its oldest holds 15 of them.
+    const MAX_BYTES: u64 = 1 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let mut pair = Pair::start(dir.path(), mode).await;
+    let client = pair.client(PATIENCE).await;
+    let full = |overflow| TopicSettings { max_bytes: Some(MAX_BYTES), overflow, ..TopicSettings::default() };
+    client.create_topic("t", full(Overflow::Reject)).await.unwrap();
+    let (one, topic) = (producer(&client).await, client.topic("t").await.unwrap());
+    for number in 0..16 {
+        one.send(&topic, &large_body(number)).await.unwrap();
+    }
+    for _ in 0..2 {
+        match one.send(&topic, &body(16)).await {
+            Err(ClientError::MessagesRefused(failures)) => {
+                let refusal = &failures[0].refusal;
+                assert_eq!(refusal.code, ErrorCode::TopicFull);
+                assert!(refusal.text.contains("max_bytes is 1048576"), "{}", refusal.text);
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(messages(&client, "t").await, 16);
+        pair.take_over().await;
+    }
+    client.change_topic("t", full(Overflow::DropOldest)).await.unwrap();
+    one.send(&topic, &large_body(17)).await.unwrap();
+    pair.take_over().await;
+    for number in 18..20 {
+        one.send(&topic, &large_body(number)).await.unwrap();
+    }
+    let (mut browser, mut left) = (client.browser(BrowseOptions::new("t")), Vec::new());
+    while left.len() < 15 {
+        left.extend(browser.next_batch(100).await.unwrap().iter().map(|browsed| number(&browsed.message)));
+    }
+    assert_eq!(left, (4..16).chain(17..20).collect::<Vec<_>>());
+    assert_eq!(messages(&client, "t").await, 15);
+    client.change_topic("t", full(Overflow::Block)).await.unwrap();
+    one.send(&topic, &large_body(20)).await.unwrap();
+    let impatient = pair.client(Duration::from_millis(500)).await;
+    let waiting = producer(&impatient).await;
+    match waiting.send(&topic, &body(21)).await {
+        Err(ClientError::Unconfirmed { refusal: Some(refusal), .. }) => {
+            assert_eq!(refusal.code, ErrorCode::TopicBlocked);
+        }
+        other => panic!("{other:?}"),
+    }
+    pair.take_over().await;
+    let mut consumer = consumer(&client, "t", "g", 4).await;
+    assert_eq!(consume(&mut consumer, 17).await, (4..16).chain(17..22).collect::<Vec<_>>());
+    waiting.flush().await.unwrap();
     impatient.close().await;
     client.close().await;
 }
@@ -433,6 +503,8 @@ in_both_modes!(
     topics_keep_what_they_are_to_keep,
     a_full_topic_holds_its_producers_up_and_loses_nothing,
     a_full_topic_refuses_or_drops_as_it_is_told,
+    a_topic_full_of_bytes_holds_its_producers_up_and_loses_nothing,
+    a_topic_full_of_bytes_refuses_or_drops_as_it_is_told,
     a_topic_keeps_about_as_many_bytes_as_it_is_told,
     groups_go_where_they_are_sent,
     what_is_paused_stays_so_and_goes_on_after_takeovers,

@@ -7,7 +7,7 @@ use batonmq::model::id::{GroupId, Offset, OffsetRange, ProducerId, Sequence, Ses
 use batonmq::model::message::{Message, MessageBlock};
 use batonmq::model::record::{Published, Record, Source};
 use batonmq::model::retry::ReturnReason;
-use batonmq::model::settings::{GroupSettings, Overflow, TopicSettings};
+use batonmq::model::settings::{GroupSettings, TopicSettings};
 use batonmq::model::snapshot::TopicState;
 use batonmq::model::topic_kind::TopicKind;
 use batonmq::protocol::error::ErrorCode;
@@ -570,29 +570,5 @@ impl World {
             }
         }
         settings
-    }
-
-    /// Whether a refusal of a publish to these topics is right: one of them is full, or others wait for it.
-    pub fn is_held_up(&self, parts: &[(TopicId, u32)], code: ErrorCode) -> bool {
-        parts.iter().any(|(topic, _)| {
-            let Some(settings) = self.topic_settings(*topic) else { return false };
-            let published = self.out.records.iter().filter_map(|record| match record {
-                Record::Published(published) if published.targets[0].0 == *topic => {
-                    Some(published.block.count() as u64)
-                }
-                _ => None,
-            });
-            let held = self.fold.topics.contains_key(topic).then(|| self.held_by(*topic).0);
-            let held = held.unwrap_or(0) + published.sum::<u64>();
-            let full = settings.max_messages.is_some_and(|max| held >= max);
-            match code {
-                ErrorCode::TopicFull => settings.overflow == Overflow::Reject && full,
-                // Others may wait for room that they are called for.
-                ErrorCode::TopicBlocked => {
-                    settings.overflow == Overflow::Block && settings.max_messages.is_some()
-                }
-                _ => false,
-            }
-        })
     }
 }

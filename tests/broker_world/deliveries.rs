@@ -6,7 +6,6 @@ use batonmq::broker::Content;
 use batonmq::model::chunk::Origin;
 use batonmq::model::id::{Sequence, SessionId, TopicId};
 use batonmq::model::message::MessageBlock;
-use batonmq::model::settings::Overflow;
 use batonmq::model::snapshot::TopicState;
 use batonmq::model::topic_kind::{TopicKind, Waiting};
 use batonmq::protocol::response::Confirm;
@@ -114,20 +113,6 @@ impl World {
             };
             let bytes: u64 = held.iter().map(size).sum();
             assert!(bytes <= window.bytes || held.len() == 1, "more bytes than the window allows");
-        }
-    }
-
-    /// No topic keeps more messages than it is to keep, but those that wait for their time.
-    pub fn check_kept(&self) {
-        for (id, state) in self.fold.topics.iter().filter(|(_, state)| state.kind.part_of().is_none()) {
-            let dropping = state.settings.overflow == Overflow::DropOldest;
-            let full = state.settings.max_messages.filter(|_| dropping);
-            let max = [state.settings.retention.max_messages, full].into_iter().flatten().min();
-            let lanes = self.fold.topics.iter().filter(|(lane, state)| {
-                self.whole_topic(**lane) == *id && !matches!(state.kind, TopicKind::Slot { .. })
-            });
-            let there: u64 = lanes.map(|(_, lane)| lane.message_count()).sum();
-            assert!(there == 0 || max.is_none_or(|max| self.held_by(*id).0 <= max), "too many in {id}");
         }
     }
 

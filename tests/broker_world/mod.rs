@@ -6,6 +6,7 @@
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+mod amounts;
 mod asking;
 mod deliveries;
 pub mod explain;
@@ -94,6 +95,8 @@ pub struct World {
     pub now: Timestamp,
     pub fold: Snapshot,
     pub store: BTreeMap<TopicId, BTreeMap<u64, Stored>>,
+    /// The sizes that messages of each topic have ever had.
+    sizes: BTreeMap<TopicId, BTreeSet<u64>>,
     pub groups: BTreeMap<GroupId, BTreeMap<u64, Known>>,
     /// Up to where each group may have handed out before the broker was started anew.
     pub fresh_from: BTreeMap<GroupId, u64>,
@@ -148,6 +151,7 @@ impl World {
             now: Timestamp(1_000_000),
             fold: Snapshot::default(),
             store: BTreeMap::new(),
+            sizes: BTreeMap::new(),
             groups: BTreeMap::new(),
             fresh_from: BTreeMap::new(),
             clients: BTreeMap::new(),

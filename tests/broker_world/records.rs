@@ -8,10 +8,10 @@ use batonmq::model::message::Message;
 use batonmq::model::position::Position;
 use batonmq::model::record::{Published, Record};
 use batonmq::model::retry::{Retry, ReturnReason};
-use batonmq::model::settings::{GroupSettings, Lifetime, Overflow, Policy};
+use batonmq::model::settings::{GroupSettings, Lifetime, Policy};
 use batonmq::model::snapshot::{GroupState, TopicState};
 use batonmq::model::time::Timestamp;
-use batonmq::model::topic_kind::{TopicKind, Waiting};
+use batonmq::model::topic_kind::TopicKind;
 
 use super::{Known, Stored, World};
 
@@ -81,6 +81,7 @@ impl World {
             Record::TopicDeleted { topic } => {
                 self.spares.remove(topic);
                 self.store.remove(topic);
+                self.sizes.remove(topic);
                 self.named.retain(|(_, _, named)| named != topic);
             }
             Record::GroupChanged { group, settings } => self.note_filter(*group, settings),
@@ -208,39 +209,13 @@ impl World {
         self.fold.topics[&id].kind.part_of().unwrap_or(id)
     }
 
-    /// The messages of a topic with its parts: how many, and their bytes.
-    pub fn held_by(&self, whole: TopicId) -> (u64, u64) {
-        let mut held = (0, 0);
-        for (id, state) in &self.fold.topics {
-            let notes = matches!(state.kind, TopicKind::Slot { waiting: Waiting::Expiring, .. });
-            if self.whole_topic(*id) == whole && !notes {
-                for stored in self.store.get(id).into_iter().flat_map(|messages| messages.values()) {
-                    held.0 += 1;
-                    held.1 += stored.message.encoded_len() as u64;
-                }
-            }
-        }
-        held
-    }
-
     /// What goes from the front of a topic is settled by all, or more than the topic is to keep.
     pub fn check_trimmed(&self, topic: TopicId, start: Offset) {
         let whole = self.whole_topic(topic);
         let settings = &self.fold.topics[&whole].settings;
         let groups: Vec<_> = self.fold.groups.iter().filter(|(_, group)| group.topic == topic).collect();
         let gone: Vec<_> = self.store.get(&topic).into_iter().flat_map(|all| all.range(..start.0)).collect();
-        let (messages, bytes) = self.held_by(whole);
-        let gone_bytes: u64 = gone.iter().map(|(_, stored)| stored.message.encoded_len() as u64).sum();
-        let dropping = settings.overflow == Overflow::DropOldest;
-        let limits = |kept: Option<u64>, full: Option<u64>| {
-            [kept, full.filter(|_| dropping)].into_iter().flatten().min().unwrap_or(u64::MAX)
-        };
-        let messages_max = limits(settings.retention.max_messages, settings.max_messages);
-        let bytes_max = limits(settings.retention.max_bytes, settings.max_bytes);
-        // As far as the estimate of bytes may be off.
-        let slack = (bytes / 16).max(64 << 10) + gone_bytes / gone.len().max(1) as u64;
-        let too_much =
-            messages - gone.len() as u64 >= messages_max || bytes - gone_bytes + slack >= bytes_max;
+        let too_much = self.is_too_much(whole, gone.iter().map(|(_, stored)| *stored));
         for (offset, stored) in gone {
             let settled = settings.retention.acked
                 && !groups.is_empty()
@@ -279,6 +254,7 @@ impl World {
                     let is_before_end = due < until || until.0 == u64::MAX;
                     assert!(from <= due && is_before_end, "what is due at {due} is in the slot for it");
                 }
+                self.sizes.entry(*topic).or_default().insert(message.encoded_len() as u64);
                 let stored = Stored { message: message.clone(), published_at: published.at, origin };
                 self.store.entry(*topic).or_default().insert(first.0 + index as u64, stored);
             }
