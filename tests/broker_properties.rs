@@ -132,15 +132,19 @@ fn settings() -> impl Strategy<Value = GroupSettings> {
 
 fn topic_settings() -> impl Strategy<Value = TopicSettings> {
     let few = || prop_oneof![2 => Just(None), 1 => (1_u64..30).prop_map(Some)];
+    // Up to about as many, for most are of 30 bytes or so.
+    let small = || prop_oneof![2 => Just(None), 1 => (1_u64..900).prop_map(Some)];
     let age = prop_oneof![2 => Just(None), 1 => (1_000_u64..5_000).prop_map(Some)];
     let overflow = prop_oneof![Just(Overflow::Block), Just(Overflow::Reject), Just(Overflow::DropOldest)];
     let flags = (any::<bool>(), 0_u8..8);
-    (age, few(), few(), overflow, flags).prop_map(|(max_age_ms, kept, max_messages, overflow, flags)| {
-        let acked = flags.0 || (max_age_ms, kept) == (None, None);
+    let values = (age, (few(), small()), (few(), small()), overflow, flags);
+    values.prop_map(|(max_age_ms, kept, full, overflow, flags)| {
+        let acked = flags.0 || (max_age_ms, kept) == (None, (None, None));
         TopicSettings {
-            retention: Retention { acked, max_age_ms, max_bytes: None, max_messages: kept },
-            max_messages,
-            overflow: if max_messages.is_none() { Overflow::Block } else { overflow },
+            retention: Retention { acked, max_age_ms, max_messages: kept.0, max_bytes: kept.1 },
+            max_messages: full.0,
+            max_bytes: full.1,
+            overflow: if full == (None, None) { Overflow::Block } else { overflow },
             paused: flags.1 == 0,
             temporary: flags.1 == 1,
             ..TopicSettings::default()
