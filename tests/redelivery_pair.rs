@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use batonmq::client::{
@@ -10,9 +11,10 @@ use batonmq::client::{
 };
 use batonmq::model::id::Offset;
 use batonmq::model::message::Message;
+use batonmq::model::position::Position;
 use batonmq::model::retry::ReturnReason;
 use batonmq::model::settings::{Backoff, GroupSettings, Lifetime, Policy};
-use batonmq::protocol::response::Role;
+use batonmq::protocol::response::{MessageState, Role};
 use support::load::options;
 use support::pair::{Node, PATIENCE};
 use tokio::time::timeout;
@@ -64,6 +66,13 @@ impl Scene {
     ) -> Consumer {
         let options = ConsumerOptions { settings, prefetch, priority, ..ConsumerOptions::new("t", group) };
         self.client.consumer(options).await.unwrap()
+    }
+
+    /// Checks that a message of the topic waits for credit in the group `g`.
+    async fn has_no_credit_left(&self, offset: u64) {
+        let position = Position { priority: 0, offset: Offset(offset) };
+        let explanation = self.client.explain("t", position, "g").await.unwrap();
+        assert_eq!(explanation.state, MessageState::NoCredit, "{}", explanation.text);
     }
 
     async fn groups(&self) -> Vec<String> {
@@ -248,6 +257,72 @@ async fn turns_are_kept(mode: &'static str, policy: Policy) {
     }
 }
 
+/// Who has settled what it had gets the next ones under `fair`; under `round-robin` that makes no difference.
+async fn what_is_in_flight_counts_under_fair_only(mode: &'static str) {
+    let mut scene = Scene::start(mode).await;
+    let of = |policy| Some(GroupSettings { policy, ..GroupSettings::default() });
+    let mut pairs = Vec::new();
+    for (group, policy, apart) in [("fair", Policy::Fair, [2, 0]), ("turns", Policy::RoundRobin, [1, 1])] {
+        let one = scene.join(group, of(policy), 9, 0).await;
+        pairs.push((one, scene.join(group, None, 9, 0).await, apart));
+    }
+    let mut before = Instant::now();
+    for round in 0..2 {
+        scene.publish("t", &["0", "1", "2", "3"]).await;
+        let mut kept = Vec::new();
+        for (one, two, _) in &mut pairs {
+            take(one, 2).await.iter().for_each(|delivery| one.ack(delivery));
+            one.flush().await.unwrap();
+            kept.push(take(two, 2).await);
+        }
+        scene.publish("t", &["4", "5"]).await;
+        for ((one, two, [of_one, of_two]), kept) in pairs.iter_mut().zip(&kept) {
+            let (first, second) = (take(one, *of_one).await, take(two, *of_two).await);
+            let got: Vec<&str> = first.iter().chain(&second).map(body).collect();
+            assert_eq!(got.iter().copied().collect::<BTreeSet<_>>(), BTreeSet::from(["4", "5"]), "{round}");
+            first.iter().for_each(|delivery| one.ack(delivery));
+            second.iter().chain(kept).for_each(|delivery| two.ack(delivery));
+            one.flush().await.unwrap();
+            two.flush().await.unwrap();
+        }
+        if round == 0 {
+            before = Instant::now();
+            scene.take_over().await;
+        }
+        for (one, two, _) in &pairs {
+            joined_again(one, before).await;
+            joined_again(two, before).await;
+        }
+    }
+}
+
+/// Of a prefetch in bytes a consumer has as many messages as fit, and a larger one alone.
+async fn no_more_bytes_are_with_a_consumer_than_it_wants(mode: &'static str) {
+    let mut scene = Scene::start(mode).await;
+    let small: Vec<String> = (0..4).map(|number| format!("{number:01000}")).collect();
+    let large = "9".repeat(10_000);
+    let options = ConsumerOptions { prefetch_bytes: 2_500, ..ConsumerOptions::new("t", "g") };
+    let mut consumer = scene.client.consumer(options).await.unwrap();
+    let bodies: Vec<&str> = small.iter().chain([&large]).map(String::as_str).collect();
+    scene.publish("t", &bodies).await;
+    let first = take(&mut consumer, 2).await;
+    assert_eq!(first.iter().map(body).collect::<Vec<_>>(), bodies[..2]);
+    scene.has_no_credit_left(2).await;
+    scene.take_over().await;
+    let again = take(&mut consumer, 2).await;
+    assert_eq!(again.iter().map(body).collect::<Vec<_>>(), bodies[..2], "in flight at the kill");
+    scene.has_no_credit_left(2).await;
+    again.iter().for_each(|delivery| consumer.ack(delivery));
+    consumer.flush().await.unwrap();
+    let second = take(&mut consumer, 2).await;
+    assert_eq!(second.iter().map(body).collect::<Vec<_>>(), bodies[2..4]);
+    consumer.ack(&second[0]);
+    consumer.flush().await.unwrap();
+    scene.has_no_credit_left(4).await;
+    consumer.ack(&second[1]);
+    assert_eq!(body(&take(&mut consumer, 1).await[0]), large);
+}
+
 async fn groups_live_as_they_should(mode: &'static str) {
     let mut scene = Scene::start(mode).await;
     let living = |lifetime| Some(GroupSettings { lifetime, ..GroupSettings::default() });
@@ -296,13 +371,43 @@ async fn a_pull_waits_for_the_next_master_in_database_mode() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn turns_are_kept_in_file_mode() {
+async fn round_robin_turns_are_kept_in_file_mode() {
     turns_are_kept("file", Policy::RoundRobin).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn turns_are_kept_in_database_mode() {
+async fn round_robin_turns_are_kept_in_database_mode() {
+    turns_are_kept("database", Policy::RoundRobin).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fair_turns_are_kept_in_file_mode() {
+    turns_are_kept("file", Policy::Fair).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fair_turns_are_kept_in_database_mode() {
     turns_are_kept("database", Policy::Fair).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_flight_counts_under_fair_only_in_file_mode() {
+    what_is_in_flight_counts_under_fair_only("file").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_flight_counts_under_fair_only_in_database_mode() {
+    what_is_in_flight_counts_under_fair_only("database").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_bytes_are_with_a_consumer_than_it_wants_in_file_mode() {
+    no_more_bytes_are_with_a_consumer_than_it_wants("file").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_bytes_are_with_a_consumer_than_it_wants_in_database_mode() {
+    no_more_bytes_are_with_a_consumer_than_it_wants("database").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
