@@ -4,18 +4,22 @@
 
 mod support;
 
+use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use batonmq::client::{Client, Consumer, ConsumerOptions, ProducerOptions};
 use batonmq::model::id::Offset;
 use batonmq::model::message::Message;
 use batonmq::model::position::Position;
-use batonmq::model::settings::{GroupSettings, Start, TopicSettings};
+use batonmq::model::settings::{GroupSettings, Policy, Start, TopicSettings};
+use batonmq::model::time::Timestamp;
 use batonmq::protocol::response::{MessageState, Role};
 use support::load::options;
 use support::pair::{Node, PATIENCE};
 
+/// What becomes of a message whose time is over: every group is done with it, and then it goes.
+const OVER: [MessageState; 2] = [MessageState::Settled, MessageState::Gone];
 /// An hour: longer than any test.
 const LATER: Duration = Duration::from_secs(3_600);
 
@@ -24,29 +28,41 @@ fn of_color(color: &'static str) -> Message {
 }
 
 async fn state(client: &Client, offset: u64, group: &str) -> (MessageState, String) {
+    state_in(client, "orders", offset, group).await
+}
+
+async fn state_in(client: &Client, topic: &str, offset: u64, group: &str) -> (MessageState, String) {
     let position = Position { priority: 0, offset: Offset(offset) };
-    let explanation = client.explain("orders", position, group).await.unwrap();
+    let explanation = client.explain(topic, position, group).await.unwrap();
     (explanation.state, explanation.text)
 }
 
 /// Waits until a message has a state, as after a takeover the consumers come one by one. Answers the sentence.
 async fn wait_for_state(client: &Client, offset: u64, wanted: MessageState) -> String {
-    let seen = async {
-        loop {
-            let (state, text) = state(client, offset, "billing").await;
-            if state == wanted {
-                return text;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
+    wait_for_state_in(client, "orders", offset, &[wanted]).await
+}
+
+/// Waits until a message has one of these states.
+async fn wait_for_state_in(client: &Client, topic: &str, offset: u64, wanted: &[MessageState]) -> String {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (state, text) = state_in(client, topic, offset, "billing").await;
+        if wanted.contains(&state) {
+            return text;
         }
-    };
-    tokio::time::timeout(PATIENCE, seen).await.unwrap_or_else(|_| panic!("{offset} never becomes {wanted:?}"))
+        assert!(Instant::now() < deadline, "{offset} never becomes {wanted:?}, it is {state:?}: {text}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// What `baton explain` says.
 fn explained_by_command(servers: &str, offset: &str) -> String {
+    explained_by_command_in(servers, "orders", offset, "billing")
+}
+
+fn explained_by_command_in(servers: &str, topic: &str, offset: &str, group: &str) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_baton"));
-    command.args(["explain", "orders", offset, "--group", "billing", "--server", servers]);
+    command.args(["explain", topic, offset, "--group", group, "--server", servers]);
     let output = command.output().unwrap();
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout).unwrap()
@@ -95,15 +111,21 @@ async fn consumer(servers: &str) -> Consumer {
     client.consumer(options).await.unwrap()
 }
 
-async fn what_becomes_of_messages_is_explained(mode: &'static str) {
-    let dir = tempfile::tempdir().unwrap();
-    let store = dir.path().join("store");
-    let mut nodes = ["a", "b"].map(|name| Node::new(name, &store, mode, dir.path()));
+/// A pair of nodes, the first of them master, and their addresses.
+async fn pair(mode: &'static str, dir: &Path) -> ([Node; 2], String) {
+    let store = dir.join("store");
+    let mut nodes = ["a", "b"].map(|name| Node::new(name, &store, mode, dir));
     nodes[0].start();
     nodes[0].wait_for(Role::Master).await;
     nodes[1].start();
     nodes[1].wait_for(Role::Standby).await;
     let servers = format!("{},{}", nodes[0].address, nodes[1].address);
+    (nodes, servers)
+}
+
+async fn what_becomes_of_messages_is_explained(mode: &'static str) {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut nodes, servers) = pair(mode, dir.path()).await;
     let client = Client::connect(options(&servers)).await.unwrap();
     let orders = client.topic("orders").await.unwrap();
     // Keeps everything in the topic.
@@ -138,6 +160,59 @@ async fn what_becomes_of_messages_is_explained(mode: &'static str) {
     assert_eq!(state(&client, 5, "billing").await.0, MessageState::Paused);
 }
 
+fn from_now(time: Duration) -> Timestamp {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    Timestamp(u64::try_from((now + time).as_millis()).unwrap())
+}
+
+/// Of the messages 0 and 1 with one key the first is in flight. 2 expires at once, and 3 while there is no master.
+async fn what_is_behind_a_key_and_what_expired_is_explained(mode: &'static str) {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut nodes, servers) = pair(mode, dir.path()).await;
+    let client = Client::connect(options(&servers)).await.unwrap();
+    let topic = client.topic("keyed").await.unwrap();
+    let burying = GroupSettings { dead_letter_expired: true, ..GroupSettings::default() };
+    client.create_group("keyed", "burying", burying, Start::Earliest).await.unwrap();
+    let settings =
+        GroupSettings { policy: Policy::Key, lease_ms: LATER.as_millis() as u64, ..GroupSettings::default() };
+    let options = ConsumerOptions { settings: Some(settings), ..ConsumerOptions::new("keyed", "billing") };
+    let mut consumer = client.consumer(options).await.unwrap();
+    let producer = client.producer(ProducerOptions::default()).await.unwrap();
+    let keyed = |expires_at| Message { key: Some("k".into()), expires_at, ..Message::new("m") };
+    let messages = [
+        keyed(None),
+        keyed(None),
+        keyed(Some(from_now(Duration::from_millis(100)))),
+        keyed(Some(from_now(Duration::from_secs(2)))),
+    ];
+    producer.send_batch(&topic, &messages).await.unwrap();
+    producer.flush().await.unwrap();
+    assert_eq!(consumer.next().await.unwrap().unwrap().offset(), Offset(0));
+    let behind = "message 0 with the same key comes first, and is not settled";
+    let (later, text) = state_in(&client, "keyed", 3, "billing").await;
+    assert!(later == MessageState::BehindKey || OVER.contains(&later), "{text}");
+    for master in 0..2 {
+        let text = wait_for_state_in(&client, "keyed", 0, &[MessageState::InFlight]).await;
+        assert!(text.contains(" has it since "), "{text}");
+        assert_eq!(wait_for_state_in(&client, "keyed", 1, &[MessageState::BehindKey]).await, behind);
+        let said = explained_by_command_in(&servers, "keyed", "1", "billing");
+        assert_eq!(said, format!("behind-key: {behind}\n"));
+        wait_for_state_in(&client, "keyed", 2, &OVER).await;
+        let said = explained_by_command_in(&servers, "keyed", "2", "burying");
+        assert!(said.starts_with("dead: it is dead letter 0 of keyed.dead-letter since "), "{said}");
+        assert!(said.contains(": expired"), "{said}");
+        if master == 0 {
+            nodes[0].kill();
+            nodes[1].wait_for(Role::Master).await;
+        }
+    }
+    wait_for_state_in(&client, "keyed", 3, &OVER).await;
+    let again = consumer.next().await.unwrap().unwrap();
+    assert_eq!(again.offset(), Offset(0));
+    consumer.ack(&again);
+    wait_for_state_in(&client, "keyed", 1, &[MessageState::InFlight]).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_becomes_of_messages_is_explained_in_file_mode() {
     what_becomes_of_messages_is_explained("file").await;
@@ -146,4 +221,14 @@ async fn what_becomes_of_messages_is_explained_in_file_mode() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_becomes_of_messages_is_explained_in_database_mode() {
     what_becomes_of_messages_is_explained("database").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_behind_a_key_and_what_expired_is_explained_in_file_mode() {
+    what_is_behind_a_key_and_what_expired_is_explained("file").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_behind_a_key_and_what_expired_is_explained_in_database_mode() {
+    what_is_behind_a_key_and_what_expired_is_explained("database").await;
 }
