@@ -82,45 +82,70 @@ pub struct Pair {
     pub dir: TempDir,
     pub servers: Vec<String>,
     pub nodes: Vec<Child>,
+    mode: &'static str,
 }
 
 impl Pair {
     /// One node, which is master.
     pub fn single() -> Self {
-        Self::start("file", &["a"])
+        Self::start("file", &["master"])
     }
 
     /// One node, which is master of a store in database mode.
     pub fn database() -> Self {
-        Self::start("database", &["a"])
+        Self::start("database", &["master"])
     }
 
     /// Two nodes: the first is master, the second standby.
     pub fn both() -> Self {
-        Self::start("file", &["a", "b"])
+        Self::both_in("file")
     }
 
-    fn start(mode: &str, names: &[&str]) -> Self {
-        let mut pair = Self { dir: tempfile::tempdir().unwrap(), servers: Vec::new(), nodes: Vec::new() };
-        for (name, role) in names.iter().zip(["master", "standby"]) {
-            let address = free_address();
-            let store = pair.path("store");
-            let log = std::fs::File::create(pair.path(&format!("{name}.log"))).unwrap();
-            let store = store.to_str().unwrap();
-            let node = command(&["serve", "--node", name, "--store", store, "--listen", &address])
-                .env("BATON_MODE", mode)
-                .stdout(Stdio::null())
-                .stderr(log)
-                .spawn()
-                .unwrap();
+    /// Two nodes on a store in this mode: the first is master, the second standby.
+    pub fn both_in(mode: &'static str) -> Self {
+        Self::start(mode, &["master", "standby"])
+    }
+
+    fn start(mode: &'static str, roles: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut pair = Self { dir, servers: Vec::new(), nodes: Vec::new(), mode };
+        for (index, role) in roles.iter().enumerate() {
+            pair.servers.push(free_address());
+            let node = pair.spawn(index);
             pair.nodes.push(node);
-            pair.servers.push(address.clone());
-            wait_until(|| {
-                let answer = run(&["status", "--json", "--server", &address]);
-                answer.code == Some(0) && answer.json()[0]["role"] == role
-            });
+            wait_until(|| pair.role(index).as_deref() == Some(role));
         }
         pair
+    }
+
+    /// Starts the process of a node.
+    fn spawn(&self, index: usize) -> Child {
+        let name = ["a", "b"][index];
+        let (store, log) = (self.path("store"), self.path(&format!("{name}.log")));
+        let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
+        let (store, address) = (store.to_str().unwrap(), &self.servers[index]);
+        command(&["serve", "--node", name, "--store", store, "--listen", address])
+            .env("BATON_MODE", self.mode)
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap()
+    }
+
+    /// The role of a node that answers.
+    fn role(&self, index: usize) -> Option<String> {
+        let answer = run(&["status", "--json", "--server", &self.servers[index]]);
+        (answer.code == Some(0)).then(|| answer.json()[0]["role"].as_str().unwrap().to_owned())
+    }
+
+    /// Kills the master of two nodes. The other one takes over, and the killed one follows it.
+    pub fn take_over(&mut self) {
+        let killed = (0..2).find(|index| self.role(*index).as_deref() == Some("master")).unwrap();
+        self.nodes[killed].kill().unwrap();
+        self.nodes[killed].wait().unwrap();
+        wait_until(|| self.role(1 - killed).as_deref() == Some("master"));
+        self.nodes[killed] = self.spawn(killed);
+        wait_until(|| self.role(killed).as_deref() == Some("standby"));
     }
 
     /// A path in the directory of the test.
