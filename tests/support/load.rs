@@ -20,7 +20,7 @@ pub const TOPIC: &str = "load";
 pub const SOLO: &str = "solo";
 /// Shared by three consumers that fail now and then.
 pub const SHARED: &str = "shared";
-pub const GROUPS: Groups = Groups { ordered: &[SOLO], shared: &[SHARED] };
+pub const GROUPS: Groups = Groups { ordered: &[SOLO], keyed: &[], alone: &[], shared: &[SHARED] };
 
 const PUBLISHERS: u32 = 3;
 const SHARERS: u32 = 3;
