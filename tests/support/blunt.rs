@@ -38,6 +38,8 @@ pub struct Blunt {
     pub confirmed_by_all: Arc<AtomicU64>,
     /// Set where confirmed messages are gone.
     pub went_back: Arc<AtomicBool>,
+    /// Between two batches.
+    pub pause: Duration,
     made: u64,
     confirmed: u64,
     id: Option<ProducerId>,
@@ -63,6 +65,7 @@ impl Blunt {
         went_back: Arc<AtomicBool>,
     ) -> Self {
         let servers = servers.split(',').map(str::to_owned).collect();
+        let pause = Duration::from_millis(1);
         let (made, confirmed, id, epoch_seen) = (0, 0, None, Epoch(0));
         Self {
             publisher,
@@ -72,6 +75,7 @@ impl Blunt {
             stop,
             confirmed_by_all,
             went_back,
+            pause,
             made,
             confirmed,
             id,
@@ -116,7 +120,7 @@ impl Blunt {
                     while let Ok(response) = tokio::time::timeout(Duration::ZERO, link.next()).await {
                         self.handle(response?)?;
                     }
-                    tokio::time::sleep(Duration::from_millis(1)).await;
+                    tokio::time::sleep(self.pause).await;
                     continue;
                 }
             }
@@ -134,6 +138,8 @@ impl Blunt {
                 self.confirmed_by_all.fetch_add(confirm.sequence.0 - self.confirmed, Ordering::Relaxed);
                 self.confirmed = confirm.sequence.0;
             }
+            // Later, over another connection.
+            Response::PublishRefused(refused) if refused.refusal.code == ErrorCode::StoreFull => return None,
             Response::PublishRefused(refused) => panic!("{refused:?}"),
             Response::Goodbye(_) | Response::Failed(_) => return None,
             _ => {}
@@ -145,7 +151,8 @@ impl Blunt {
     fn put(&self, link: &mut Link, first: u64, last: u64) {
         let message = |number| {
             let token = Token { publisher: self.publisher, number };
-            Message::new(format!("{:<width$}", token.body(), width = self.body_bytes))
+            let key = Some(format!("{}-{}", self.publisher, token.key()).into());
+            Message { key, ..Message::new(format!("{:<width$}", token.body(), width = self.body_bytes)) }
         };
         let block = MessageBlock::encode(&(first..=last).map(message).collect::<Vec<_>>());
         let publish = Publish {
