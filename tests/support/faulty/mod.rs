@@ -35,10 +35,15 @@ pub struct FaultyDisk {
 impl FaultyDisk {
     /// A mount in `dir`, and its files beside it.
     pub fn new(dir: &Path) -> Self {
-        let (real, path) = (dir.join("real"), dir.join("faulty"));
-        for folder in [&real, &path] {
-            std::fs::create_dir(folder).unwrap();
-        }
+        let real = dir.join("real");
+        std::fs::create_dir(&real).unwrap();
+        Self::of(&real, &dir.join("faulty"))
+    }
+
+    /// A mount at `path`, which is made, of the files in `real`. Of several mounts, locks exclude only within each.
+    pub fn of(real: &Path, path: &Path) -> Self {
+        let (real, path) = (real.to_owned(), path.to_owned());
+        std::fs::create_dir(&path).unwrap();
         let faults = Arc::new(Faults::default());
         let mut config = Config::default();
         config.mount_options = vec![MountOption::FSName("faulty".into()), MountOption::NoAtime];
