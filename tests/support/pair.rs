@@ -1,5 +1,6 @@
 //! Nodes as processes.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::net::TcpListener;
@@ -19,8 +20,13 @@ pub struct Node {
     pub name: String,
     pub address: String,
     pub store: PathBuf,
+    /// What it is asked to make of the store when it starts.
+    pub mode: &'static str,
+    /// The program that it runs.
+    pub program: PathBuf,
     log: PathBuf,
-    mode: &'static str,
+    /// What starts the program, as the last of its arguments and in its own place.
+    wrapper: Vec<String>,
     settings: Vec<(&'static str, String)>,
     open_files_max: Option<u64>,
     process: Option<Child>,
@@ -42,8 +48,10 @@ impl Node {
             name,
             address,
             store,
-            log,
             mode,
+            program: env!("CARGO_BIN_EXE_baton").into(),
+            log,
+            wrapper: Vec::new(),
             settings: Vec::new(),
             open_files_max: None,
             process: None,
@@ -54,6 +62,13 @@ impl Node {
     /// Sets a setting by its variable of the environment.
     pub fn set(mut self, variable: &'static str, value: impl ToString) -> Self {
         self.settings.push((variable, value.to_string()));
+        self
+    }
+
+    /// Serves at this address, of wherever this command puts a program.
+    pub fn within(mut self, wrapper: &[&str], address: &str) -> Self {
+        self.wrapper = wrapper.iter().map(|word| (*word).to_owned()).collect();
+        address.clone_into(&mut self.address);
         self
     }
 
@@ -87,12 +102,14 @@ impl Node {
     }
 
     fn program(&self) -> Command {
-        let program = env!("CARGO_BIN_EXE_baton");
-        let Some(max) = self.open_files_max else { return Command::new(program) };
-        let mut shell = Command::new("sh");
-        // The shell becomes the program: its number is that of the node.
-        shell.args(["-c", &format!("ulimit -n {max} && exec \"$0\" \"$@\""), program]);
-        shell
+        // A shell becomes the program, as a wrapper does: its number is that of the node.
+        let limit = self.open_files_max.map(|max| format!("ulimit -n {max} && exec \"$0\" \"$@\""));
+        let shell = limit.iter().flat_map(|limit| ["sh", "-c", limit]);
+        let words = self.wrapper.iter().map(String::as_str).chain(shell).map(OsStr::new);
+        let mut words = words.chain([self.program.as_os_str()]);
+        let mut command = Command::new(words.next().expect("the program at least"));
+        command.args(words);
+        command
     }
 
     /// The number of the process.
