@@ -14,7 +14,7 @@ use batonmq::model::message::Message;
 use batonmq::protocol::request::ReplayTo;
 use batonmq::protocol::response::{Role, TopicInfo};
 use support::load::options;
-use support::pair::{Node, PATIENCE};
+use support::pair::{PATIENCE, two};
 
 const LETTERS: u64 = 3_000;
 /// Masters killed while letters are replayed.
@@ -40,13 +40,7 @@ async fn bodies(client: &Client, name: &str) -> BTreeMap<Vec<u8>, u64> {
 
 async fn letters_are_replayed_once(mode: &'static str) {
     let dir = tempfile::tempdir().unwrap();
-    let store = dir.path().join("store");
-    let mut nodes = ["a", "b"].map(|name| Node::new(name, &store, mode, dir.path()));
-    nodes[0].start();
-    nodes[0].wait_for(Role::Master).await;
-    nodes[1].start();
-    nodes[1].wait_for(Role::Standby).await;
-    let servers = format!("{},{}", nodes[0].address, nodes[1].address);
+    let (mut nodes, servers) = two(mode, dir.path(), |node| node).await;
     let client = Client::connect(options(&servers)).await.unwrap();
     let orders = client.topic("orders").await.unwrap();
     let producer = client.producer(ProducerOptions::default()).await.unwrap();

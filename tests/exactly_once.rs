@@ -22,7 +22,7 @@ use batonmq::model::settings::{Backoff, GroupSettings};
 use batonmq::protocol::response::Role;
 use rustix::process::Signal;
 use support::load::options;
-use support::pair::{Node, PATIENCE};
+use support::pair::{Node, PATIENCE, two};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -249,13 +249,7 @@ struct Stage {
 
 impl Stage {
     async fn set(mode: &'static str, dir: &std::path::Path) -> Self {
-        let store = dir.join("store");
-        let mut nodes = ["a", "b"].map(|name| Node::new(name, &store, mode, dir));
-        nodes[0].start();
-        nodes[0].wait_for(Role::Master).await;
-        nodes[1].start();
-        nodes[1].wait_for(Role::Standby).await;
-        let direct = format!("{},{}", nodes[0].address, nodes[1].address);
+        let (nodes, direct) = two(mode, dir, |node| node).await;
         let client = Client::connect(options(&direct)).await.unwrap();
         for topic in ["in", "out"] {
             client.topic(topic).await.unwrap();

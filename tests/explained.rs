@@ -4,7 +4,6 @@
 
 mod support;
 
-use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -16,7 +15,7 @@ use batonmq::model::settings::{GroupSettings, Policy, Start, TopicSettings};
 use batonmq::model::time::Timestamp;
 use batonmq::protocol::response::{MessageState, Role};
 use support::load::options;
-use support::pair::{Node, PATIENCE};
+use support::pair::{PATIENCE, two};
 
 /// What becomes of a message whose time is over: every group is done with it, and then it goes.
 const OVER: [MessageState; 2] = [MessageState::Settled, MessageState::Gone];
@@ -111,21 +110,9 @@ async fn consumer(servers: &str) -> Consumer {
     client.consumer(options).await.unwrap()
 }
 
-/// A pair of nodes, the first of them master, and their addresses.
-async fn pair(mode: &'static str, dir: &Path) -> ([Node; 2], String) {
-    let store = dir.join("store");
-    let mut nodes = ["a", "b"].map(|name| Node::new(name, &store, mode, dir));
-    nodes[0].start();
-    nodes[0].wait_for(Role::Master).await;
-    nodes[1].start();
-    nodes[1].wait_for(Role::Standby).await;
-    let servers = format!("{},{}", nodes[0].address, nodes[1].address);
-    (nodes, servers)
-}
-
 async fn what_becomes_of_messages_is_explained(mode: &'static str) {
     let dir = tempfile::tempdir().unwrap();
-    let (mut nodes, servers) = pair(mode, dir.path()).await;
+    let (mut nodes, servers) = two(mode, dir.path(), |node| node).await;
     let client = Client::connect(options(&servers)).await.unwrap();
     let orders = client.topic("orders").await.unwrap();
     // Keeps everything in the topic.
@@ -168,7 +155,7 @@ fn from_now(time: Duration) -> Timestamp {
 /// Of the messages 0 and 1 with one key the first is in flight. 2 expires at once, and 3 while there is no master.
 async fn what_is_behind_a_key_and_what_expired_is_explained(mode: &'static str) {
     let dir = tempfile::tempdir().unwrap();
-    let (mut nodes, servers) = pair(mode, dir.path()).await;
+    let (mut nodes, servers) = two(mode, dir.path(), |node| node).await;
     let client = Client::connect(options(&servers)).await.unwrap();
     let topic = client.topic("keyed").await.unwrap();
     let burying = GroupSettings { dead_letter_expired: true, ..GroupSettings::default() };

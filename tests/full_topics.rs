@@ -17,7 +17,7 @@ use batonmq::model::message::Message;
 use batonmq::model::settings::{GroupSettings, Overflow, Retention, Start, TopicSettings};
 use batonmq::protocol::error::ErrorCode;
 use batonmq::protocol::response::{GroupInfo, Role};
-use support::pair::{Node, PATIENCE};
+use support::pair::{Node, PATIENCE, two};
 
 const KEEP: Retention = Retention { acked: false, max_age_ms: None, max_bytes: None, max_messages: None };
 
@@ -29,13 +29,7 @@ struct Pair {
 
 impl Pair {
     async fn start(dir: &Path, mode: &'static str) -> Self {
-        let store = dir.join("store");
-        let node = |name| Node::new(name, &store, mode, dir).set("BATON_POLL_INTERVAL", "10ms");
-        let mut nodes = [node("a"), node("b")];
-        nodes[0].start();
-        nodes[0].wait_for(Role::Master).await;
-        nodes[1].start();
-        nodes[1].wait_for(Role::Standby).await;
+        let (nodes, _) = two(mode, dir, |node| node.set("BATON_POLL_INTERVAL", "10ms")).await;
         Self { nodes, master: 0 }
     }
 

@@ -14,7 +14,7 @@ use batonmq::model::message::Message;
 use batonmq::model::settings::{Retention, TopicSettings};
 use batonmq::protocol::response::Role;
 use bytes::Bytes;
-use support::pair::{Node, PATIENCE};
+use support::pair::{Node, PATIENCE, two};
 
 /// Keys of the table.
 const KEYS: u64 = 100;
@@ -35,19 +35,11 @@ fn value(n: u64) -> Message {
 
 async fn a_table_survives_its_master(mode: &'static str) {
     let dir = tempfile::tempdir().unwrap();
-    let store = dir.path().join("store");
     // Little is known at a time, so that there are many passes, and few gaps are allowed, so that messages are moved.
-    let node = |name| {
-        Node::new(name, &store, mode, dir.path())
-            .set("BATON_LIMITS_LAST_VALUE_KEYS_MAX", 64)
-            .set("BATON_LIMITS_SETTLED_RANGES_MAX", 32)
-    };
-    let mut nodes = [node("a"), node("b")];
-    nodes[0].start();
-    nodes[0].wait_for(Role::Master).await;
-    nodes[1].start();
-    nodes[1].wait_for(Role::Standby).await;
-    let servers = format!("{},{}", nodes[0].address, nodes[1].address);
+    let (mut nodes, servers) = two(mode, dir.path(), |node| {
+        node.set("BATON_LIMITS_LAST_VALUE_KEYS_MAX", 64).set("BATON_LIMITS_SETTLED_RANGES_MAX", 32)
+    })
+    .await;
     let client = Client::connect(support::load::options(&servers)).await.unwrap();
     client.create_topic("t", settings()).await.unwrap();
     let topic = client.topic("t").await.unwrap();

@@ -17,7 +17,7 @@ use batonmq::model::settings::GroupSettings;
 use batonmq::model::time::Timestamp;
 use batonmq::protocol::response::Role;
 use support::load::options;
-use support::pair::{Node, PATIENCE};
+use support::pair::{Node, PATIENCE, two};
 
 const DELAYED: u64 = 2_000;
 /// The first is due so long after it was published; the others follow a millisecond apart.
@@ -82,18 +82,10 @@ async fn cancel(client: &Client, topic: &str, key: &str) -> u64 {
 
 /// A master and a standby.
 async fn start(mode: &'static str, dir: &Path, known_max: u64) -> ([Node; 2], Client) {
-    let store = dir.join("store");
-    let node = |name| {
-        Node::new(name, &store, mode, dir)
-            .set("BATON_SEGMENT_BYTES", 1 << 20)
-            .set("BATON_LIMITS_SCHEDULED_KNOWN_MAX", known_max)
-    };
-    let mut nodes = [node("a"), node("b")];
-    nodes[0].start();
-    nodes[0].wait_for(Role::Master).await;
-    nodes[1].start();
-    nodes[1].wait_for(Role::Standby).await;
-    let servers = format!("{},{}", nodes[0].address, nodes[1].address);
+    let (nodes, servers) = two(mode, dir, |node| {
+        node.set("BATON_SEGMENT_BYTES", 1 << 20).set("BATON_LIMITS_SCHEDULED_KNOWN_MAX", known_max)
+    })
+    .await;
     let client = Client::connect(options(&servers)).await.unwrap();
     (nodes, client)
 }

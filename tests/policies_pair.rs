@@ -14,7 +14,7 @@ use batonmq::model::retry::ReturnReason;
 use batonmq::model::settings::{GroupSettings, Lifetime, Policy};
 use batonmq::protocol::response::Role;
 use support::load::options;
-use support::pair::{Node, PATIENCE};
+use support::pair::{Node, PATIENCE, two};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -34,14 +34,7 @@ struct Scene {
 impl Scene {
     async fn start(mode: &'static str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let store = dir.path().join("store");
-        let node = |name| Node::new(name, &store, mode, dir.path());
-        let mut nodes = [node("a"), node("b")];
-        nodes[0].start();
-        nodes[0].wait_for(Role::Master).await;
-        nodes[1].start();
-        nodes[1].wait_for(Role::Standby).await;
-        let servers = format!("{},{}", nodes[0].address, nodes[1].address);
+        let (nodes, servers) = two(mode, dir.path(), |node| node).await;
         Self { nodes, servers, _dir: dir }
     }
 

@@ -16,7 +16,7 @@ use batonmq::model::retry::ReturnReason;
 use batonmq::model::settings::{Backoff, GroupSettings, Lifetime, Policy};
 use batonmq::protocol::response::{MessageState, Role};
 use support::load::options;
-use support::pair::{Node, PATIENCE};
+use support::pair::{Node, PATIENCE, two};
 use tokio::time::timeout;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -32,13 +32,7 @@ struct Scene {
 impl Scene {
     async fn start(mode: &'static str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let store = dir.path().join("store");
-        let mut nodes = ["a", "b"].map(|name| Node::new(name, &store, mode, dir.path()));
-        nodes[0].start();
-        nodes[0].wait_for(Role::Master).await;
-        nodes[1].start();
-        nodes[1].wait_for(Role::Standby).await;
-        let servers = format!("{},{}", nodes[0].address, nodes[1].address);
+        let (nodes, servers) = two(mode, dir.path(), |node| node).await;
         let client = Client::connect(options(&servers)).await.unwrap();
         Self { nodes, client, _dir: dir }
     }

@@ -15,7 +15,7 @@ use batonmq::model::settings::{Backoff, GroupSettings, Retention, TopicSettings}
 use batonmq::protocol::error::ErrorCode;
 use batonmq::protocol::response::Role;
 use support::load::options;
-use support::pair::{Node, PATIENCE};
+use support::pair::{Node, PATIENCE, two};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -23,12 +23,7 @@ use tokio::time::timeout;
 const REQUESTS: u64 = 200;
 
 async fn pair(mode: &'static str, dir: &std::path::Path) -> [Node; 2] {
-    let store = dir.join("store");
-    let mut nodes = ["a", "b"].map(|name| Node::new(name, &store, mode, dir));
-    nodes[0].start();
-    nodes[0].wait_for(Role::Master).await;
-    nodes[1].start();
-    nodes[1].wait_for(Role::Standby).await;
+    let (nodes, _) = two(mode, dir, |node| node).await;
     nodes
 }
 

@@ -13,7 +13,7 @@ use batonmq::model::route::RouteMode;
 use batonmq::model::settings::{GroupSettings, Start, TopicSettings};
 use batonmq::protocol::response::{Role, RouteInfo, Standing};
 use support::load::options;
-use support::pair::Node;
+use support::pair::{Node, two};
 
 /// Messages that are published, and those after which the master is killed.
 const MESSAGES: u64 = 3_000;
@@ -45,11 +45,7 @@ struct Pair {
 
 impl Pair {
     async fn start(mode: &'static str, dir: &Path) -> Self {
-        let mut nodes = ["a", "b"].map(|name| Node::new(name, &dir.join("store"), mode, dir));
-        nodes[0].start();
-        nodes[0].wait_for(Role::Master).await;
-        nodes[1].start();
-        nodes[1].wait_for(Role::Standby).await;
+        let (nodes, _) = two(mode, dir, |node| node).await;
         Self { nodes, master: 0 }
     }
 

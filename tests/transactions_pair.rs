@@ -18,7 +18,7 @@ use batonmq::model::settings::{Backoff, GroupSettings, Start};
 use batonmq::protocol::error::ErrorCode;
 use batonmq::protocol::response::Role;
 use support::load::options;
-use support::pair::{Node, PATIENCE};
+use support::pair::{Node, PATIENCE, two};
 use tokio::time::timeout;
 
 const OUTPUTS: [&str; 3] = ["bills", "parcels", "audit"];
@@ -35,13 +35,7 @@ struct Scene {
 impl Scene {
     /// Starts them, with as many orders: 0, 1 and so on.
     async fn start(mode: &'static str, dir: &Path, orders: usize) -> Self {
-        let store = dir.join("store");
-        let mut nodes = ["a", "b"].map(|name| Node::new(name, &store, mode, dir));
-        nodes[0].start();
-        nodes[0].wait_for(Role::Master).await;
-        nodes[1].start();
-        nodes[1].wait_for(Role::Standby).await;
-        let servers = format!("{},{}", nodes[0].address, nodes[1].address);
+        let (nodes, servers) = two(mode, dir, |node| node).await;
         let client = Client::connect(options(&servers)).await.unwrap();
         let backoff = Backoff { initial_ms: 0, maximum_ms: 0, ..Backoff::default() };
         let settings = GroupSettings { backoff, ..GroupSettings::default() };

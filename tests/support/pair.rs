@@ -34,6 +34,19 @@ pub struct Node {
     log_start: u64,
 }
 
+/// Two nodes with their store and logs in `dir`, set up by `set`: the first is master, the other stands by. And the
+/// addresses of both, as clients are given them.
+pub async fn two(mode: &'static str, dir: &Path, set: impl Fn(Node) -> Node) -> ([Node; 2], String) {
+    let store = dir.join("store");
+    let mut nodes = ["a", "b"].map(|name| set(Node::new(name, &store, mode, dir)));
+    nodes[0].start();
+    nodes[0].wait_for(Role::Master).await;
+    nodes[1].start();
+    nodes[1].wait_for(Role::Standby).await;
+    let servers = format!("{},{}", nodes[0].address, nodes[1].address);
+    (nodes, servers)
+}
+
 /// An address of this host that is free at the moment.
 pub fn free_address() -> String {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
