@@ -3,7 +3,8 @@
 //! Slots are as wide as what they hold is far away: those of the next minute are about a second wide, those of the
 //! next hour a minute, and so on, 64 of each width. When the time of a slot comes, what is in it is known one by one,
 //! or moved on into finer slots where it is too much for that. So a message is written once more for each factor of
-//! 64 at most, and neither the number of slots nor what is known in memory grows with the number of messages.
+//! 64 at most, and neither the number of slots nor what is known in memory grows with the number of messages. What is
+//! due soon after a wide slot begins is put into that one, however near it is: the slot is open by then.
 //!
 //! This is a hierarchical timing wheel (Varghese and Lauck, "Hashed and hierarchical timing wheels", 1987), with logs
 //! for slots.
@@ -83,13 +84,23 @@ mod tests {
         assert_eq!(width(1 << 28), 1 << 28, "three days");
     }
 
+    #[test]
+    fn a_wide_slot_that_begins_just_ahead_is_open() {
+        let now = Timestamp((1 << 34) - 1);
+        let window = Window::of(now, Timestamp(1 << 34));
+        assert_eq!(window, Window { from: Timestamp(1 << 34), until: Timestamp(2 << 34) });
+        assert!(window.opens_at() <= now);
+    }
+
     proptest! {
         #[test]
         fn what_is_due_is_in_its_slot_and_goes_into_finer_ones(now in 0_u64..1 << 45, wait in 0_u64..1 << 40) {
             let due = Timestamp(now + wait);
             let window = Window::of(Timestamp(now), due);
             prop_assert!(window.from <= due && due < window.until);
-            prop_assert!(window.until.0 - window.from.0 <= wait.max(1 << 10) * 64);
+            // It is not much wider than what is in it is far away, or it is open: it begins just ahead.
+            let is_narrow = window.until.0 - window.from.0 <= wait.max(1 << 10) * 64;
+            prop_assert!(is_narrow || window.opens_at().0 <= now);
             // When the slot opens, what is in it is moved into a finer one.
             prop_assert!(window.opens_at() <= window.from && window.closes_at() <= window.until);
             if window.is_coarse() {
