@@ -228,3 +228,51 @@ fn without_space_nothing_is_moved_or_fired_and_nothing_is_lost() {
     scene.world.broker.begin_cycle(u64::MAX);
     assert_eq!(scene.advance(1_000).len(), 100);
 }
+
+/// Two topics fire in one cycle; what the first one takes of the space the second one does not have.
+#[test]
+fn what_is_fired_takes_of_the_space_that_there_is() {
+    let mut scene = Scene::new(Limits::default(), at_once());
+    let other = scene.world.find_topic(0, "u").unwrap();
+    let deliver_at = after(scene.world.now, 500);
+    let message = Message { deliver_at, ..Message::new(vec![b'x'; 10_000]) };
+    scene.publish(&[message.clone()]);
+    scene.world.publish_messages(0, 0, scene.next, vec![(other, 1)], &[message]);
+    scene.run();
+    let counts = |scene: &Scene| (scene.world.broker.counts().messages, scene.world.broker.counts().delayed);
+    assert_eq!(counts(&scene), (0, 2));
+    scene.world.now = after(scene.world.now, 600).unwrap();
+    scene.world.broker.begin_cycle(15_000);
+    scene.world.finish();
+    assert_eq!(counts(&scene), (1, 1), "there is space for one");
+    scene.world.broker.begin_cycle(u64::MAX);
+    scene.advance(1_000);
+    assert_eq!(counts(&scene), (2, 0));
+}
+
+/// Of a slot that is moved into finer ones no more goes than there is space for.
+#[test]
+fn what_is_moved_takes_of_the_space_that_there_is() {
+    let limits = Limits { scheduled_known_max: 16, ..Limits::default() };
+    let mut scene = Scene::new(limits, at_once());
+    let now = scene.world.now;
+    // More than are known one by one, in one slot that is as wide as they are far away.
+    let delayed =
+        |n: u64| Message { deliver_at: after(now, 7_200_000 + n), ..Message::new(vec![b'x'; 1_000]) };
+    scene.publish(&(0..40).map(delayed).collect::<Vec<_>>());
+    scene.run();
+    let [(slot, 40)] = scene.listed()[..] else { panic!("one slot: {:?}", scene.listed()) };
+    scene.world.now = after(now, 7_100_000).unwrap();
+    let left = |scene: &Scene| scene.world.store.get(&TopicId(slot)).map_or(0, |stored| stored.len());
+    for _ in 0..3 {
+        scene.world.broker.begin_cycle(5_000);
+        scene.world.answer_all();
+        let before = left(&scene);
+        scene.world.finish();
+        let moved = before - left(&scene);
+        assert!(moved <= 4, "there is space for four: {moved}");
+    }
+    scene.world.broker.begin_cycle(u64::MAX);
+    scene.advance(1_000);
+    assert_eq!((left(&scene), scene.world.broker.counts().delayed), (0, 40));
+}

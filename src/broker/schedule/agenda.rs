@@ -235,3 +235,109 @@ impl Agenda {
         Some(self.not_before.map_or(next, |not_before| next.max(not_before)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SLOT: TopicId = TopicId(1);
+
+    fn known(at: u64) -> Known {
+        (Timestamp(at), SLOT, Offset(at))
+    }
+
+    /// One that knows something for each of these times.
+    fn agenda(known_max: u64, times: impl IntoIterator<Item = u64>) -> Agenda {
+        let mut agenda = Agenda::new(known_max, 1 << 20);
+        times.into_iter().for_each(|at| agenda.learn(known(at)));
+        agenda
+    }
+
+    fn wakes_at(agenda: &Agenda) -> Option<u64> {
+        agenda.next_timeout().map(|at| at.0)
+    }
+
+    #[test]
+    fn what_is_due_later_leaves_most_of_the_room() {
+        let agenda = agenda(100, 0..20);
+        assert_eq!((agenda.room_for_later(), agenda.room()), (5, 80));
+    }
+
+    #[test]
+    fn what_is_due_goes_over_the_bound_but_not_far() {
+        let limit = 8 + DUE_RESERVE as u64;
+        let mut agenda = agenda(8, 0..limit - 1);
+        assert_eq!(agenda.room(), 0);
+        assert!(agenda.has_room_for_due());
+        agenda.learn(known(limit));
+        assert!(!agenda.has_room_for_due());
+    }
+
+    #[test]
+    fn what_is_due_comes_in_the_order_of_its_times_and_no_more_of_it_than_asked_for() {
+        let agenda = agenda(100, [30, 10, 20, 40]);
+        assert_eq!(agenda.due(Timestamp(30), 100), [10, 20, 30].map(known));
+        assert_eq!(agenda.due(Timestamp(30), 2), [10, 20].map(known));
+    }
+
+    /// What is due and waits for reads is gone on with when they are answered: a time that has passed would wake the
+    /// engine again and again.
+    #[test]
+    fn what_waits_for_reads_wakes_nobody() {
+        let mut agenda = agenda(100, [10, 5_000]);
+        assert_eq!(agenda.unseen(Timestamp(10), 10), [known(10)]);
+        agenda.seen(known(10), 100);
+        assert!(!agenda.fired(Timestamp(10), true), "nothing is left to be done now");
+        assert_eq!(wakes_at(&agenda), Some(5_000 - AHEAD_MS_MIN));
+        assert!(agenda.fired(Timestamp(10), false), "more is due, and waits for nothing");
+        assert_eq!(wakes_at(&agenda), Some(10));
+    }
+
+    #[test]
+    fn nothing_is_done_while_it_is_put_off() {
+        let mut agenda = agenda(100, [10]);
+        agenda.seen(known(10), 1);
+        agenda.put_off(Timestamp(10), 1_000);
+        assert!(!agenda.may_go_on(Timestamp(1_009)));
+        assert!(!agenda.fired(Timestamp(10), false), "what is due waits");
+        assert_eq!(wakes_at(&agenda), Some(1_010));
+        assert!(agenda.may_go_on(Timestamp(1_010)));
+        assert_eq!(wakes_at(&agenda), Some(10), "it is put off once");
+    }
+
+    #[test]
+    fn what_is_read_ahead_is_bounded_but_what_is_due_does_not_wait_for_what_is_later() {
+        let ahead_max = (1 << 20) / AHEAD_PART as usize;
+        let mut agenda = agenda(100, [1_000, 1_001, 1_002]);
+        agenda.seen(known(1_000), ahead_max);
+        assert!(!agenda.may_see(Timestamp(1_001), Timestamp(900), 0), "enough waits for its time");
+        assert!(agenda.may_see(Timestamp(1_001), Timestamp(1_001), 0), "it is due");
+        assert!(!agenda.may_see(Timestamp(1_001), Timestamp(900), 0));
+        assert_eq!(agenda.unseen(Timestamp(1_000), 10), [], "it goes on when half of it is free");
+        agenda.forget(&known(1_000));
+        assert_eq!(agenda.unseen(Timestamp(1_000), 10), [1_001, 1_002].map(known));
+    }
+
+    #[test]
+    fn no_more_is_read_at_a_time_than_a_part_of_the_cache() {
+        let reading_max = (1 << 20) / READING_PART as usize;
+        let mut agenda = agenda(100, [1_000]);
+        assert!(agenda.want(SLOT, Offset(0), Offset(10), reading_max));
+        assert!(!agenda.want(SLOT, Offset(9), Offset(12), 1), "it is on its way");
+        assert!(agenda.is_wanted(SLOT, Offset(9)) && !agenda.is_wanted(SLOT, Offset(10)));
+        assert!(!agenda.may_read() && !agenda.may_see(Timestamp(1_000), Timestamp(1_000), 0));
+        assert_eq!(wakes_at(&agenda), Some(1_000), "it is seen to when there is room for reads, or due");
+        agenda.loaded(SLOT, Offset(0));
+        assert!(agenda.may_read());
+        assert_eq!(wakes_at(&agenda), Some(1_000 - AHEAD_MS_MIN));
+    }
+
+    #[test]
+    fn what_is_not_in_memory_any_more_is_seen_to_again() {
+        let mut agenda = agenda(100, [10, 20, 30]);
+        [10, 20, 30].map(|at| agenda.seen(known(at), 1));
+        assert_eq!(agenda.unseen(Timestamp(30), 10), []);
+        agenda.look_again(known(20));
+        assert_eq!(agenda.unseen(Timestamp(30), 10), [20, 30].map(known));
+    }
+}
