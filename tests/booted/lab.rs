@@ -4,6 +4,7 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
 
 use tempfile::TempDir;
 
@@ -35,8 +36,14 @@ pub fn package() -> PathBuf {
     }
 }
 
-/// A system as Debian installs it, of the release that this one is. It is made once, and kept.
-fn system() -> PathBuf {
+/// A system as Debian installs it, of the release that this one is. It is made once, and kept: whoever wants it while it
+/// is being made waits.
+fn system() -> &'static Path {
+    static SYSTEM: OnceLock<PathBuf> = OnceLock::new();
+    SYSTEM.get_or_init(made_system)
+}
+
+fn made_system() -> PathBuf {
     let release = fs::read_to_string("/etc/os-release").unwrap();
     let name = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).unwrap();
     let system = target().join("systems").join(name);
@@ -75,7 +82,7 @@ impl Lab {
         let shared = dir.path().join("shared");
         fs::create_dir(&shared).unwrap();
         let hosts = [("a", 1), ("b", 2)].map(|(name, number)| {
-            Host::new(name, Ipv4Addr::new(10, 77, 0, number), &system, dir.path(), &shared, &network)
+            Host::new(name, Ipv4Addr::new(10, 77, 0, number), system, dir.path(), &shared, &network)
         });
         let mut lab = Self { network, hosts, _dir: dir };
         lab.hosts.iter_mut().for_each(Host::boot);
