@@ -13,7 +13,7 @@
 //! * [`broker`]: topics, groups, consumers and producers, as a pure state machine.
 //! * [`store`]: durable records, in a file journal or a database.
 //! * [`ha`]: lock, epochs, control file, fence.
-//! * [`disk`]: fresh reads of files that another host may just have written.
+//! * [`disk`]: the door to the shared disk, and fresh reads of what another host may just have written.
 //! * [`protocol`]: the wire protocol.
 //! * [`config`]: the settings of a node.
 //! * [`model`]: messages, names, offsets, settings, records, filters, limits.

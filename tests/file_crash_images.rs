@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use batonmq::disk;
 use batonmq::model::id::{Epoch, Offset, TopicId};
 use batonmq::model::record::Record;
 use batonmq::model::snapshot::Snapshot;
@@ -53,7 +54,7 @@ fn image_of(segment_bytes: u64, sizes: &[usize]) -> Image {
     let mut end = 0;
     for number in 1.. {
         let path = segment_path(scene.dir.path(), 1, number);
-        let Ok(segment) = File::open(&path) else { break };
+        let Ok(segment) = disk::open(&path) else { break };
         let id = SegmentId { epoch: Epoch(1), number };
         let head = SegmentHead::read(&segment, &path, id).unwrap();
         let mut at = ENTRIES_START;
@@ -172,7 +173,7 @@ fn entry_that_does_not_follow_the_one_before_is_not_valid() {
     let image = image(5, 60);
     let path = segment_path(image.scene.dir.path(), 1, 1);
     let id = SegmentId { epoch: Epoch(1), number: 1 };
-    let seed = SegmentHead::read(&File::open(&path).unwrap(), &path, id).unwrap().seed;
+    let seed = SegmentHead::read(&disk::open(&path).unwrap(), &path, id).unwrap().seed;
     for index in [3, 4] {
         let at = image.entries[index].1;
         let change = |bytes: &mut Vec<u8>| {

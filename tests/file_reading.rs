@@ -4,10 +4,10 @@
 
 mod scene;
 
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
+use batonmq::disk::{File, Opening};
 use batonmq::model::id::{Epoch, Offset, TopicId};
 use batonmq::store::file::entry::{ENTRY_HEAD_BYTES, EntryHead, Kind};
 use batonmq::store::file::segment::{ENTRIES_START, Position, SegmentHead, SegmentId};
@@ -40,8 +40,8 @@ fn sealed(bodies_bytes: usize) -> Sealed {
     Sealed { scene, topic, path, entries }
 }
 
-fn entries_of_first(path: &PathBuf) -> Vec<EntryHead> {
-    let file = File::open(path).unwrap();
+fn entries_of_first(path: &Path) -> Vec<EntryHead> {
+    let file = File::open(path, Opening::Read).unwrap();
     let seed = SegmentHead::read(&file, path, FIRST).unwrap().seed;
     let mut entries: Vec<EntryHead> = Vec::new();
     loop {

@@ -9,7 +9,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -65,7 +64,7 @@ pub struct Written {
 #[derive(Debug)]
 pub struct Writer<'a> {
     folder: &'a Path,
-    free: File,
+    free: disk::File,
     lock: FileLock,
     written: Written,
 }
@@ -77,7 +76,7 @@ impl<'a> Writer<'a> {
     /// Where that fails, or another one has the lock.
     pub fn begin(folder: &'a Path) -> Result<Self, CheckError> {
         let io = |name: &str| super::io_error("write", &folder.join(name));
-        let free = File::create_new(folder.join(FREE)).map_err(io(FREE))?;
+        let free = File::create_new(folder.join(FREE)).map_err(io(FREE))?.into();
         File::create_new(folder.join(LOCKED)).map_err(io(LOCKED))?;
         let lock = FileLock::attempt(&folder.join(LOCKED))?;
         let lock = lock.ok_or_else(|| io(LOCKED)(io::ErrorKind::WouldBlock.into()))?;
@@ -93,7 +92,7 @@ impl<'a> Writer<'a> {
     fn write(&mut self) {
         self.written.number += 1;
         let bytes = self.written.number.to_le_bytes();
-        let write = |file: &File| file.write_all_at(&bytes, 0).and_then(|()| file.sync_data());
+        let write = |file: &disk::File| file.write_all_at(&bytes, 0).and_then(|()| file.sync_data());
         for (file, error) in
             [(&self.free, &mut self.written.free_error), (self.lock.file(), &mut self.written.locked_error)]
         {

@@ -6,13 +6,11 @@
 //!
 //! Reads are [fresh](crate::disk). No handle is kept.
 
-use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::block::{BLOCK_BYTES, BLOCK_VERSION, Block, BlockError, is_zero};
-use crate::disk;
+use crate::disk::{self, File, Opening};
 use crate::model::id::Epoch;
 
 /// The highest epoch there can be: it bounds the control file to 64 GiB, most of which would be a hole.
@@ -142,9 +140,7 @@ impl Control {
     /// # Errors
     /// Where it cannot be made or written to.
     pub fn create(&self) -> Result<(), ControlError> {
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(false);
-        options.open(&self.path).map(drop).map_err(|source| self.io("create", source))
+        File::open(&self.path, Opening::Make).map(drop).map_err(|source| self.io("create", source))
     }
 
     /// Writes the block of `block.epoch`; when it returns the block is durable. Only the owner of the epoch may. A
@@ -156,8 +152,7 @@ impl Control {
         if block.epoch == Epoch(0) || block.epoch > EPOCH_MAX {
             return Err(ControlError::BeyondMax { path: self.path.clone(), epoch: block.epoch });
         }
-        let file =
-            OpenOptions::new().write(true).open(&self.path).map_err(|source| self.io("open", source))?;
+        let file = File::open(&self.path, Opening::Write).map_err(|source| self.io("open", source))?;
         file.write_all_at(block.encode().as_slice(), position_of(block.epoch))
             .map_err(|source| self.io("write to", source))?;
         file.sync_all().map_err(|source| self.io("sync", source))
@@ -175,7 +170,7 @@ impl Control {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(self.io("open", source)),
         };
-        let length = disk::length(&file).map_err(|source| self.io("look at", source))?;
+        let length = file.length().map_err(|source| self.io("look at", source))?;
         let last = epoch_at(length.saturating_sub(1));
         if last > EPOCH_MAX {
             return Err(ControlError::BeyondMax { path: self.path.clone(), epoch: last });
@@ -249,7 +244,8 @@ fn blocks(bytes: &[u8]) -> impl Iterator<Item = &[u8; BLOCK_BYTES]> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::fs::{self, File, OpenOptions};
+    use std::os::unix::fs::FileExt;
 
     use super::super::block::tests::sample;
     use super::*;

@@ -4,12 +4,10 @@
 //! store may be made. It is what every node does at its start, a standby too, so everything that can refuse refuses
 //! here: a wrong mount, a read-only one, another pair's store, a format from the future.
 
-use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::Access;
-use rustix::io::Errno;
 use uuid::Uuid;
 
 use super::block::Block;
@@ -125,23 +123,23 @@ impl Directory {
             move |source| DirectoryError::Io { action, path, source }
         };
         if create == Create::Allowed {
-            match fs::create_dir(path) {
+            match disk::create_folder(path) {
                 Err(source) if source.kind() != ErrorKind::AlreadyExists => {
                     return Err(DirectoryError::Create { path: path.to_owned(), source });
                 }
                 _ => {}
             }
         }
-        match fs::metadata(path) {
-            Ok(found) if found.is_dir() => {}
-            Ok(_) => return Err(DirectoryError::NotADirectory { path: path.to_owned() }),
+        match disk::is_folder(path) {
+            Ok(true) => {}
+            Ok(false) => return Err(DirectoryError::NotADirectory { path: path.to_owned() }),
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 return Err(DirectoryError::Missing { path: path.to_owned() });
             }
             Err(source) => return Err(io("look at")(source)),
         }
         // Absolute, so that a later change of the working directory does not lead elsewhere.
-        let path = fs::canonicalize(path).map_err(io("resolve"))?;
+        let path = disk::absolute(path).map_err(io("resolve"))?;
         if create == Create::Allowed {
             sync_name(&path)?;
         }
@@ -209,10 +207,7 @@ impl Directory {
             [("", folder), ("epochs", folder), ("control", Access::WRITE_OK), (LOCK_FILE, Access::WRITE_OK)];
         for (name, access) in wanted {
             let path = if name.is_empty() { self.path.clone() } else { self.path.join(name) };
-            match rustix::fs::access(&path, access) {
-                Ok(()) | Err(Errno::NOENT) => {}
-                Err(error) => return Err(DirectoryError::ReadOnly { path, source: error.into() }),
-            }
+            disk::check_access(&path, access).map_err(|source| DirectoryError::ReadOnly { path, source })?;
         }
         Ok(())
     }
@@ -237,7 +232,7 @@ impl Directory {
 /// with the name would go all that was confirmed in it.
 fn sync_name(path: &Path) -> Result<(), DirectoryError> {
     let Some(parent) = path.parent() else { return Ok(()) };
-    match fs::File::open(parent).and_then(|parent| parent.sync_all()) {
+    match disk::sync_folder(parent) {
         // One who may not read the parent was given the directory by somebody else.
         Err(source) if source.kind() != ErrorKind::PermissionDenied => {
             Err(DirectoryError::Io { action: "sync", path: parent.to_owned(), source })
@@ -259,6 +254,7 @@ pub fn status(dir: &Path) -> Result<Option<Block>, ControlError> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::fs;
     use std::fs::File;
 
     use super::super::block::State;

@@ -5,13 +5,12 @@
 //! the control file, so that a block torn later can still be told whose it was. An empty or torn claim is a claim
 //! all the same: its number is used up.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use super::block::{BLOCK_BYTES, Block};
 use super::control::{ControlError, EPOCH_MAX};
-use crate::disk;
+use crate::disk::{self, File, Opening};
 use crate::model::id::Epoch;
 
 /// Digits of an epoch in a file's name.
@@ -56,19 +55,19 @@ impl Epochs {
         if block.epoch > EPOCH_MAX {
             return Err(ControlError::BeyondMax { path: self.path(block.epoch), epoch: block.epoch });
         }
-        match fs::create_dir(&self.folder) {
+        match disk::create_folder(&self.folder) {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => {
                 return Err(io("create", &self.folder)(error));
             }
             _ => {}
         }
         let path = self.path(block.epoch);
-        let mut file = match OpenOptions::new().write(true).create_new(true).open(&path) {
+        let file = match File::open(&path, Opening::New) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(Attempt::Taken),
             Err(source) => return Err(io("create", &path)(source)),
         };
-        file.write_all(block.encode().as_slice()).map_err(io("write to", &path))?;
+        file.write_all_at(block.encode().as_slice(), 0).map_err(io("write to", &path))?;
         file.sync_all().map_err(io("sync", &path))?;
         // Both, whoever made the folder: it may have died before it synced.
         sync(&self.folder)?;
@@ -127,7 +126,7 @@ pub fn highest_name(folder: &Path) -> Result<Option<Epoch>, ControlError> {
 }
 
 fn sync(dir: &Path) -> Result<(), ControlError> {
-    File::open(dir).and_then(|file| file.sync_all()).map_err(io("sync", dir))
+    disk::sync_folder(dir).map_err(io("sync", dir))
 }
 
 fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> ControlError {
@@ -136,6 +135,7 @@ fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Contr
 
 #[cfg(test)]
 mod tests {
+    use std::fs::{self, File};
     use std::thread;
 
     use super::super::block::tests::sample;

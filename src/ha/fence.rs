@@ -8,20 +8,14 @@
 //! The path is looked up each time. A kept handle of the directory would save a part of a microsecond, and would go on
 //! answering from a file system that was unmounted or replaced under the path.
 
-use std::ffi::{CString, OsStr};
-use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
-use rustix::path::Arg;
 use serde::{Deserialize, Serialize};
 
 use super::block::{BLOCK_BYTES, Block, HEAD_BYTES, head, is_zero};
 use super::control::{epoch_at, position_of};
-use crate::disk;
+use crate::disk::{File, Opening};
 use crate::model::id::Epoch;
 
 /// How a check gets at bytes that another host may just have written.
@@ -37,12 +31,12 @@ pub enum FenceRead {
 }
 
 impl FenceRead {
-    fn open(self, path: impl Arg) -> Result<OwnedFd, Errno> {
-        let direct = match self {
-            Self::Reopen => OFlags::empty(),
-            Self::Direct => OFlags::DIRECT,
+    fn open(self, path: &Path) -> io::Result<File> {
+        let opening = match self {
+            Self::Reopen => Opening::Read,
+            Self::Direct => Opening::ReadDirect,
         };
-        rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC | direct, Mode::empty())
+        File::open(path, opening)
     }
 
     /// Reads up to a block from `at` on, in the way in which a check reads the control file: what makes the one stale
@@ -52,7 +46,7 @@ impl FenceRead {
     /// Where the file cannot be read, or not in this way.
     pub fn block(self, path: &Path, at: u64) -> io::Result<Vec<u8>> {
         let file = self.open(path)?;
-        let length = disk::length(&file)?;
+        let length = file.length()?;
         let mut buffer = Buffer::new();
         let filled = buffer.fill(&file, at, length)?;
         Ok(buffer.window()[..filled.min(BLOCK_BYTES)].to_vec())
@@ -88,7 +82,7 @@ pub enum FenceError {
 /// Checks the fence of one epoch.
 #[derive(Debug)]
 pub struct Fence {
-    path: CString,
+    path: PathBuf,
     position: u64,
     head: [u8; HEAD_BYTES],
     read: FenceRead,
@@ -100,7 +94,7 @@ impl Fence {
     #[must_use]
     pub fn new(path: &Path, block: &Block, read: FenceRead) -> Self {
         Self {
-            path: CString::new(path.as_os_str().as_bytes()).expect("the file was opened by this path before"),
+            path: path.to_owned(),
             position: position_of(block.epoch),
             head: head(&block.encode()),
             read,
@@ -113,9 +107,9 @@ impl Fence {
     /// # Errors
     /// Where one exists, or that cannot be found out.
     pub fn check(&mut self) -> Result<(), FenceError> {
-        let file = self.read.open(&self.path).map_err(|errno| self.io("open", errno))?;
+        let file = self.read.open(&self.path).map_err(|source| self.io("open", source))?;
         // The length first: it also makes a mount forget what it holds of an older, shorter file.
-        let length = disk::length(&file).map_err(|errno| self.io("look at", errno))?;
+        let length = file.length().map_err(|source| self.io("look at", source))?;
         let mut at = self.position;
         let mut filled = self.fill(&file, at, length)?;
         let (mine, behind) = self.buffer.window()[..filled].split_at(BLOCK_BYTES.min(filled));
@@ -137,20 +131,16 @@ impl Fence {
         higher.map_or(Ok(()), |epoch| Err(FenceError::Superseded(epoch)))
     }
 
-    fn fill(&mut self, file: &OwnedFd, at: u64, length: u64) -> Result<usize, FenceError> {
-        self.buffer.fill(file, at, length).map_err(|errno| self.io("read", errno))
+    fn fill(&mut self, file: &File, at: u64, length: u64) -> Result<usize, FenceError> {
+        self.buffer.fill(file, at, length).map_err(|source| self.io("read", source))
     }
 
     fn damaged(&self) -> FenceError {
-        FenceError::Damaged { path: self.path(), position: self.position }
+        FenceError::Damaged { path: self.path.clone(), position: self.position }
     }
 
-    fn io(&self, action: &'static str, source: impl Into<io::Error>) -> FenceError {
-        FenceError::Io { action, path: self.path(), source: source.into() }
-    }
-
-    fn path(&self) -> PathBuf {
-        OsStr::from_bytes(self.path.as_bytes()).into()
+    fn io(&self, action: &'static str, source: io::Error) -> FenceError {
+        FenceError::Io { action, path: self.path.clone(), source }
     }
 }
 
@@ -173,14 +163,14 @@ impl Buffer {
     }
 
     /// Reads from `at` on until the window is full or the file ends, at `length` or, where it grew, behind it.
-    fn fill(&mut self, file: &OwnedFd, at: u64, length: u64) -> Result<usize, Errno> {
+    fn fill(&mut self, file: &File, at: u64, length: u64) -> io::Result<usize> {
         let mut filled = 0;
         loop {
-            match rustix::io::pread(file, &mut self.window_mut()[filled..], at + filled as u64) {
+            match file.read_at(&mut self.window_mut()[filled..], at + filled as u64) {
                 Ok(0) => return Ok(filled),
                 Ok(bytes) => filled += bytes,
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
             }
             if filled == WINDOW_BYTES || at + filled as u64 >= length {
                 return Ok(filled);

@@ -8,12 +8,11 @@
 //! Only `WouldBlock` means that another process holds the lock. Every other error is trouble with the storage, and
 //! never "free" or "held".
 
-use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::directory::Directory;
+use crate::disk::{self, File, LockKind, Opening};
 
 /// Name of the lock file.
 pub const LOCK_FILE: &str = "baton.lock";
@@ -75,7 +74,7 @@ impl StoreLock {
 
     fn open(directory: &Directory) -> Result<Self, LockError> {
         let path = directory.path().join(LOCK_FILE);
-        match OpenOptions::new().read(true).write(true).open(&path) {
+        match File::open(&path, Opening::ReadWrite) {
             Ok(file) => Ok(Self { directory: directory.clone(), file, path }),
             Err(error) if error.kind() == ErrorKind::NotFound => Err(LockError::Deleted { path }),
             Err(source) => Err(io("open", &path)(source)),
@@ -93,19 +92,15 @@ impl StoreLock {
     /// # Errors
     /// Where it does not, or that cannot be found out.
     pub fn verify(&self) -> Result<(), LockError> {
-        let mine = self.file.metadata().map_err(io("look at", &self.path))?;
-        let there = match fs::symlink_metadata(&self.path) {
+        let mine = self.file.identity().map_err(io("look at", &self.path))?;
+        let there = match disk::identity_at(&self.path) {
             Ok(there) => there,
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 return Err(LockError::Deleted { path: self.path.clone() });
             }
             Err(source) => return Err(io("look at", &self.path)(source)),
         };
-        if (mine.dev(), mine.ino()) == (there.dev(), there.ino()) {
-            Ok(())
-        } else {
-            Err(LockError::Replaced { path: self.path.clone() })
-        }
+        if mine == there { Ok(()) } else { Err(LockError::Replaced { path: self.path.clone() }) }
     }
 
     /// A lock that excludes nobody, as on storage whose locks lie.
@@ -126,7 +121,7 @@ impl FileLock {
     /// # Errors
     /// Where it is not known whether the lock is free.
     pub fn attempt(path: &Path) -> Result<Option<Self>, LockError> {
-        let file = OpenOptions::new().read(true).write(true).open(path).map_err(io("open", path))?;
+        let file = File::open(path, Opening::ReadWrite).map_err(io("open", path))?;
         Ok(try_exclusive(&file, path)?.then_some(Self(file)))
     }
 
@@ -161,15 +156,14 @@ impl ReadLock {
     /// Where it is not known whether the lock is free.
     pub fn attempt(dir: &Path) -> Result<ReadLockAttempt, LockError> {
         let path = dir.join(LOCK_FILE);
-        let file = match File::open(&path) {
+        let file = match File::open(&path, Opening::Read) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(ReadLockAttempt::NoFile),
             Err(source) => return Err(io("open", &path)(source)),
         };
-        match fs2::FileExt::try_lock_shared(&file) {
-            Ok(()) => Ok(ReadLockAttempt::Acquired(Self { _file: file })),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(ReadLockAttempt::Held),
-            Err(source) => Err(io("lock", &path)(source)),
+        match file.try_lock(LockKind::Shared).map_err(io("lock", &path))? {
+            true => Ok(ReadLockAttempt::Acquired(Self { _file: file })),
+            false => Ok(ReadLockAttempt::Held),
         }
     }
 }
@@ -177,19 +171,12 @@ impl ReadLock {
 /// Makes the lock file where there is none.
 pub(super) fn create(dir: &Path) -> Result<(), LockError> {
     let path = dir.join(LOCK_FILE);
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false);
-    options.open(&path).map(drop).map_err(io("open for writing", &path))
+    File::open(&path, Opening::Make).map(drop).map_err(io("open for writing", &path))
 }
 
 /// Whether the lock is held from now on; `false` where another process holds it.
 fn try_exclusive(file: &File, path: &Path) -> Result<bool, LockError> {
-    // By its full name: `File` has methods of the same name of its own.
-    match fs2::FileExt::try_lock_exclusive(file) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(false),
-        Err(source) => Err(io("lock", path)(source)),
-    }
+    file.try_lock(LockKind::Exclusive).map_err(io("lock", path))
 }
 
 fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LockError {
@@ -200,6 +187,8 @@ fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LockError 
 mod tests {
     use super::super::directory::Create;
     use super::*;
+    use std::fs::{self, File};
+    use std::os::unix::fs::MetadataExt;
 
     fn directory(dir: &tempfile::TempDir) -> Directory {
         Directory::open(dir.path(), Create::Allowed, None).unwrap()

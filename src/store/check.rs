@@ -7,7 +7,6 @@
 use std::path::Path;
 
 use rustix::fs::Access;
-use rustix::io::Errno;
 
 use super::manifest::Manifest;
 use super::{Mode, Predecessors, StoreError, database, file};
@@ -47,8 +46,5 @@ pub fn check(dir: &Path, predecessors: &Predecessors) -> Result<(), StoreError> 
 /// # Errors
 /// [`StoreError::NoRights`].
 pub(super) fn check_rights(path: &Path, wanted: Access) -> Result<(), StoreError> {
-    match rustix::fs::access(path, wanted) {
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(error) => Err(StoreError::NoRights { path: path.to_owned(), source: error.into() }),
-    }
+    disk::check_access(path, wanted).map_err(|source| StoreError::NoRights { path: path.to_owned(), source })
 }

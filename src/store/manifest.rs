@@ -14,14 +14,13 @@
 //! the reader's means that the reader has lost.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::{Fenced, Mode, StoreError};
-use crate::disk;
+use crate::disk::{self, File, Opening};
 use crate::model::id::Epoch;
 
 /// Version of the format that is written.
@@ -163,7 +162,7 @@ impl Manifest {
             let path = path.to_owned();
             move |source| StoreError::Io { action, path, source }
         };
-        fs::create_dir_all(&folder).map_err(io("create", &folder))?;
+        disk::ensure_folder(&folder).map_err(io("create", &folder))?;
         sync_dir(dir)?;
         let json = serde_json::to_vec_pretty(self).map_err(|error| StoreError::Io {
             action: "encode",
@@ -171,11 +170,11 @@ impl Manifest {
             source: error.into(),
         })?;
         let head = format!("baton-manifest {MANIFEST_VERSION} {:08x}\n", crc32c::crc32c(&json));
-        let mut file = File::create(&temporary).map_err(io("create", &temporary))?;
-        file.write_all(head.as_bytes()).map_err(io("write to", &temporary))?;
-        file.write_all(&json).map_err(io("write to", &temporary))?;
+        let file = File::open(&temporary, Opening::Replace).map_err(io("create", &temporary))?;
+        file.write_all_at(head.as_bytes(), 0).map_err(io("write to", &temporary))?;
+        file.write_all_at(&json, head.len() as u64).map_err(io("write to", &temporary))?;
         file.sync_all().map_err(io("sync", &temporary))?;
-        fs::rename(&temporary, &path).map_err(io("rename to", &path))?;
+        disk::rename(&temporary, &path).map_err(io("rename to", &path))?;
         sync_dir(&folder)
     }
 
@@ -189,15 +188,13 @@ impl Manifest {
 /// # Errors
 /// Where the directory cannot be opened or synced.
 pub fn sync_dir(dir: &Path) -> Result<(), StoreError> {
-    File::open(dir).and_then(|file| file.sync_all()).map_err(|source| StoreError::Io {
-        action: "sync",
-        path: dir.to_owned(),
-        source,
-    })
+    disk::sync_folder(dir).map_err(|source| StoreError::Io { action: "sync", path: dir.to_owned(), source })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn manifest(epoch: u64) -> Manifest {

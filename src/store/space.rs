@@ -38,7 +38,10 @@ impl FreeSpace {
     /// # Errors
     /// Where the system does not say.
     pub fn bytes(&mut self) -> Result<u64, StoreError> {
-        if self.until_look == 0 || self.looked_at.is_none_or(|at| at.elapsed() > LOOK_INTERVAL) {
+        let now = disk::world::now(&self.dir);
+        if self.until_look == 0
+            || self.looked_at.is_none_or(|at| now.saturating_duration_since(at) > LOOK_INTERVAL)
+        {
             let known = disk::free_and_size(&self.dir);
             (self.free, self.size) = known.map_err(|source| StoreError::Io {
                 action: "ask for the free space of",
@@ -46,7 +49,7 @@ impl FreeSpace {
                 source,
             })?;
             self.until_look = self.free / LOOK_FRACTION;
-            self.looked_at = Some(Instant::now());
+            self.looked_at = Some(now);
         }
         Ok(self.free)
     }

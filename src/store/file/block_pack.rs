@@ -13,9 +13,7 @@
 //!          entry: the index, then zeros
 //! ```
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -27,7 +25,7 @@ use super::io_error;
 use super::pack::{Pack, PackHead, refuse};
 use super::preallocation::FREE_BYTES;
 use super::segment::{ENTRIES_START, Position};
-use crate::disk;
+use crate::disk::{self, File, Opening};
 use crate::model::id::OffsetRange;
 use crate::model::record::Published;
 use crate::store::StoreError;
@@ -65,10 +63,10 @@ impl BlockPack {
         if free < bytes.saturating_add(FREE_BYTES) {
             return Err(StoreError::Full(bytes));
         }
-        let head = PackHead::new(id);
+        let head = PackHead::new(journal, id);
         let mut front = vec![0; BLOCK_AT as usize];
         front[..64].copy_from_slice(&head.encode());
-        let written = File::create(&path).and_then(|file| {
+        let written = File::open(&path, Opening::Replace).and_then(|file| {
             file.write_all_at(&front, 0)?;
             let mut at = BLOCK_AT;
             for piece in block.chunks(SYNC_BYTES) {
@@ -188,8 +186,8 @@ mod tests {
         let published = Published { targets, source: Source::Broker, at: Timestamp(5), block: block.clone() };
         let pack = written.finish(&published).unwrap().unwrap();
         let path = id.path(dir.path());
-        let file = File::open(&path).unwrap();
-        assert!(file.metadata().unwrap().len() >= pack.bytes);
+        let file = File::open(&path, Opening::Read).unwrap();
+        assert!(file.length().unwrap() >= pack.bytes);
 
         let head = PackHead::read(&file, &path, id).unwrap();
         let mut walk = Walk::new(&file, &path, head.marks(), ENTRIES_START, Some(head.seed));

@@ -14,8 +14,7 @@
 //! checksum is right and its position is in the epoch of its name; it is used if and only if the newest manifest
 //! accepts that position. One that is torn or late is passed over for the one before.
 
-use std::fs::{self, File};
-use std::io::{ErrorKind, Read, Write};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -23,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::places::PlacesKept;
 use super::segment::{Position, u32_at};
 use super::{damaged, io_error, is_full};
-use crate::disk;
+use crate::disk::{self, File, Opening};
 use crate::model::id::Epoch;
 use crate::model::snapshot::Snapshot;
 use crate::store::manifest::sync_dir;
@@ -86,10 +85,10 @@ impl CheckpointBody {
         let temporary = path.with_extension("new");
         let bytes = self.encode(&path)?;
         let write = || {
-            let mut file = File::create(&temporary)?;
-            file.write_all(&bytes)?;
+            let file = File::open(&temporary, Opening::Replace)?;
+            file.write_all_at(&bytes, 0)?;
             file.sync_all()?;
-            fs::rename(&temporary, &path)
+            disk::rename(&temporary, &path)
         };
         match write() {
             Ok(()) => sync_dir(journal).map(|()| bytes.len() as u64),
@@ -119,7 +118,7 @@ impl CheckpointBody {
     pub fn check_format(journal: &Path, id: CheckpointId) -> Result<(), StoreError> {
         let path = id.path(journal);
         let mut head = [0; HEAD_BYTES];
-        match disk::open(&path).and_then(|mut file| file.read_exact(&mut head)) {
+        match disk::open(&path).and_then(|file| file.read_exact_at(&mut head, 0)) {
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::UnexpectedEof) => {
                 return Ok(());
             }
@@ -161,6 +160,8 @@ impl CheckpointBody {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::model::id::{OffsetRange, TopicId};
     use crate::store::file::places::Places;

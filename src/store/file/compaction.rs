@@ -57,7 +57,8 @@ impl Compaction {
             Pressure::Low => self.segment_bytes,
             Pressure::High => 1,
         };
-        garbage >= enough && self.not_before.is_none_or(|not_before| not_before <= Instant::now())
+        garbage >= enough
+            && self.not_before.is_none_or(|not_before| not_before <= disk::world::now(&shared.journal))
     }
 
     /// What is to be packed. `None` where that has to wait.
@@ -84,7 +85,7 @@ impl Compaction {
         }
         if files.is_empty() {
             tracing::debug!("no file can be packed now: there is no space");
-            self.wait();
+            self.wait(shared);
             return Ok(None);
         }
         let mut along = Vec::new();
@@ -126,11 +127,11 @@ impl Compaction {
                 }
                 Err(StoreError::Full(_)) => {
                     remove(&pack.path(&shared.journal))?;
-                    self.wait();
+                    self.wait(shared);
                 }
                 Err(error) => return Err(error),
             },
-            Outcome::Nothing | Outcome::Full => self.wait(),
+            Outcome::Nothing | Outcome::Full => self.wait(shared),
             Outcome::Unreadable(file, error) => {
                 tracing::warn!(%error, "its file cannot be made smaller");
                 shared.places_mut().exempt(file);
@@ -140,8 +141,8 @@ impl Compaction {
         Ok(0)
     }
 
-    fn wait(&mut self) {
-        self.not_before = Some(Instant::now() + COMPACTION_WAIT);
+    fn wait(&mut self, shared: &Shared) {
+        self.not_before = Some(disk::world::now(&shared.journal) + COMPACTION_WAIT);
     }
 }
 

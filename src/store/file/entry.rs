@@ -27,12 +27,12 @@
 //! There is never more than one entry that is not synced, the last one. So a valid head names the entry before it
 //! as synced; where one is found behind a bad entry, that one was durable once, and this is damage, not a torn tail.
 
-use std::fs::File;
 use std::io::{self, IoSlice};
 
 use bytes::Bytes;
 
 use super::segment::{Position, SegmentId, u32_at, u64_at};
+use crate::disk::File;
 use crate::model::id::Epoch;
 
 /// Bytes of the head of an entry.
@@ -174,14 +174,14 @@ pub fn write(file: &File, at: u64, front: &[u8], blocks: &[&Bytes]) -> io::Resul
     IoSlice::advance_slices(&mut pieces, 0);
     while !pieces.is_empty() {
         let now = &pieces[..pieces.len().min(PIECES_MAX)];
-        match rustix::io::pwritev(file, now, at) {
+        match file.write_pieces_at(now, at) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(written) => {
                 at += written as u64;
                 IoSlice::advance_slices(&mut pieces, written);
             }
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(())
@@ -234,13 +234,13 @@ mod tests {
 
     #[test]
     fn more_pieces_than_one_call_takes_are_all_written() {
-        let file = tempfile::tempfile().unwrap();
+        let file = File::from(tempfile::tempfile().unwrap());
         let blocks: Vec<Bytes> =
             (0..3 * PIECES_MAX as u32).map(|n| n.to_le_bytes().to_vec().into()).collect();
         let blocks: Vec<&Bytes> = blocks.iter().collect();
         write(&file, 10, b"front", &blocks).unwrap();
         let mut found = vec![0; 5 + 4 * blocks.len()];
-        std::os::unix::fs::FileExt::read_exact_at(&file, &mut found, 10).unwrap();
+        file.read_exact_at(&mut found, 10).unwrap();
         let expected: Vec<u8> =
             b"front".iter().copied().chain(blocks.iter().flat_map(|b| b.to_vec())).collect();
         assert!(found == expected);

@@ -4,7 +4,6 @@
 //! checkpoints of the same content, because all there is to know of the store is in them. Without either of them
 //! recovery refuses the store: the segment says that it continues something that it does not find.
 
-use std::fs;
 use std::path::PathBuf;
 
 use super::checkpoint::{CheckpointBody, CheckpointId};
@@ -14,6 +13,7 @@ use super::pack::PackWriter;
 use super::places::Places;
 use super::segment::{ENTRIES_START, Position, SegmentHead, SegmentId};
 use super::{io_error, random_seed};
+use crate::disk;
 use crate::model::chunk::Chunk;
 use crate::model::id::{Epoch, Offset, OffsetRange, TopicId};
 use crate::model::snapshot::{Snapshot, SnapshotError};
@@ -45,7 +45,7 @@ pub struct FileFill {
 /// Where it cannot be written.
 pub fn fill(options: &OpenOptions, snapshot: &Snapshot) -> Result<Box<dyn Fill>, StoreError> {
     let journal = options.dir.join("journal");
-    fs::create_dir_all(&journal).map_err(io_error("create", &journal))?;
+    disk::ensure_folder(&journal).map_err(io_error("create", &journal))?;
     sync_dir(&options.dir)?;
     Ok(Box::new(FileFill {
         journal,
@@ -118,7 +118,7 @@ impl Fill for FileFill {
         }
         let id = SegmentId { epoch: self.epoch, number: 1 };
         let continues = Position { segment: SegmentId { number: 0, ..id }, at: 0 };
-        let head = SegmentHead { id, seed: random_seed(), continues };
+        let head = SegmentHead { id, seed: random_seed(&self.journal), continues };
         head.create(&self.journal, SMALLEST_BYTES, 0)?;
         self.places.open_segment(id, ENTRIES_START, SMALLEST_BYTES);
         let body = CheckpointBody {

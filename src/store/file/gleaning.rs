@@ -149,7 +149,7 @@ impl Gleaning {
 
     fn segment(&mut self, id: SegmentId, end: Position) -> Result<(), StoreError> {
         let segment = ReplayedSegment::open(&self.journal, id, None)?;
-        let bytes = disk::length(&segment.file).map_err(io_error("look at", &segment.path))?;
+        let bytes = segment.file.length().map_err(io_error("look at", &segment.path))?;
         self.places.open_segment(id, ENTRIES_START, bytes);
         let mut walk = Walk::new(&segment.file, &segment.path, segment.head.marks(), ENTRIES_START, None);
         loop {
@@ -304,7 +304,7 @@ impl Gleaning {
     fn pack(&mut self, id: FileId) -> Result<(), StoreError> {
         let path = id.path(&self.journal);
         let file = disk::open(&path).map_err(io_error("open", &path))?;
-        let bytes = disk::length(&file).map_err(io_error("look at", &path))?;
+        let bytes = file.length().map_err(io_error("look at", &path))?;
         let head = PackHead::read(&file, &path, id)?;
         let mut walk = Walk::new(&file, &path, head.marks(), ENTRIES_START, None);
         let mut runs: BTreeMap<TopicId, Vec<PackRun>> = BTreeMap::new();

@@ -6,7 +6,6 @@
 //! that copies what is overwritten, this can happen in blocks that are there. What such a write leaves behind is a torn
 //! tail, never synced and followed by nothing, so the next attempt overwrites it in its place.
 
-use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -18,6 +17,7 @@ use super::preallocation::{FREE_BYTES, Preallocation, Prepared};
 use super::segment::{ENTRIES_START, Position, Reach, SegmentHead, SegmentId};
 use super::staging::Complete;
 use super::{Shared, io_error, is_full};
+use crate::disk::File;
 use crate::model::free_min::FreeMin;
 use crate::model::id::OffsetRange;
 use crate::model::record::Record;
@@ -327,7 +327,7 @@ impl Journal {
                 error => io_error("write to", &self.path)(error),
             })?;
         // No error of a sync is that of a full disk: what was to be synced may be gone from memory too.
-        rustix::fs::fdatasync(&self.file).map_err(|error| io_error("sync", &self.path)(error.into()))?;
+        self.file.sync_data().map_err(io_error("sync", &self.path))?;
         self.reach.synced();
         self.at = end;
         self.chain = chain;
@@ -343,8 +343,11 @@ fn planned_bytes(segment_bytes: u64, capacity: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::super::{first_options, open_file};
     use super::*;
+    use crate::disk::Opening;
     use crate::model::id::{Epoch, TopicId};
     use crate::model::name::Name;
     use crate::model::settings::TopicSettings;
@@ -369,7 +372,7 @@ mod tests {
         let (mut store, _) = open_file(&options).unwrap();
         store.commit(&created(0)).unwrap();
         let path = store.journal.path.clone();
-        let writable = std::mem::replace(&mut store.journal.file, File::open(&path).unwrap());
+        let writable = std::mem::replace(&mut store.journal.file, File::open(&path, Opening::Read).unwrap());
         assert!(matches!(store.commit(&created(1)), Err(StoreError::Io { action: "write to", .. })));
         store.journal.file = writable;
         let before = std::fs::read(&path).unwrap();
@@ -395,7 +398,7 @@ mod tests {
         let mut sealed_count = 0;
         for topic in 0..900 {
             let (segment, end) = (store.journal.segment(), store.journal.end());
-            let full = File::options().write(true).open("/dev/full").unwrap();
+            let full = File::open(Path::new("/dev/full"), Opening::Write).unwrap();
             let file = std::mem::replace(&mut store.journal.file, full);
             for _ in 0..2 {
                 let refused = store.commit(&created(topic));

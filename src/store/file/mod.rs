@@ -47,7 +47,6 @@ pub mod walk;
 pub mod window;
 pub mod worker;
 
-use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -182,10 +181,10 @@ fn open_file(options: &OpenOptions) -> Result<(FileStore, Snapshot), StoreError>
         Some(manifest) if manifest == recovered.manifest => {}
         _ => return Err(Fenced::Superseded(options.epoch).into()),
     }
-    fs::create_dir_all(&journal).map_err(io_error("create", &journal))?;
+    disk::ensure_folder(&journal).map_err(io_error("create", &journal))?;
     sync_dir(&options.dir)?;
     let id = SegmentId { epoch: options.epoch, number: 1 };
-    let head = SegmentHead { id, seed: random_seed(), continues: recovered.end };
+    let head = SegmentHead { id, seed: random_seed(&journal), continues: recovered.end };
     let shared = Arc::new(Shared::new(journal, recovered.places));
     let upkeep = Upkeep::new(options, recovered.checkpoint, recovered.checkpoint_bytes, recovered.tail_bytes);
     let journal = Journal::start(Arc::clone(&shared), head, options.segment_bytes, upkeep.reserve_bytes())?;
@@ -400,10 +399,10 @@ impl IndexCache {
     }
 }
 
-/// What the checksums of a file's entries begin with, so that bytes of another file are never taken for one.
-fn random_seed() -> u32 {
-    // A timestamped UUID has its random bits at the end.
-    uuid::Uuid::now_v7().as_u64_pair().1 as u32
+/// What the checksums of the entries of a file in the folder `journal` begin with, so that bytes of another file are
+/// never taken for one.
+fn random_seed(journal: &Path) -> u32 {
+    disk::world::chance(journal) as u32
 }
 
 /// Makes a system error one of the store.
@@ -418,7 +417,7 @@ fn damaged(path: &Path, position: u64, what: impl Into<String>) -> StoreError {
 
 /// Removes a file, if it is there.
 fn remove(path: &Path) -> Result<(), StoreError> {
-    match fs::remove_file(path) {
+    match disk::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(io_error("remove", path)(error)),
         _ => Ok(()),
     }

@@ -3,7 +3,6 @@
 //! What one reader has opened the next one finds open. A file that is removed is closed here at once: the space
 //! of a removed file comes back only when nobody has it open any more.
 
-use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,7 +12,7 @@ use super::file_id::{FileId, FileKind};
 use super::io_error;
 use super::pack::PackHead;
 use super::segment::SegmentHead;
-use crate::disk;
+use crate::disk::{self, File};
 use crate::store::StoreError;
 
 /// Files that stay open.

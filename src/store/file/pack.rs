@@ -24,9 +24,7 @@
 //! name before it is whole.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -38,6 +36,7 @@ use super::index::SegmentIndex;
 use super::places::run_bytes;
 use super::segment::{ENTRIES_START, Position, u32_at, u64_at};
 use super::{damaged, io_error, is_full, random_seed};
+use crate::disk::{self, File, Opening};
 use crate::model::chunk::{Chunk, Stamp};
 use crate::model::id::{Epoch, Offset, OffsetRange, TopicId};
 use crate::model::record::Source;
@@ -65,10 +64,10 @@ pub struct PackHead {
 }
 
 impl PackHead {
-    /// The head of a pack that is begun.
+    /// The head of a pack that is begun in the folder `journal`.
     #[must_use]
-    pub fn new(id: FileId) -> Self {
-        Self { id, seed: random_seed() }
+    pub fn new(journal: &Path, id: FileId) -> Self {
+        Self { id, seed: random_seed(journal) }
     }
 
     /// The first bytes of the file.
@@ -202,10 +201,10 @@ impl PackWriter {
     /// # Errors
     /// [`StoreError::Full`] where there is no space, with nothing left behind.
     pub fn create(journal: &Path, id: FileId) -> Result<Self, StoreError> {
-        let head = PackHead::new(id);
+        let head = PackHead::new(journal, id);
         let path = id.path(journal);
         let temporary = temporary(journal, id);
-        let made = File::create(&temporary).and_then(|file| {
+        let made = File::open(&temporary, Opening::Replace).and_then(|file| {
             file.write_all_at(&head.encode(), 0)?;
             Ok(file)
         });
@@ -317,7 +316,7 @@ impl PackWriter {
             .file
             .set_len(self.at)
             .and_then(|()| self.file.sync_all())
-            .and_then(|()| fs::rename(&self.temporary, &self.path));
+            .and_then(|()| disk::rename(&self.temporary, &self.path));
         finished.map_err(|error| refuse(error, &self.temporary, self.at))?;
         sync_dir(&self.journal)?;
         Ok(Pack { id: self.head.id, index, bytes: self.at, runs: self.runs.into_iter().collect() })
@@ -369,6 +368,7 @@ pub(super) fn refuse(error: io::Error, path: &Path, bytes: u64) -> StoreError {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::sync::Arc;
 
     use super::super::Shared;

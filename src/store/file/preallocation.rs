@@ -5,7 +5,6 @@
 //! A segment is made smaller where that makes it fit, and never of the last bytes of the disk: [`FREE_BYTES`] for acks
 //! and for the next master, and what the next checkpoints take, since only they let go what was settled.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::thread::JoinHandle;
@@ -13,7 +12,7 @@ use std::thread::JoinHandle;
 use super::journal::FIRST_SEGMENT_BYTES;
 use super::segment::{SegmentHead, write_zeros};
 use super::{io_error, is_full};
-use crate::disk;
+use crate::disk::{self, File};
 use crate::store::StoreError;
 
 /// Bytes of the disk that messages never take, besides those for checkpoints.

@@ -9,7 +9,6 @@
 //! next read of that topic, up to [`KEPT_BYTES_MAX`] over all topics.
 
 use std::collections::HashMap;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use bytes::Bytes;

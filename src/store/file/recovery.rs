@@ -288,7 +288,7 @@ impl Recovery {
             }
             is_start = false;
             if from.is_none_or(|(from, _)| from.segment != position.segment) {
-                let bytes = disk::length(&segment.file).map_err(io_error("look at", &path))?;
+                let bytes = segment.file.length().map_err(io_error("look at", &path))?;
                 self.places.open_segment(position.segment, position.at, bytes);
             } else {
                 self.places.continue_segment(position.segment);

@@ -1,12 +1,11 @@
 //! One segment that is being replayed, and how a walk through it ends.
 
-use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::io_error;
 use super::segment::{SegmentHead, SegmentId};
-use crate::disk;
+use crate::disk::{self, File};
 use crate::store::StoreError;
 
 /// What a walk through a segment came to.
@@ -83,8 +82,7 @@ impl ReplayedSegment {
     /// # Errors
     /// Where the system refuses.
     pub fn forget_cached(&self, from: u64) -> Result<(), StoreError> {
-        rustix::fs::fadvise(&self.file, from, None, rustix::fs::Advice::DontNeed)
-            .map_err(|error| io_error("drop cached pages of", &self.path)(error.into()))
+        self.file.forget_kept(from).map_err(io_error("drop cached pages of", &self.path))
     }
 }
 

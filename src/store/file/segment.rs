@@ -28,15 +28,14 @@
 //! where none is. It is raised in the same sync as an entry that comes near it. So a search for entries behind the
 //! last valid one need not read all the zeros.
 
-use std::fs::{self, File};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::entry::Marks;
 use super::{io_error, is_full};
+use crate::disk::{self, File, Opening};
 use crate::model::id::Epoch;
 use crate::store::StoreError;
 use crate::store::manifest::sync_dir;
@@ -183,13 +182,12 @@ impl SegmentHead {
     pub fn create(&self, journal: &Path, bytes: u64, free_bytes: u64) -> Result<File, StoreError> {
         let path = self.id.path(journal);
         let temporary = path.with_extension("new");
-        let free = rustix::fs::statvfs(journal)
-            .map_err(|error| io_error("ask for the free space of", journal)(error.into()))?;
-        if free.f_bavail.saturating_mul(free.f_frsize) < bytes.saturating_add(free_bytes) {
+        let free = disk::free(journal).map_err(io_error("ask for the free space of", journal))?;
+        if free < bytes.saturating_add(free_bytes) {
             return Err(StoreError::Full(bytes));
         }
         let made = self.fill(&temporary, bytes).and_then(|file| {
-            fs::rename(&temporary, &path)?;
+            disk::rename(&temporary, &path)?;
             Ok(file)
         });
         match made {
@@ -203,7 +201,7 @@ impl SegmentHead {
     }
 
     fn fill(&self, temporary: &Path, bytes: u64) -> io::Result<File> {
-        let file = File::create(temporary)?;
+        let file = File::open(temporary, Opening::Replace)?;
         write_zeros(&file, 0, bytes)?;
         file.write_all_at(&self.encode(), 0)?;
         file.sync_all()?;
@@ -304,6 +302,8 @@ pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     const HEAD: SegmentHead = SegmentHead {
@@ -362,7 +362,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         HEAD.create(dir.path(), 100_000, 0).unwrap();
         let path = HEAD.id.path(dir.path());
-        let file = File::options().read(true).write(true).open(&path).unwrap();
+        let file = File::open(&path, Opening::ReadWrite).unwrap();
         let mut reach = Reach::default();
         for end in [5000, REACH_STEP, 3 * REACH_STEP, 3 * REACH_STEP + 9, 90 * REACH_STEP] {
             reach.cover(&file, HEAD.seed, end).unwrap();
@@ -387,8 +387,8 @@ mod tests {
     fn a_reach_that_found_no_space_is_written_with_the_next_attempt() {
         let dir = tempfile::tempdir().unwrap();
         HEAD.create(dir.path(), 100_000, 0).unwrap();
-        let file = File::options().read(true).write(true).open(HEAD.id.path(dir.path())).unwrap();
-        let full = File::options().write(true).open("/dev/full").unwrap();
+        let file = File::open(&HEAD.id.path(dir.path()), Opening::ReadWrite).unwrap();
+        let full = File::open(Path::new("/dev/full"), Opening::Write).unwrap();
         let (mut reach, end) = (Reach::default(), 3 * REACH_STEP);
         assert!(is_full(&reach.cover(&full, HEAD.seed, end).unwrap_err()));
         reach.cover(&file, HEAD.seed, end).unwrap();
@@ -396,6 +396,6 @@ mod tests {
     }
 
     fn file_of(path: &Path) -> File {
-        File::open(path).unwrap()
+        File::open(path, Opening::Read).unwrap()
     }
 }

@@ -23,6 +23,7 @@ use super::journal::Journal;
 use super::removal::{REMOVALS_MAX, Removal, Rest, Strays};
 use super::segment::Position;
 use super::worker::{Done, Job, Progress, Worker};
+use crate::disk;
 use crate::model::id::Epoch;
 use crate::model::snapshot::Snapshot;
 use crate::store::{FenceCheck, OpenOptions, StoreError};
@@ -97,7 +98,7 @@ impl Upkeep {
             due_at: interval,
             due_for_removal_at: 0,
             checkpoint_bytes,
-            written_at: Instant::now(),
+            written_at: disk::world::now(&options.dir),
             pressure: Pressure::Low,
             next: 1,
             kept: checkpoint.into_iter().collect(),
@@ -141,7 +142,7 @@ impl Upkeep {
     /// behind it, and that one costs little for what was committed, or has waited, or the space is needed. One that found
     /// no space is tried again after a while though nothing is committed: what it lets go may be all that makes space.
     fn is_checkpoint_due(&self, shared: &Shared) -> bool {
-        let may_fit = self.refused_at.is_none_or(|refused_at| refused_at.elapsed() >= REMOVAL_WAIT);
+        let may_fit = self.refused_at.is_none_or(|refused_at| self.has_passed(refused_at));
         self.pending >= self.due_at || (may_fit && self.is_removal_waiting(shared))
     }
 
@@ -149,7 +150,12 @@ impl Upkeep {
         shared.places().files().dead().next().is_some_and(|dead| !self.is_unneeded(dead))
             && (self.pending >= self.due_for_removal_at
                 || self.pressure == Pressure::High
-                || self.written_at.elapsed() >= REMOVAL_WAIT)
+                || self.has_passed(self.written_at))
+    }
+
+    /// Whether a removal has waited long enough since then.
+    fn has_passed(&self, since: Instant) -> bool {
+        disk::world::now(&self.dir).saturating_duration_since(since) >= REMOVAL_WAIT
     }
 
     fn is_removal_due(&self, shared: &Shared) -> bool {
@@ -250,7 +256,7 @@ impl Upkeep {
                 self.due_at = self.interval.max(CHECKPOINT_RATIO * bytes);
                 self.due_for_removal_at = CHECKPOINT_RATIO * bytes;
                 self.checkpoint_bytes = bytes;
-                self.written_at = Instant::now();
+                self.written_at = disk::world::now(&self.dir);
                 self.kept.push((id, position));
                 let surplus = self.kept.len().saturating_sub(CHECKPOINTS_KEPT);
                 self.kept.drain(..surplus);
@@ -258,7 +264,8 @@ impl Upkeep {
             }
             Done::NoSpaceForCheckpoint(bytes) => {
                 tracing::warn!("no space for a checkpoint of {bytes} bytes, tried again later");
-                (self.due_at, self.refused_at) = (self.pending + self.interval, Some(Instant::now()));
+                self.due_at = self.pending + self.interval;
+                self.refused_at = Some(disk::world::now(&self.dir));
             }
             Done::Packing(pack, outcome) => {
                 self.pending += self.compaction.note(pack, outcome, shared, journal)?;

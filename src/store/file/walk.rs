@@ -3,7 +3,6 @@
 //! Checks everything that makes an entry valid, the blocks included, which pass through a buffer and are not kept.
 //! Decides nothing: it says where the first bad entry is, and whether there is a valid one behind it.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use super::entry::{ENTRY_ALIGNMENT, ENTRY_HEAD_BYTES, EntryHead, Kind, Marks};
@@ -11,6 +10,7 @@ use super::pack::Packed;
 use super::segment::{ENTRIES_START, Position, Reach, SegmentHead};
 use super::window::{WINDOW_BYTES_MAX, Window};
 use super::{damaged, io_error};
+use crate::disk::File;
 use crate::store::StoreError;
 use crate::store::codec::{self, Head, PublishedHead};
 

@@ -3,9 +3,9 @@
 //! A jump begins with a small read; each read that goes on where the last one ended is twice as large, up to
 //! [`WINDOW_BYTES_MAX`]. Nothing beyond the limit of the caller is ever read, since bytes there may still change.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+
+use crate::disk::File;
 
 /// Largest read that is made ahead.
 pub const WINDOW_BYTES_MAX: usize = 1 << 20;

@@ -1,4 +1,11 @@
-//! Fresh reads of files that another host may just have written.
+//! The shared disk: the one door through which `ha` and the file store get to it, and how to read afresh what another
+//! host may just have written.
+//!
+//! [`file`] and [`naming`] are what the system's calls do, [`world`] the time and the chance that go with
+//! it. A [`mount`] can take the place of the system, for a simulation. The
+//! database has a door of its own, that of its library, and uses what is here for all else.
+//!
+//! # Reading afresh
 //!
 //! A mount of a shared disk may keep what it knows for a while, a second where nothing else is said. What that hides,
 //! measured with two FUSE mounts of one folder, and what uncovers it:
@@ -10,32 +17,32 @@
 //! | that there is no such name | a file or folder that is there by now | only time, or the exclusive creation of the name |
 //! | the pages of a file | what was overwritten | opening it anew; a descriptor from before reads old bytes |
 //!
-//! So everything here opens anew, asks the file system itself, and takes a name for missing only if the folder, listed
-//! afresh, does not have it. Nothing here writes to, renames or removes a file of the store; what has not been read
-//! from elsewhere before needs nothing of this.
+//! So [`open`], [`read`] and [`names`] open anew, ask the file system itself, and take a name for missing only if the
+//! folder, listed afresh, does not have it. What has not been read from elsewhere before needs nothing of this.
+
+mod copying;
+pub mod file;
+pub mod mount;
+pub mod naming;
+pub mod world;
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, ErrorKind, Read};
-use std::os::fd::AsFd;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::fs::{AtFlags, FileType, StatxFlags};
+pub use copying::Copying;
+pub use file::{File, LockKind, Opening};
+pub use naming::{
+    absolute, check_access, create_folder, ensure_folder, identity_at, is_folder, remove_file, rename,
+    sync_folder,
+};
 
 /// How long a name may be listed and yet not be found: longer than mounts usually keep it.
 const STALE_MAX: Duration = Duration::from_secs(10);
 /// Time between two attempts to open such a name.
 const STALE_STEP: Duration = Duration::from_millis(10);
-
-/// The length of an open file as the file system itself has it; reads through `file` then go up to there.
-///
-/// # Errors
-/// Where the file system cannot be asked.
-pub fn length(file: impl AsFd) -> io::Result<u64> {
-    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
-    Ok(rustix::fs::statx(file, c"", flags, StatxFlags::SIZE)?.stx_size)
-}
 
 /// Opens a file or folder to read what is there now.
 ///
@@ -46,7 +53,7 @@ pub fn open(path: &Path) -> io::Result<File> {
 }
 
 fn open_within(path: &Path, patience: Duration) -> io::Result<File> {
-    let started = Instant::now();
+    let started = world::now(path);
     loop {
         let error = match open_once(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => error,
@@ -55,26 +62,19 @@ fn open_within(path: &Path, patience: Duration) -> io::Result<File> {
         if !is_listed(path)? {
             return Err(error);
         }
-        if started.elapsed() > patience {
+        if world::now(path).saturating_duration_since(started) > patience {
             let text = "the folder has this name, but it cannot be opened";
             return Err(io::Error::new(ErrorKind::StaleNetworkFileHandle, text));
         }
-        std::thread::sleep(STALE_STEP);
+        world::pause(path, STALE_STEP);
     }
 }
 
 /// Opens it, and makes the mount fetch its attributes. A file that was deleted, and whose name the mount still keeps,
 /// is not found.
 fn open_once(path: &Path) -> io::Result<File> {
-    let file = File::open(path)?;
-    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
-    let mask = StatxFlags::SIZE | StatxFlags::NLINK | StatxFlags::TYPE;
-    let found = match rustix::fs::statx(&file, c"", flags, mask) {
-        Err(rustix::io::Errno::STALE) => return Err(ErrorKind::NotFound.into()),
-        found => found?,
-    };
-    let is_file = FileType::from_raw_mode(found.stx_mode.into()) == FileType::RegularFile;
-    if is_file && found.stx_nlink == 0 { Err(ErrorKind::NotFound.into()) } else { Ok(file) }
+    let file = File::open(path, Opening::Read)?;
+    if file.has_name()? { Ok(file) } else { Err(ErrorKind::NotFound.into()) }
 }
 
 fn is_listed(path: &Path) -> io::Result<bool> {
@@ -93,7 +93,10 @@ fn is_listed(path: &Path) -> io::Result<bool> {
 pub fn names(folder: &Path) -> io::Result<Vec<OsString>> {
     // The attributes tell the mount whether the listing that it keeps is still right.
     open(folder)?;
-    fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name())).collect()
+    match mount::of(folder) {
+        None => fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name())).collect(),
+        Some(mount) => mount.list(folder),
+    }
 }
 
 /// The length of the file at `path`. The file may then be opened by other means, as a database does: the mount knows
@@ -102,7 +105,7 @@ pub fn names(folder: &Path) -> io::Result<Vec<OsString>> {
 /// # Errors
 /// As for [`open`].
 pub fn length_at(path: &Path) -> io::Result<u64> {
-    length(open(path)?)
+    open(path)?.length()
 }
 
 /// All bytes of a file.
@@ -128,46 +131,18 @@ pub fn free(folder: &Path) -> io::Result<u64> {
 /// # Errors
 /// Where the file system cannot be asked.
 pub fn free_and_size(folder: &Path) -> io::Result<(u64, u64)> {
+    if let Some(mount) = mount::of(folder) {
+        return mount.free_and_size();
+    }
     let stat = rustix::fs::statvfs(folder)?;
     let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
     Ok((bytes(stat.f_bavail), bytes(stat.f_blocks)))
 }
 
-/// A copy of a file that is made step by step, so that something can be done in between.
-#[derive(Debug)]
-pub struct Copying {
-    source: File,
-    copy: File,
-}
-
-impl Copying {
-    /// Begins to copy the file `from` to `to`, which is made or overwritten.
-    ///
-    /// # Errors
-    /// As for [`open`], or where the copy cannot be made.
-    pub fn begin(from: &Path, to: &Path) -> io::Result<Self> {
-        let source = open(from)?;
-        let copy = File::create(to)?;
-        copy.set_permissions(source.metadata()?.permissions())?;
-        Ok(Self { source, copy })
-    }
-
-    /// Copies up to `bytes_max` bytes more and makes them durable, so that no step waits for what others wrote.
-    /// Answers how many bytes that were; 0 at the end of the file.
-    ///
-    /// # Errors
-    /// Where the file cannot be read, or the copy cannot be written.
-    pub fn step(&mut self, bytes_max: u64) -> io::Result<u64> {
-        let bytes = io::copy(&mut (&mut self.source).take(bytes_max), &mut self.copy)?;
-        if bytes > 0 {
-            self.copy.sync_data()?;
-        }
-        Ok(bytes)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     #[test]

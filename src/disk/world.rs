@@ -1,0 +1,28 @@
+//! Time and chance, as those have them who use the shared disk. Only what is written there and when goes by these: what
+//! waits for a client or a socket has nothing to do with it.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::mount;
+
+/// The time at a path.
+#[must_use]
+pub fn now(path: &Path) -> Instant {
+    mount::of(path).map_or_else(Instant::now, |mount| mount.now())
+}
+
+/// Lets time pass at a path.
+pub fn pause(path: &Path, time: Duration) {
+    match mount::of(path) {
+        None => std::thread::sleep(time),
+        Some(mount) => mount.pause(time),
+    }
+}
+
+/// A number by chance, for what is written at a path.
+#[must_use]
+pub fn chance(path: &Path) -> u64 {
+    // A timestamped UUID has its random bits at the end.
+    mount::of(path).map_or_else(|| uuid::Uuid::now_v7().as_u64_pair().1, |mount| mount.chance())
+}
