@@ -207,9 +207,9 @@ impl FileStore {
     /// Refuses to go on where something failed before, in the background too; that error is told once.
     fn check(&mut self) -> Result<(), StoreError> {
         self.journal.check()?;
-        if self.worker.progress() == Progress::Failed {
+        if let Some(failed) = self.worker.failure() {
             self.journal.fail();
-            self.worker.take()?;
+            return Err(failed);
         }
         let staging = self.staging.check(&self.shared.journal);
         if staging.is_err() {

@@ -6,12 +6,11 @@
 //! and for the next master, and what the next checkpoints take, since only they let go what was settled.
 
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
-use std::thread::JoinHandle;
 
 use super::journal::FIRST_SEGMENT_BYTES;
 use super::segment::{SegmentHead, write_zeros};
 use super::{io_error, is_full};
+use crate::disk::helper::{Helper, Stage};
 use crate::disk::{self, File};
 use crate::store::StoreError;
 
@@ -31,13 +30,14 @@ pub struct Prepared {
     pub bytes: u64,
 }
 
+/// A segment that is wanted: its head, its bytes, and those of the disk that are left alone.
+type Request = (SegmentHead, u64, u64);
+
 /// The thread that prepares segments, and what it has prepared.
 #[derive(Debug)]
 pub struct Preallocation {
     journal: PathBuf,
-    requests: SyncSender<(SegmentHead, u64, u64)>,
-    answers: Receiver<Result<Prepared, StoreError>>,
-    thread: JoinHandle<()>,
+    thread: Helper<Request, Result<Prepared, StoreError>>,
     state: State,
     /// What the last attempt found.
     disk: Disk,
@@ -62,36 +62,24 @@ impl Preallocation {
     /// # Errors
     /// Where there can be no further thread.
     pub fn start(journal: &Path) -> Result<Self, StoreError> {
-        let (requests, asked) = sync_channel::<(SegmentHead, u64, u64)>(1);
-        let (answer, answers) = sync_channel(1);
         let folder = journal.to_owned();
-        let work = move || {
-            while let Ok((head, bytes, free_bytes)) = asked.recv() {
-                if answer.send(prepare(head, &folder, bytes, free_bytes)).is_err() {
-                    break;
-                }
-            }
-        };
-        let thread = std::thread::Builder::new()
-            .name("preallocation".into())
-            .spawn(work)
-            .map_err(io_error("start a thread for", journal))?;
+        let work = move |(head, bytes, free_bytes): Request| prepare(head, &folder, bytes, free_bytes);
+        let thread =
+            Helper::start(journal, "preallocation", work).map_err(io_error("start a thread for", journal))?;
         let (journal, state, disk) = (journal.to_owned(), State::Idle, Disk::HasSpace);
-        Ok(Self { journal, requests, answers, thread, state, disk })
+        Ok(Self { journal, thread, state, disk })
     }
 
     /// Waits until what was asked for is done and the thread has ended: once the epoch is released, nothing of it may
     /// still be written.
     pub fn end(self) {
-        let Self { requests, answers, thread, .. } = self;
-        drop((requests, answers));
         // What the thread could not do is not needed any more.
-        let _ = thread.join();
+        let _ = self.thread.end();
     }
 
     /// Asks for the next segment, unless it is there or was asked for. `free_bytes` of the disk are left alone.
     pub fn ask(&mut self, head: SegmentHead, bytes: u64, free_bytes: u64) {
-        if matches!(self.state, State::Idle) && self.requests.try_send((head, bytes, free_bytes)).is_ok() {
+        if matches!(self.state, State::Idle) && self.thread.give((head, bytes, free_bytes)).is_ok() {
             self.state = State::Asked;
         }
     }
@@ -102,10 +90,10 @@ impl Preallocation {
     /// Where preparing it failed in another way.
     pub fn is_full(&mut self) -> Result<bool, StoreError> {
         if matches!(self.state, State::Asked) {
-            match self.answers.try_recv() {
-                Ok(answer) => self.note(answer)?,
-                Err(TryRecvError::Empty) => {}
-                Err(TryRecvError::Disconnected) => self.state = State::Idle,
+            match self.thread.stage() {
+                Stage::Answered => self.take_answer()?,
+                Stage::Gone => self.state = State::Idle,
+                Stage::Idle | Stage::UnderWay => {}
             }
         }
         Ok(self.disk == Disk::Full)
@@ -119,7 +107,12 @@ impl Preallocation {
         }
     }
 
-    fn note(&mut self, answer: Result<Prepared, StoreError>) -> Result<(), StoreError> {
+    /// Waits for the answer to what was asked for.
+    fn take_answer(&mut self) -> Result<(), StoreError> {
+        let Some(answer) = self.thread.take() else {
+            self.state = State::Idle;
+            return Ok(());
+        };
         (self.state, self.disk) = match answer {
             Ok(prepared) => (State::Ready(prepared), Disk::HasSpace),
             Err(StoreError::Full(_)) => (State::Idle, Disk::Full),
@@ -141,10 +134,7 @@ impl Preallocation {
         free_bytes: u64,
     ) -> Result<Prepared, StoreError> {
         if matches!(self.state, State::Asked) {
-            match self.answers.recv() {
-                Ok(answer) => self.note(answer)?,
-                Err(_) => self.state = State::Idle,
-            }
+            self.take_answer()?;
         }
         if let State::Ready(prepared) = std::mem::replace(&mut self.state, State::Idle) {
             return self.grow(prepared, bytes_min, free_bytes);

@@ -5,9 +5,7 @@
 //! takes leaves nothing behind, and one that found no space is written by its commit.
 
 use std::path::Path;
-use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 
 use bytes::Bytes;
 
@@ -15,6 +13,7 @@ use super::block_pack::BlockPack;
 use super::file_id::FileId;
 use super::pack::Pack;
 use super::{Shared, io_error};
+use crate::disk::helper::{Helper, Stage};
 use crate::model::id::Epoch;
 use crate::model::record::{Published, Record};
 use crate::store::StoreError;
@@ -69,9 +68,9 @@ struct Results {
 #[derive(Debug)]
 pub struct Staging {
     epoch: Epoch,
-    jobs: Sender<Job>,
     results: Arc<Mutex<Results>>,
-    thread: JoinHandle<()>,
+    /// Its answers say nothing: what it writes is among the results before `staged` is called.
+    thread: Helper<Job, ()>,
 }
 
 impl Staging {
@@ -80,28 +79,23 @@ impl Staging {
     /// # Errors
     /// Where there can be no further thread.
     pub fn start(shared: &Shared, epoch: Epoch) -> Result<Self, StoreError> {
-        let (jobs, given) = channel::<Job>();
         let results = Arc::new(Mutex::new(Results::default()));
         let (journal, noted) = (shared.journal.clone(), Arc::clone(&results));
-        let work = move || {
-            for Job { block, pack, staged } in given {
-                note(&mut lock(&noted), block.clone(), BlockPack::write(&journal, pack, &block));
-                staged();
-            }
+        let work = move |Job { block, pack, staged }: Job| {
+            note(&mut lock(&noted), block.clone(), BlockPack::write(&journal, pack, &block));
+            staged();
         };
-        let thread = std::thread::Builder::new()
-            .name("staging".into())
-            .spawn(work)
+        let thread = Helper::start(&shared.journal, "staging", work)
             .map_err(io_error("start a thread for", &shared.journal))?;
-        Ok(Self { epoch, jobs, results, thread })
+        Ok(Self { epoch, results, thread })
     }
 
     /// Has a block written. As many may wait as there are sessions: each has one at a time.
     pub fn stage(&self, shared: &Shared, block: Bytes, staged: Word) {
         let job = Job { block, pack: shared.new_pack(self.epoch), staged };
-        if let Err(refused) = self.jobs.send(job) {
+        if let Err(refused) = self.thread.give(job) {
             // The thread is gone, which the next call tells; nobody is to wait for it.
-            (refused.0.staged)();
+            (refused.staged)();
         }
     }
 
@@ -113,7 +107,8 @@ impl Staging {
         if let Some(failure) = lock(&self.results).failure.take() {
             return Err(failure);
         }
-        if self.thread.is_finished() {
+        while self.thread.try_take().is_some() {}
+        if self.thread.stage() == Stage::Gone {
             let gone = std::io::Error::other("the thread that writes large messages is gone");
             return Err(io_error("go on with", journal)(gone));
         }
@@ -177,9 +172,8 @@ impl Staging {
 
     /// Waits until the thread has ended: once the epoch is released, nothing of it may still be written.
     pub fn end(self) {
-        drop(self.jobs);
         // What the thread could not do is not needed any more.
-        let _ = self.thread.join();
+        let _ = self.thread.end();
     }
 }
 

@@ -117,7 +117,7 @@ impl Upkeep {
     #[must_use]
     pub fn is_due(&self, worker: &Worker, shared: &Shared) -> bool {
         match worker.progress() {
-            Progress::Done | Progress::Failed => true,
+            Progress::Over => true,
             Progress::UnderWay => false,
             Progress::Idle => {
                 self.is_checkpoint_due(shared)

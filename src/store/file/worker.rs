@@ -5,9 +5,7 @@
 //! [ends](Worker::end) it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::checkpoint::{CheckpointBody, CheckpointId};
 use super::file_id::FileId;
@@ -15,6 +13,7 @@ use super::packing::{Outcome, Packing};
 use super::removal::{Removal, Removed};
 use super::segment::Position;
 use super::{Shared, io_error};
+use crate::disk::helper::{Helper, Stage};
 use crate::store::StoreError;
 
 /// Something to be done.
@@ -71,52 +70,25 @@ pub enum Progress {
     Idle,
     /// It works on it.
     UnderWay,
-    /// It has done it, and the result waits.
-    Done,
-    /// It has failed, and the error waits.
-    Failed,
-}
-
-/// What the two threads tell each other beside the channels.
-#[derive(Debug, Default)]
-struct Signals {
-    progress: AtomicU8,
-    stop: AtomicBool,
-}
-
-impl Signals {
-    fn set(&self, progress: Progress) {
-        self.progress.store(progress as u8, Ordering::Release);
-    }
-
-    fn progress(&self) -> Progress {
-        match self.progress.load(Ordering::Acquire) {
-            0 => Progress::Idle,
-            1 => Progress::UnderWay,
-            2 => Progress::Done,
-            _ => Progress::Failed,
-        }
-    }
+    /// It has done it, or has failed, and that waits to be taken.
+    Over,
 }
 
 /// The thread, and what goes to it and comes back.
 #[derive(Debug)]
 pub struct Worker {
     shared: Arc<Shared>,
-    signals: Arc<Signals>,
-    jobs: SyncSender<Job>,
-    answers: Receiver<Result<Done, StoreError>>,
-    thread: JoinHandle<()>,
+    thread: Helper<Job, Result<Done, StoreError>>,
     stop: StopWhenDropped,
 }
 
 /// Lets copying end early once nobody waits for what comes of it.
 #[derive(Debug)]
-struct StopWhenDropped(Arc<Signals>);
+struct StopWhenDropped(Arc<AtomicBool>);
 
 impl Drop for StopWhenDropped {
     fn drop(&mut self) {
-        self.0.stop.store(true, Ordering::Relaxed);
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -126,33 +98,21 @@ impl Worker {
     /// # Errors
     /// Where there can be no further thread.
     pub fn start(shared: &Arc<Shared>) -> Result<Self, StoreError> {
-        let (jobs, given) = sync_channel::<Job>(1);
-        let (answer, answers) = sync_channel(1);
-        let signals = Arc::new(Signals::default());
-        let thread = std::thread::Builder::new().name("upkeep".into());
-        let (its_shared, its_signals) = (Arc::clone(shared), Arc::clone(&signals));
-        let work = move || {
-            while let Ok(job) = given.recv() {
-                let done = job.run(&its_shared, &its_signals.stop);
-                let progress = if done.is_ok() { Progress::Done } else { Progress::Failed };
-                if answer.send(done).is_err() {
-                    break;
-                }
-                its_signals.set(progress);
-            }
-        };
-        let thread = thread.spawn(work).map_err(io_error("start a thread for", &shared.journal))?;
-        let stop = StopWhenDropped(Arc::clone(&signals));
-        Ok(Self { shared: Arc::clone(shared), signals, jobs, answers, thread, stop })
+        let stop = Arc::new(AtomicBool::new(false));
+        let (its_shared, its_stop) = (Arc::clone(shared), Arc::clone(&stop));
+        let work = move |job: Job| job.run(&its_shared, &its_stop);
+        let thread = Helper::start(&shared.journal, "upkeep", work)
+            .map_err(io_error("start a thread for", &shared.journal))?;
+        Ok(Self { shared: Arc::clone(shared), thread, stop: StopWhenDropped(stop) })
     }
 
     /// How far it is.
     #[must_use]
     pub fn progress(&self) -> Progress {
-        match self.signals.progress() {
-            // It has panicked.
-            Progress::UnderWay if self.thread.is_finished() => Progress::Failed,
-            progress => progress,
+        match self.thread.stage() {
+            Stage::Idle => Progress::Idle,
+            Stage::UnderWay => Progress::UnderWay,
+            Stage::Answered | Stage::Gone => Progress::Over,
         }
     }
 
@@ -161,8 +121,7 @@ impl Worker {
     /// # Errors
     /// Where the thread is gone.
     pub fn begin(&self, job: Job) -> Result<(), StoreError> {
-        self.signals.set(Progress::UnderWay);
-        self.jobs.send(job).map_err(|_| self.is_gone())
+        self.thread.give(job).map_err(|_| self.is_gone())
     }
 
     /// What came of the job that it was given, if it is done with it.
@@ -172,11 +131,17 @@ impl Worker {
     pub fn take(&self) -> Result<Option<Done>, StoreError> {
         match self.progress() {
             Progress::Idle | Progress::UnderWay => Ok(None),
-            Progress::Done | Progress::Failed => {
-                let done = self.answers.recv().unwrap_or_else(|_| Err(self.is_gone()))?;
-                self.signals.set(Progress::Idle);
-                Ok(Some(done))
-            }
+            Progress::Over => self.thread.try_take().unwrap_or_else(|| Err(self.is_gone())).map(Some),
+        }
+    }
+
+    /// What has gone wrong, if something has; told once.
+    #[must_use]
+    pub fn failure(&self) -> Option<StoreError> {
+        match self.thread.stage() {
+            Stage::Answered => self.thread.take_if(Result::is_err).and_then(Result::err),
+            Stage::Gone => Some(self.is_gone()),
+            Stage::Idle | Stage::UnderWay => None,
         }
     }
 
@@ -185,12 +150,9 @@ impl Worker {
     /// # Errors
     /// That of the job.
     pub fn end(self) -> Result<Option<Done>, StoreError> {
-        let Self { jobs, answers, thread, stop, .. } = self;
-        drop((stop, jobs));
-        let done = answers.recv().ok();
-        // Where it has panicked there is no answer; nothing of it is under way any more.
-        let _ = thread.join();
-        done.transpose()
+        let Self { thread, stop, .. } = self;
+        drop(stop);
+        thread.end().pop_front().transpose()
     }
 
     fn is_gone(&self) -> StoreError {
