@@ -82,7 +82,9 @@ impl Staging {
         let results = Arc::new(Mutex::new(Results::default()));
         let (journal, noted) = (shared.journal.clone(), Arc::clone(&results));
         let work = move |Job { block, pack, staged }: Job| {
-            note(&mut lock(&noted), block.clone(), BlockPack::write(&journal, pack, &block));
+            // Written before anything is locked: commits look at the results meanwhile.
+            let written = BlockPack::write(&journal, pack, &block);
+            note(&mut lock(&noted), block, written);
             staged();
         };
         let thread = Helper::start(&shared.journal, "staging", work)
@@ -196,4 +198,44 @@ fn is_at(one: &Bytes, other: &Bytes) -> bool {
 
 fn lock(results: &Mutex<Results>) -> MutexGuard<'_, Results> {
     results.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    use rustix::fs::{FileType, Mode};
+
+    use super::super::{first_options, open_file};
+    use super::*;
+    use crate::model::id::ProducerId;
+    use crate::store::Store;
+
+    /// The results were locked while a block was written, so that every commit waited for the whole of a large message:
+    /// what staging is there to prevent.
+    #[test]
+    fn commits_do_not_wait_for_a_block_that_is_being_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut store, _) = open_file(&first_options(dir.path(), 1 << 20)).unwrap();
+        // Whoever opens this to write waits until somebody reads it.
+        let path = FileId::pack(Epoch(1), 1).path(&dir.path().join("journal"));
+        rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, Mode::RWXU, 0).unwrap();
+        let (staged, is_staged) = channel();
+        store.stage(Bytes::from_static(b"block"), Box::new(move || staged.send(()).unwrap()));
+        let (committed, commits) = channel();
+        let committing = std::thread::spawn(move || {
+            let record = Record::ProducerExpired { producer: ProducerId(1) };
+            for _ in 0..100 {
+                store.commit(std::slice::from_ref(&record)).unwrap();
+            }
+            committed.send(()).unwrap();
+        });
+        let in_time = commits.recv_timeout(Duration::from_secs(10));
+        assert!(is_staged.try_recv().is_err(), "it is still being written");
+        drop(File::open(&path).unwrap());
+        committing.join().unwrap();
+        in_time.unwrap();
+    }
 }
