@@ -40,8 +40,9 @@ pub use naming::{
     sync_folder,
 };
 
-/// How long a name may be listed and yet not be found: longer than mounts usually keep it.
-const STALE_MAX: Duration = Duration::from_secs(10);
+/// How often a name may be listed and yet not be found: for ten seconds, longer than mounts usually keep it. Attempts are
+/// counted, and not the time that they take: a host that stands still for long in between has tried no more often.
+const STALE_ATTEMPTS_MAX: u32 = 1000;
 /// Time between two attempts to open such a name.
 const STALE_STEP: Duration = Duration::from_millis(10);
 
@@ -50,12 +51,11 @@ const STALE_STEP: Duration = Duration::from_millis(10);
 /// # Errors
 /// Where it cannot be opened. [`ErrorKind::NotFound`] means that it is not there.
 pub fn open(path: &Path) -> io::Result<File> {
-    open_within(path, STALE_MAX)
+    open_within(path, STALE_ATTEMPTS_MAX)
 }
 
-fn open_within(path: &Path, patience: Duration) -> io::Result<File> {
-    let started = world::now(path);
-    loop {
+fn open_within(path: &Path, attempts_max: u32) -> io::Result<File> {
+    for _ in 0..attempts_max {
         let error = match open_once(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => error,
             opened => return opened,
@@ -63,12 +63,10 @@ fn open_within(path: &Path, patience: Duration) -> io::Result<File> {
         if !is_listed(path)? {
             return Err(error);
         }
-        if world::now(path).saturating_duration_since(started) > patience {
-            let text = "the folder has this name, but it cannot be opened";
-            return Err(io::Error::new(ErrorKind::StaleNetworkFileHandle, text));
-        }
         world::pause(path, STALE_STEP);
     }
+    let text = "the folder has this name, but it cannot be opened";
+    Err(io::Error::new(ErrorKind::StaleNetworkFileHandle, text))
 }
 
 /// Opens it, and makes the mount fetch its attributes. A file that was deleted, and whose name the mount still keeps,
@@ -159,7 +157,7 @@ mod tests {
             let copying = Copying::begin(&path, &dir.path().join("copy"));
             assert_eq!(copying.unwrap_err().kind(), ErrorKind::NotFound);
         }
-        assert!(started.elapsed() < STALE_MAX);
+        assert!(started.elapsed() < STALE_ATTEMPTS_MAX * STALE_STEP);
         assert_eq!(names(dir.path()).unwrap().len(), 0, "a copy of nothing makes nothing");
     }
 
@@ -187,7 +185,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("link");
         std::os::unix::fs::symlink("nowhere", &path).unwrap();
-        let error = open_within(&path, STALE_STEP).unwrap_err();
+        let error = open_within(&path, 2).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::StaleNetworkFileHandle);
     }
 }
