@@ -58,10 +58,18 @@ impl Manifest {
     /// Where the directory or the file cannot be read, the file is damaged or newer, or there is a manifest of a
     /// higher epoch.
     pub fn newest(dir: &Path, epoch: Epoch) -> Result<Option<Self>, StoreError> {
-        match Self::epochs(dir)?.last() {
-            None => Ok(None),
-            Some(&found) if found > epoch => Err(Fenced::Superseded(found).into()),
-            Some(&found) => Self::read(dir, found).map(Some),
+        let mut gone = None;
+        loop {
+            let found = match Self::epochs(dir)?.last() {
+                None => return Ok(None),
+                Some(&found) if found > epoch => return Err(Fenced::Superseded(found).into()),
+                Some(&found) => found,
+            };
+            match Self::read(dir, found) {
+                // Removed since the folder was listed, by an epoch whose manifest is there by now.
+                Err(error) if is_missing(&error) && gone != Some(found) => gone = Some(found),
+                read => return read.map(Some),
+            }
         }
     }
 
@@ -181,6 +189,10 @@ impl Manifest {
     fn path(dir: &Path, epoch: Epoch) -> PathBuf {
         dir.join("manifest").join(format!("{:020}", epoch.0))
     }
+}
+
+fn is_missing(error: &StoreError) -> bool {
+    matches!(error, StoreError::Io { source, .. } if source.kind() == ErrorKind::NotFound)
 }
 
 /// Makes the names in a directory durable.
