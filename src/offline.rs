@@ -17,7 +17,7 @@ pub use verification::{Surveyed, verify};
 
 use crate::ha::block::Address;
 use crate::ha::claim::{Candidate, ClaimError, FIRST_EPOCH, ReleaseError, claim, found};
-use crate::ha::control::ControlError;
+use crate::ha::control::{ControlError, EPOCH_MAX};
 use crate::ha::directory::{Create, Directory, DirectoryError, status};
 use crate::ha::fence::{FenceError, FenceRead};
 use crate::ha::identity::{Identity, IdentityError};
@@ -27,6 +27,7 @@ use crate::model::id::Epoch;
 use crate::model::name::{Name, NameError};
 use crate::model::time::Timestamp;
 use crate::store::archive::{ArchiveError, Reader};
+use crate::store::check::check_begun;
 pub use crate::store::conversion::Done;
 use crate::store::conversion::{self, Old, Watch};
 use crate::store::digest::Digest;
@@ -138,6 +139,7 @@ pub struct Looked {
 /// Where it is served, there is none, or it is damaged.
 pub fn look(dir: &Path) -> Result<Looked, OfflineError> {
     let (lock, manifest) = hold(dir)?;
+    check_begun(dir, Some(&manifest), View::of(dir)?.begun_below(EPOCH_MAX.next()))?;
     let store_id = status(dir)?.map(|block| block.store_id.to_string()).unwrap_or_default();
     let image = image::look(dir, &manifest)?;
     Ok(Looked { image, manifest, store_id, lock })
@@ -195,6 +197,7 @@ pub fn convert(dir: &Path, to: Mode, old: Old, watch: &mut dyn FnMut(Done)) -> R
     }
     check_space(dir, conversion::bytes_needed(dir, &newest)?)?;
     let view = View::of(dir)?;
+    check_begun(dir, Some(&newest), view.begun_below(EPOCH_MAX.next()))?;
     let alive = view.ends_below(Epoch(u64::MAX))?.into_iter().find(|&(epoch, ended)| {
         // Those before it have ended, or it would not have released what it took over from them.
         epoch >= newest.epoch && ended == Ended::Unknown
@@ -219,7 +222,7 @@ pub fn convert(dir: &Path, to: Mode, old: Old, watch: &mut dyn FnMut(Done)) -> R
         })
     };
     let digest = conversion::convert(&options, &newest, old, &mut fenced)?;
-    mastership.note_mode(to, FenceRead::default())?;
+    mastership.begin(to, FenceRead::default())?;
     mastership.release(FenceRead::default())?;
     Ok(digest)
 }

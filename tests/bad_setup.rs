@@ -9,7 +9,10 @@ use std::path::{Path, PathBuf};
 
 use batonmq::client::{Client, ConsumerOptions, ProducerOptions};
 use batonmq::model::message::Message;
+use batonmq::offline::{self, Lost};
 use batonmq::protocol::response::Role;
+use batonmq::store::Mode;
+use batonmq::store::conversion::Old;
 use rustix::process::Signal;
 use support::load::options;
 use support::mount::{Mount, SmallDisk};
@@ -266,6 +269,86 @@ async fn a_store_of_a_newer_format_is_left_as_it_is() {
             consumer.settler().ack(&delivery);
         }
         consumer.close().await.unwrap();
+    }
+}
+
+/// A part of a store that is moved away, put back when this goes.
+struct Aside {
+    part: PathBuf,
+    place: PathBuf,
+}
+
+impl Aside {
+    fn put(part: PathBuf) -> Self {
+        let place =
+            part.parent().and_then(Path::parent).unwrap().join("aside").join(part.file_name().unwrap());
+        fs::create_dir_all(place.parent().unwrap()).unwrap();
+        fs::rename(&part, &place).unwrap();
+        Self { part, place }
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        // Where the test has failed, a node may have made it anew.
+        let _ = fs::rename(&self.place, &self.part);
+    }
+}
+
+/// Nothing said that an epoch had had a journal. Where that was gone, and no older one was sealed, the next master came up
+/// with an empty store, and everything that was confirmed was lost without a word.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_of_which_nothing_is_left_but_its_epochs_is_refused_before_a_claim() {
+    let dir = tempfile::tempdir().unwrap();
+    for (mode, converted) in [("file", false), ("database", false), ("database", true)] {
+        let logs = dir.path().join(format!("{mode}-{converted}"));
+        fs::create_dir(&logs).unwrap();
+        let store = logs.join("store");
+        let mut node = Node::new("a", &store, mode, &logs);
+        node.start();
+        node.wait_for(Role::Master).await;
+        let client = Client::connect(options(&node.address)).await.unwrap();
+        let topic = client.topic("t").await.unwrap();
+        let producer = client.producer(ProducerOptions::default()).await.unwrap();
+        producer.send(&topic, &Message::new("confirmed")).await.unwrap();
+        node.kill();
+        if converted {
+            offline::convert(&store, Mode::File, Old::Removed, &mut |_| {}).unwrap();
+        }
+        let (mode, epoch) = if converted { ("file", 2) } else { (mode, 1) };
+        let manifest = format!("/manifest/{epoch:020}");
+        let lost = match mode {
+            "file" => vec![
+                (vec![store.join("journal")], format!("/journal/{epoch:020}-000001.log")),
+                (vec![store.join("journal"), store.join("manifest")], manifest),
+            ],
+            _ => {
+                let mut all = vec![store.join("manifest")];
+                let files = fs::read_dir(&store).unwrap().map(|entry| entry.unwrap().path());
+                all.extend(files.filter(|path| path.display().to_string().contains(".db")));
+                vec![(all, manifest)]
+            }
+        };
+        for (parts, named) in lost {
+            let _aside: Vec<Aside> = parts.into_iter().map(Aside::put).collect();
+            let before = contents(&store);
+            let text = format!("{named} is missing: is the right file system mounted?");
+            is_refused(Node::new("b", &store, mode, &logs), FAILED, &[&text, "`baton store verify`"]);
+            assert!(contents(&store) == before, "something was claimed or written");
+            let found = offline::verify(&store, &mut |_| {}).unwrap().survey.damages;
+            let damage =
+                found.iter().find(|damage| damage.path.ends_with(&named[1..])).expect("it is listed");
+            assert_eq!(damage.lost, Lost::Unknown, "{found:?}");
+            assert!(offline::look(&store).is_err());
+        }
+        // All of it is there again.
+        let mut node = Node::new("b", &store, mode, &logs);
+        node.start();
+        node.wait_for(Role::Master).await;
+        let client = Client::connect(options(&node.address)).await.unwrap();
+        let mut consumer = client.consumer(ConsumerOptions::new("t", "g")).await.unwrap();
+        let delivery = tokio::time::timeout(PATIENCE, consumer.next()).await.unwrap().unwrap().unwrap();
+        assert_eq!(delivery.message.body, "confirmed");
     }
 }
 

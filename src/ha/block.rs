@@ -21,6 +21,7 @@
 //!  112   8  when it was released, likewise; 0 while it is not
 //!  120   1  bytes of the node's name, 1 to 255
 //!  121   1  bytes of the client address, 0 to 255
+//!  122   1  1 once the epoch has begun, 0 before: see [`Block::has_begun`]
 //!  124 255  the node's name
 //!  380 255  the client address
 //! 4092   4  CRC32C of the bytes 0..4092
@@ -52,6 +53,7 @@ pub const HEAD_BYTES: usize = 40;
 
 const MAGIC: &[u8; 8] = b"BATONCTL";
 const STATE: std::ops::Range<usize> = 12..16;
+const BEGUN_AT: usize = 122;
 const NODE_AT: usize = 124;
 const ADDRESS_AT: usize = 380;
 const SUM_AT: usize = BLOCK_BYTES - 4;
@@ -74,6 +76,9 @@ pub struct Block {
     pub epoch: Epoch,
     /// How far its owner has come.
     pub state: State,
+    /// Whether the manifest of the epoch was made and, in file mode, the first segment of its journal. Written when both
+    /// are durable and before anything of the epoch is confirmed: so where one of them is missing afterwards, it is lost.
+    pub has_begun: bool,
     /// The process that claimed it.
     pub owner: Identity,
     /// Where clients reach the owner.
@@ -167,7 +172,7 @@ impl Block {
         put(100, &mode.to_le_bytes());
         put(104, &self.claimed_at.0.to_le_bytes());
         put(112, &self.released_at.0.to_le_bytes());
-        put(120, &[length_byte(node), length_byte(address)]);
+        put(120, &[length_byte(node), length_byte(address), u8::from(self.has_begun)]);
         put(NODE_AT, node);
         put(ADDRESS_AT, address);
         let sum = crc32c::crc32c(&bytes[..SUM_AT]);
@@ -207,6 +212,11 @@ impl Block {
             2 => Mode::File,
             _ => return Err(Damaged("unknown mode")),
         };
+        let has_begun = match bytes[BEGUN_AT] {
+            0 => false,
+            1 => true,
+            _ => return Err(Damaged("neither begun nor not")),
+        };
         let text = |at: usize, length_at: usize| {
             std::str::from_utf8(&bytes[at..at + usize::from(bytes[length_at])])
                 .map_err(|_| Damaged("a text is not UTF-8"))
@@ -223,6 +233,7 @@ impl Block {
         Ok(Self {
             epoch: Epoch(fields.u64(16)),
             state,
+            has_begun,
             owner,
             address: Address(text(ADDRESS_AT, 121)?.to_owned()),
             store_id: fields.uuid(40),
@@ -286,6 +297,7 @@ pub(super) mod tests {
         Block {
             epoch: Epoch(7),
             state: State::Active,
+            has_begun: true,
             owner: Identity {
                 node: Name::new("alpha").unwrap(),
                 incarnation: Uuid::from_bytes([0x11; 16]),
@@ -326,17 +338,17 @@ pub(super) mod tests {
              02000000\
              0068e5cf8b010000\
              0000000000000000\
-             050d0000"
+             050d0100"
         );
         assert_eq!(&bytes[124..129], b"alpha");
         assert_eq!(&bytes[380..393], b"10.0.0.1:7470");
         assert!(is_zero(&bytes[129..380]) && is_zero(&bytes[393..4092]));
-        assert_eq!(hex(&bytes[4092..]), "db92e8aa");
+        assert_eq!(hex(&bytes[4092..]), "a4033869");
     }
 
     #[test]
     fn what_was_written_is_read() {
-        let founding = Block { state: State::Founding, mode: Mode::Database, ..sample() };
+        let founding = Block { state: State::Founding, has_begun: false, mode: Mode::Database, ..sample() };
         let released = Block { state: State::Released, released_at: Timestamp(5), ..sample() };
         let longest = Name::new(&"n".repeat(255)).unwrap();
         let long = Block {
@@ -399,6 +411,7 @@ pub(super) mod tests {
             (100, &[0]),
             (100, &[3]),
             (120, &[0]),
+            (BEGUN_AT, &[2]),
             (NODE_AT, b" "),
             (NODE_AT, b"\xff"),
             (ADDRESS_AT, b"\xff"),

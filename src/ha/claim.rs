@@ -93,6 +93,8 @@ pub struct Mastership {
     control: Control,
     block: Block,
     lower: Vec<(Epoch, Ended)>,
+    /// The highest lower epoch that has begun.
+    begun: Epoch,
     torn: Vec<Epoch>,
 }
 
@@ -102,16 +104,18 @@ pub struct Mastership {
 /// # Errors
 /// Where that cannot be read, or is damaged.
 pub fn predecessors(dir: &Path) -> Result<Predecessors, ClaimError> {
-    Ok(known_ends(&View::of(dir)?.ends_below(EPOCH_MAX.next())?))
+    let view = View::of(dir)?;
+    let all = EPOCH_MAX.next();
+    Ok(known_ends(&view.ends_below(all)?, view.begun_below(all)))
 }
 
 /// What a store makes of the ends of epochs.
-fn known_ends(lower: &[(Epoch, Ended)]) -> Predecessors {
+fn known_ends(lower: &[(Epoch, Ended)], begun: Epoch) -> Predecessors {
     let end = |&(epoch, ended)| match ended {
         Ended::Released | Ended::Dead => (epoch, Predecessor::Gone),
         Ended::Unknown => (epoch, Predecessor::MayWrite),
     };
-    Predecessors::new(lower.iter().map(end).collect())
+    Predecessors::new(lower.iter().map(end).collect()).begun_up_to(begun)
 }
 
 /// Claims the next epoch of the locked directory.
@@ -141,6 +145,7 @@ pub fn found(lock: &StoreLock, candidate: Candidate) -> Result<Uuid, ClaimError>
     let block = Block {
         epoch: FIRST_EPOCH,
         state: State::Released,
+        has_begun: true,
         owner,
         address,
         store_id: Uuid::now_v7(),
@@ -150,7 +155,9 @@ pub fn found(lock: &StoreLock, candidate: Candidate) -> Result<Uuid, ClaimError>
     };
     Control::of(dir).create()?;
     // A claim that is torn later is told by its file: that says that it founds.
-    if Epochs::of(dir).claim(&Block { state: State::Founding, ..block.clone() })? == Attempt::Taken {
+    if Epochs::of(dir).claim(&Block { state: State::Founding, has_begun: false, ..block.clone() })?
+        == Attempt::Taken
+    {
         return Err(ClaimError::Contended);
     }
     Control::of(dir).write(&block)?;
@@ -183,9 +190,9 @@ fn second_look(lock: StoreLock, mut block: Block) -> Result<Mastership, ClaimErr
         control.write(&settled)?;
         block = settled;
     }
-    let lower = view.ends_below(mine)?;
+    let (lower, begun) = (view.ends_below(mine)?, view.begun_below(mine));
     let torn = view.torn().to_vec();
-    Ok(Mastership { lock, control, block, lower, torn })
+    Ok(Mastership { lock, control, block, lower, begun, torn })
 }
 
 /// Claims the number after the highest there is; the block is that of its claim.
@@ -195,6 +202,7 @@ fn claim_next(lock: &StoreLock, candidate: Candidate) -> Result<Block, ClaimErro
     let mut block = Block {
         epoch: Epoch(0),
         state: State::Founding,
+        has_begun: false,
         owner,
         address,
         store_id: Uuid::now_v7(),
@@ -261,10 +269,11 @@ impl Mastership {
         &self.lower
     }
 
-    /// How the epochs before this one ended, for the store to know what may still be written.
+    /// How the epochs before this one ended and which has begun, for the store to know what may still be written and
+    /// what must be there.
     #[must_use]
     pub fn predecessors(&self) -> Predecessors {
-        known_ends(&self.lower)
+        known_ends(&self.lower, self.begun)
     }
 
     /// A fence of this epoch. Each thread that checks has its own.
@@ -290,6 +299,16 @@ impl Mastership {
             return Ok(());
         }
         self.rewrite(Block { mode, ..self.block.clone() }, read)
+    }
+
+    /// Says in its own block that the epoch has [begun](Block::has_begun), with a store of this mode. To be called when
+    /// the store is open, or made whole, and before anything of it is confirmed. `read` is how the fence is read. Step
+    /// `Begin` of `tests/ha_model`.
+    ///
+    /// # Errors
+    /// Where the fence is broken or the block cannot be written; the process must end.
+    pub fn begin(&mut self, mode: Mode, read: FenceRead) -> Result<(), ReleaseError> {
+        self.rewrite(Block { mode, has_begun: true, ..self.block.clone() }, read)
     }
 
     /// Ends the mastership: says in its own block that nothing of this epoch will be written any more, durably, and

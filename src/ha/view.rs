@@ -107,6 +107,14 @@ impl View {
         lower.find(|block| block.state != State::Founding).map(|block| (block.store_id, block.mode))
     }
 
+    /// The highest epoch below `epoch` that has [begun](Block::has_begun); 0 where there is none. One whose block is torn
+    /// may have, and is passed over.
+    #[must_use]
+    pub fn begun_below(&self, epoch: Epoch) -> Epoch {
+        let mut lower = self.blocks.iter().rev().filter(|block| block.epoch < epoch);
+        lower.find(|block| block.has_begun).map_or(Epoch(0), |block| block.epoch)
+    }
+
     /// How each epoch below `epoch` that wrote a block has ended, lowest first.
     ///
     /// # Errors
@@ -143,7 +151,7 @@ fn whole(found: Found, control: &Control, epochs: &Epochs) -> Result<Block, Cont
         Ok(block) => Ok(block),
         Err(what) => {
             let claimer = epochs.claimer(epoch)?.ok_or_else(|| control.damaged(epoch, what))?;
-            // Whatever it wrote last, it may have served.
+            // Whatever it wrote last, it may have served. Its claim was written before it can have begun.
             Ok(Block { state: State::Active, ..claimer })
         }
     }
@@ -159,6 +167,25 @@ mod tests {
     use super::super::identity::Identity;
     use super::*;
     use crate::model::name::Name;
+
+    #[test]
+    fn the_last_that_has_begun_is_the_highest_one_that_says_so() {
+        let blocks = [
+            Block { has_begun: true, ..block(1, State::Released, 1) },
+            Block { has_begun: true, ..block(2, State::Active, 1) },
+            Block { has_begun: false, ..block(3, State::Released, 1) },
+        ];
+        let dir = tempfile::tempdir().unwrap();
+        Control::of(dir.path()).create().unwrap();
+        for block in &blocks {
+            Epochs::of(dir.path()).claim(&Block { has_begun: false, ..block.clone() }).unwrap();
+            Control::of(dir.path()).write(block).unwrap();
+        }
+        let begun = |below| View::of(dir.path()).unwrap().begun_below(Epoch(below));
+        assert_eq!([1, 2, 3, 9].map(begun), [0, 1, 2, 2].map(Epoch));
+        tear(dir.path(), 2);
+        assert_eq!(View::of(dir.path()).unwrap().begun_below(Epoch(9)), Epoch(1));
+    }
 
     fn id(n: u8) -> Uuid {
         Uuid::from_bytes([n; 16])

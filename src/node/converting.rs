@@ -154,7 +154,7 @@ impl Node {
         let read = self.config.fence_read;
         let releasing = spawn_blocking(move || {
             if let Converted::To(mode) = converted {
-                mastership.note_mode(mode, read)?;
+                mastership.begin(mode, read)?;
             }
             mastership.release_epoch(read)
         });

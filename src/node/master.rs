@@ -131,7 +131,12 @@ impl Node {
         }
         let mastership = Arc::new(mastership);
         let (store, snapshot) = self.open_store(&mastership, progress).await?;
-        Ok((mastership, store, snapshot))
+        let mut mastership = Arc::into_inner(mastership).ok_or(NodeError::Panicked)?;
+        let (epoch, mode, read) = (mastership.epoch(), mastership.mode(), self.config.fence_read);
+        let beginning = spawn_blocking(move || mastership.begin(mode, read).map(|()| mastership));
+        let begun = beginning.await.map_err(|_| NodeError::Panicked)?;
+        let mastership = begun.map_err(|error| NodeError::Begin(epoch, error))?;
+        Ok((Arc::new(mastership), store, snapshot))
     }
 
     fn tell_claimed(&self, mastership: &Mastership, progress: &Arc<Progress>) {

@@ -109,6 +109,9 @@ pub enum NodeError {
     /// The mastership could not be released: the other node will take over as after a crash.
     #[error("mastership not released: {0}")]
     Release(#[from] ReleaseError),
+    /// An epoch that is recovered could not say so: the other node will take over as after a crash.
+    #[error("epoch {0} does not begin: {1}")]
+    Begin(Epoch, ReleaseError),
     /// The configuration names an address for clients that is too long.
     #[error("advertise: {0}")]
     Advertise(#[from] crate::ha::block::AddressTooLong),

@@ -9,6 +9,7 @@ use crate::ha::control::{ControlError, EPOCH_MAX, position_of};
 use crate::ha::lock::ReadLock;
 use crate::ha::view::View;
 use crate::model::id::Epoch;
+use crate::store::check::check_begun;
 use crate::store::manifest::Manifest;
 use crate::store::source::Source;
 use crate::store::survey::{Damage, Lost, Readable, Survey, survey};
@@ -24,7 +25,10 @@ pub fn verify(dir: &Path, watch: &mut dyn FnMut(u64)) -> Result<Surveyed, Offlin
     let mut damages = control.damages;
     let (readable, unreadable) = Manifest::newest_readable(dir)?;
     let manifest = match readable {
-        Some(manifest) if unreadable.is_empty() => Some(manifest),
+        Some(manifest) if unreadable.is_empty() => {
+            damages.extend(missing_from_the_beginning(dir, Some(&manifest), control.begun)?);
+            Some(manifest)
+        }
         None if unreadable.is_empty() && damages.is_empty() && control.claimed == Claimed::Never => {
             return Err(OfflineError::NoStore(dir.to_owned()));
         }
@@ -40,6 +44,7 @@ pub fn verify(dir: &Path, watch: &mut dyn FnMut(u64)) -> Result<Surveyed, Offlin
         }
     };
     let Some(manifest) = manifest else {
+        damages.extend(missing_from_the_beginning(dir, None, control.begun)?);
         let mode = control.mode.unwrap_or_default();
         return Ok(Surveyed { survey: Survey { damages, ..Survey::default() }, mode, lock });
     };
@@ -54,6 +59,22 @@ pub fn verify(dir: &Path, watch: &mut dyn FnMut(u64)) -> Result<Surveyed, Offlin
     Ok(Surveyed { survey, mode: manifest.mode, lock })
 }
 
+/// What is gone that the last epoch had made which has begun. Other files may show nothing of it.
+fn missing_from_the_beginning(
+    dir: &Path,
+    manifest: Option<&Manifest>,
+    begun: Epoch,
+) -> Result<Option<Damage>, StoreError> {
+    let error = match check_begun(dir, manifest, begun) {
+        Err(error @ StoreError::Missing { .. }) => error,
+        other => return other.map(|()| None),
+    };
+    let what = format!(
+        "the file is missing; epoch {begun} had made it before it confirmed anything, so what it has confirmed since is lost"
+    );
+    Ok(Some(Damage { what, lost: Lost::Unknown, ..Damage::of(dir, &error) }))
+}
+
 /// Whether an epoch was ever claimed, by the control file and the claims.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Claimed {
@@ -66,6 +87,8 @@ struct Controlled {
     /// The mode that the last epoch names which served a store.
     mode: Option<Mode>,
     claimed: Claimed,
+    /// The highest epoch that has begun; 0 where none is known to have.
+    begun: Epoch,
     damages: Vec<Damage>,
 }
 
@@ -87,12 +110,13 @@ fn inspect_control(dir: &Path) -> Result<Controlled, OfflineError> {
             });
             let claimed = if view.highest() > Epoch(0) { Claimed::Once } else { Claimed::Never };
             let mode = view.store_below(EPOCH_MAX.next()).map(|(_, mode)| mode);
-            Ok(Controlled { mode, claimed, damages: torn.into_iter().collect() })
+            let begun = view.begun_below(EPOCH_MAX.next());
+            Ok(Controlled { mode, claimed, begun, damages: torn.into_iter().collect() })
         }
         Err(ControlError::Damaged { path, position, what }) => {
             let what = format!("{what}; no node serves the store, `baton store salvage` can do without");
             let damage = Damage { path, position: Some(position), what, lost: Lost::Nothing };
-            Ok(Controlled { mode: None, claimed: Claimed::Once, damages: vec![damage] })
+            Ok(Controlled { mode: None, claimed: Claimed::Once, begun: Epoch(0), damages: vec![damage] })
         }
         Err(error) => Err(error.into()),
     }

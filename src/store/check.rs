@@ -33,10 +33,32 @@ pub fn check(dir: &Path, predecessors: &Predecessors) -> Result<(), StoreError> 
     if free < TAKEOVER_BYTES {
         return Err(StoreError::NoSpaceToBegin { path: dir.to_owned(), needed: TAKEOVER_BYTES, free });
     }
-    let Some(manifest) = Manifest::newest(dir, Epoch(u64::MAX))? else { return Ok(()) };
+    let newest = Manifest::newest(dir, Epoch(u64::MAX))?;
+    check_begun(dir, newest.as_ref(), predecessors.begun())?;
+    let Some(manifest) = newest else { return Ok(()) };
     match manifest.mode {
         Mode::Database => database::check(dir, &manifest, predecessors),
         Mode::File => file::check(dir),
+    }
+}
+
+/// Refuses a store of which all is gone that a master had made before it confirmed anything: `begun` is the highest epoch
+/// that is known to have begun, and `newest` the newest manifest, read after that was known.
+///
+/// A takeover that died between its manifest and its first segment has confirmed nothing and is none of these.
+///
+/// # Errors
+/// [`StoreError::Missing`], and where the journal cannot be listed.
+pub fn check_begun(dir: &Path, newest: Option<&Manifest>, begun: Epoch) -> Result<(), StoreError> {
+    match newest {
+        _ if begun == Epoch(0) => Ok(()),
+        Some(newest) if newest.epoch > begun => Ok(()),
+        Some(newest) if newest.epoch == begun => match newest.mode {
+            Mode::File => file::check_begun(dir, begun),
+            // The manifest names the database.
+            Mode::Database => Ok(()),
+        },
+        _ => Err(StoreError::Missing { path: Manifest::path(dir, begun) }),
     }
 }
 

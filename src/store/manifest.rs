@@ -186,7 +186,8 @@ impl Manifest {
         sync_dir(&folder)
     }
 
-    fn path(dir: &Path, epoch: Epoch) -> PathBuf {
+    /// Where the manifest of `epoch` is.
+    pub(super) fn path(dir: &Path, epoch: Epoch) -> PathBuf {
         dir.join("manifest").join(format!("{:020}", epoch.0))
     }
 }

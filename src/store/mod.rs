@@ -39,6 +39,7 @@ use crate::model::free_min::FreeMin;
 use crate::model::id::{Epoch, Offset, TopicId};
 use crate::model::record::Record;
 use crate::model::snapshot::{Snapshot, SnapshotError};
+use manifest::Manifest;
 use query::Inspector;
 
 /// Where the records are kept.
@@ -74,20 +75,36 @@ pub enum Predecessor {
 
 /// How every epoch below the one that opens the store ended: those that may ever have written, lowest first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Predecessors(Vec<(Epoch, Predecessor)>);
+pub struct Predecessors {
+    ends: Vec<(Epoch, Predecessor)>,
+    begun: Epoch,
+}
 
 impl Predecessors {
     /// The ends of these epochs, lowest first.
     #[must_use]
     pub const fn new(ends: Vec<(Epoch, Predecessor)>) -> Self {
-        Self(ends)
+        Self { ends, begun: Epoch(0) }
+    }
+
+    /// The same, where `begun` is the highest epoch that is known to have begun: its manifest and, in file mode, the first
+    /// segment of its journal were durable before anything of it was confirmed. 0 where none is known.
+    #[must_use]
+    pub fn begun_up_to(self, begun: Epoch) -> Self {
+        Self { begun, ..self }
+    }
+
+    /// The highest epoch that is known to have begun; 0 where there is none.
+    #[must_use]
+    pub const fn begun(&self) -> Epoch {
+        self.begun
     }
 
     /// How all of them ended: the worst, since the last may have died half-way through its takeover, with the one
     /// before it still alive.
     #[must_use]
     pub fn all(&self) -> Predecessor {
-        Self::worst(&self.0)
+        Self::worst(&self.ends)
     }
 
     /// How the epochs from `first` on ended: the worst of them.
@@ -95,8 +112,8 @@ impl Predecessors {
     /// `first` is the epoch that made the file which is to be recovered; those before it never write that file.
     #[must_use]
     pub fn since(&self, first: Epoch) -> Predecessor {
-        match self.0.binary_search_by_key(&first, |&(epoch, _)| epoch) {
-            Ok(at) => Self::worst(&self.0[at..]),
+        match self.ends.binary_search_by_key(&first, |&(epoch, _)| epoch) {
+            Ok(at) => Self::worst(&self.ends[at..]),
             // It made a file, so it was there: nothing is certain.
             Err(_) => Predecessor::MayWrite,
         }
@@ -105,8 +122,8 @@ impl Predecessors {
     /// How `epoch` ended. One that is not known may write.
     #[must_use]
     pub fn of(&self, epoch: Epoch) -> Predecessor {
-        match self.0.binary_search_by_key(&epoch, |&(epoch, _)| epoch) {
-            Ok(at) => self.0[at].1,
+        match self.ends.binary_search_by_key(&epoch, |&(epoch, _)| epoch) {
+            Ok(at) => self.ends[at].1,
             Err(_) => Predecessor::MayWrite,
         }
     }
@@ -276,6 +293,8 @@ fn at(position: u64) -> String {
 /// written.
 pub fn open(options: &OpenOptions, fence: FenceCheck<'_>) -> Result<(Box<dyn Store>, Snapshot), StoreError> {
     fence()?;
+    let newest = Manifest::newest(&options.dir, options.epoch)?;
+    check::check_begun(&options.dir, newest.as_ref(), options.predecessors.begun())?;
     match options.mode {
         Mode::Database => database::open_fenced(options, fence),
         Mode::File => file::open(options),

@@ -23,13 +23,22 @@ impl Manifest {
     }
 }
 
+/// How far the owner of an epoch has come, as its block says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Stage {
+    Claimed,
+    /// Its manifest is there and, in file mode, its file.
+    Begun,
+    Released,
+}
+
 /// The block of an epoch in the control file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Block {
     pub epoch: usize,
     /// The process that wrote it.
     pub owner: usize,
-    pub is_released: bool,
+    pub stage: Stage,
 }
 
 /// Whether a file is there.
@@ -83,7 +92,7 @@ impl Disk {
         let (mut claimed, mut blocks, mut manifests) =
             ([false; _], [None::<Block>; _], [None::<Manifest>; _]);
         claimed[1] = true;
-        blocks[1] = Some(Block { epoch: 1, owner: 0, is_released: false });
+        blocks[1] = Some(Block { epoch: 1, owner: 0, stage: Stage::Begun });
         manifests[1] = Some(Manifest { epoch: 1, sealed: [0; _], file: 1 });
         let mut files = [File::default(); _];
         files[1].presence = Presence::There;
@@ -93,6 +102,12 @@ impl Disk {
     /// The highest epoch that has a block.
     pub fn highest_block(&self) -> usize {
         self.blocks.iter().flatten().map(|block| block.epoch).max().unwrap_or(0)
+    }
+
+    /// The highest epoch below `epoch` that has begun, 0 where none has.
+    pub fn begun_below(&self, epoch: usize) -> usize {
+        let lower = self.blocks.iter().flatten().filter(|block| block.epoch < epoch);
+        lower.filter(|block| block.stage >= Stage::Begun).map(|block| block.epoch).max().unwrap_or(0)
     }
 
     /// The highest epoch of all claims, blocks and manifests.

@@ -35,6 +35,10 @@ pub enum Step {
     /// Database mode.
     CheckManifest,
     WriteManifest,
+    /// File mode: makes the file that it will append to.
+    MakeSegment,
+    /// Says in its block that what is there from the beginning is there.
+    Begin,
     /// Between two rounds of the engine.
     Idle,
     Append,
@@ -61,7 +65,7 @@ pub enum Step {
 
 impl Step {
     /// The steps that functions of the code take.
-    pub const IN_THE_CODE: [Self; 25] = [
+    pub const IN_THE_CODE: [Self; 27] = [
         Self::TryLock,
         Self::Look,
         Self::Claim,
@@ -76,6 +80,8 @@ impl Step {
         Self::Recover,
         Self::CheckManifest,
         Self::WriteManifest,
+        Self::MakeSegment,
+        Self::Begin,
         Self::Append,
         Self::Sync,
         Self::Check,
@@ -97,6 +103,8 @@ pub struct Process {
     pub epoch: usize,
     /// The lower epochs whose owner is not known to be gone.
     pub unknown: PerEpoch<bool>,
+    /// The highest lower epoch that has begun.
+    pub begun: usize,
     /// The checkpoints that it has listed.
     pub checkpoints: PerEpoch<u8>,
     /// The highest epoch of the files that it has listed.
@@ -115,6 +123,7 @@ impl Process {
         step: Step::TryLock,
         epoch: 0,
         unknown: [false; _],
+        begun: 0,
         checkpoints: [0; _],
         listed: 0,
         manifest: Manifest { epoch: 0, sealed: [0; _], file: 0 },
@@ -152,7 +161,7 @@ impl Process {
             }
         }
         if self.step > Step::CutTail {
-            (self.checkpoints, self.listed) = ([0; _], 0);
+            (self.begun, self.checkpoints, self.listed) = (0, [0; _], 0);
         }
         if self.step > Step::Copy {
             self.unknown = [false; _];

@@ -2,7 +2,7 @@
 
 use stateright::Property;
 
-use super::disk::Disk;
+use super::disk::{Disk, Stage};
 use super::epochs::highest_of;
 use super::process::{Process, Step};
 use super::setting::{Locks, Mode, Setting};
@@ -21,6 +21,7 @@ pub const LOG_IS_WHOLE: &str = "every file that readers need is there";
 pub const ONE_OWNER: &str = "an epoch has one owner";
 pub const ONE_WRITER: &str = "a file has one living writer";
 pub const NOTHING_OVERWRITTEN: &str = "nothing of a later epoch is overwritten";
+pub const CONFIRMED_HAS_BEGUN: &str = "of what was confirmed something says that it must be there";
 pub const NOT_TAKEN_FOR_DAMAGED: &str = "nobody takes a sound store for damaged";
 
 pub fn of(setting: &Setting) -> Vec<Property<Setting>> {
@@ -48,6 +49,10 @@ pub fn of(setting: &Setting) -> Vec<Property<Setting>> {
             all_differ(state, Process::has_file_open, same)
         }),
         Property::always(NOTHING_OVERWRITTEN, |_, state: &State| !state.disk.is_overwritten),
+        Property::always(CONFIRMED_HAS_BEGUN, |_, state: &State| {
+            let newest = state.disk.newest_manifest().map_or(0, |manifest| manifest.epoch);
+            state.confirmed[newest] == 0 || state.disk.begun_below(newest + 1) == newest
+        }),
         Property::always(NOT_TAKEN_FOR_DAMAGED, |_, state: &State| {
             state.processes.iter().all(|process| process.step != Step::Refused)
         }),
@@ -66,7 +71,7 @@ fn reached(setting: &Setting) -> Vec<Property<Setting>> {
             state.confirmed[written.clone()] == setting.size.records[written]
         }),
         Property::sometimes("an epoch follows one that was released", |_, state: &State| {
-            state.disk.block(1).is_some_and(|block| block.is_released) && state.confirmed[2] > 0
+            state.disk.block(1).is_some_and(|block| block.stage == Stage::Released) && state.confirmed[2] > 0
         }),
     ];
     properties.extend(match setting.mode {
@@ -100,6 +105,7 @@ fn of_zombies() -> Vec<Property<Setting>> {
     vec![
         Property::sometimes("late control", |_, state: &State| comes_late(state, Step::WriteBlock)),
         Property::sometimes("late seal", |_, state: &State| comes_late(state, Step::WriteManifest)),
+        Property::sometimes("late beginning", |_, state: &State| comes_late(state, Step::Begin)),
         Property::sometimes("late sync", |_, state: &State| comes_late(state, Step::Sync)),
         Property::sometimes("late check", |_, state: &State| comes_late(state, Step::Check)),
         Property::sometimes("late confirm", |_, state: &State| comes_late(state, Step::Confirm)),

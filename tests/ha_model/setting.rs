@@ -82,6 +82,14 @@ pub enum Rules {
     /// Before a copy, every database goes that the newest manifest does not name, whoever may be making it.
     RemoveCopiesOfTheLiving,
 
+    // The beginning.
+    /// An epoch says that it has begun before its file is made.
+    BeginBeforeSegment,
+    /// Which epoch has begun is looked for after the folder was listed.
+    BegunAfterListing,
+    /// No epoch says that it has begun.
+    NobodyBegins,
+
     // The confirm.
     /// Only the lock keeps masters apart.
     NoFence,

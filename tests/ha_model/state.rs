@@ -1,6 +1,6 @@
 //! The whole world in one moment: the disk, the processes, and what somebody was told is stored.
 
-use super::disk::{Block, Disk};
+use super::disk::{Block, Disk, Stage};
 use super::epochs::PerEpoch;
 use super::process::{Process, Step};
 use super::setting::{Locks, Rules, Setting};
@@ -38,7 +38,7 @@ impl State {
         let mut unknown = [false; _];
         let lower = || self.disk.blocks.iter().flatten().filter(|block| block.epoch < epoch);
         for block in lower() {
-            unknown[block.epoch] = !block.is_released && self.processes[block.owner].is_alive;
+            unknown[block.epoch] = block.stage != Stage::Released && self.processes[block.owner].is_alive;
         }
         if rules == Rules::OnlyTheLastPredecessor {
             let last = lower().map(|block| block.epoch).max().unwrap_or(0);
@@ -55,9 +55,9 @@ impl State {
         rules == Rules::NoFence || (is_own && self.disk.highest_block() <= epoch)
     }
 
-    pub fn write_block(&mut self, index: usize, is_released: bool, rules: Rules) {
+    pub fn write_block(&mut self, index: usize, stage: Stage, rules: Rules) {
         let epoch = self.processes[index].epoch;
-        self.disk.write_block(Block { epoch, owner: index, is_released }, rules);
+        self.disk.write_block(Block { epoch, owner: index, stage }, rules);
     }
 
     /// The same world with the takers in an order of their own: which of them is which makes no difference.

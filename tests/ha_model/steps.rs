@@ -1,6 +1,6 @@
 //! What a process does in each of its steps, and which one it takes next.
 
-use super::disk::{Disk, File, Manifest, Presence};
+use super::disk::{Disk, File, Manifest, Presence, Stage};
 use super::epochs::EPOCHS_MAX;
 use super::process::{Process, Step};
 use super::setting::{Locks, Mode, Rules, Setting};
@@ -46,6 +46,8 @@ impl<'a> Turn<'a> {
             Step::Recover => self.recover(),
             Step::CheckManifest => self.check_manifest(),
             Step::WriteManifest => self.write_manifest(),
+            Step::MakeSegment => self.make_segment(),
+            Step::Begin => self.begin(),
             Step::Append => self.append(),
             Step::Sync => self.sync(),
             Step::Check => self.check(),
@@ -131,7 +133,7 @@ impl Turn<'_> {
     }
 
     fn write_block(&mut self) -> Step {
-        self.state.write_block(self.index, false, self.setting.rules);
+        self.state.write_block(self.index, Stage::Claimed, self.setting.rules);
         Step::SecondLook
     }
 
@@ -144,6 +146,7 @@ impl Turn<'_> {
         if self.sight != Sight::Stale && !self.is_broken(Rules::PredecessorsFromTheFirstLook) {
             self.note_predecessors();
         }
+        self.me().begun = self.state.disk.begun_below(epoch);
         match self.setting.rules {
             Rules::ScanBeforeClaim | Rules::ScanBeforeBlock => self.first_of_the_seal(),
             _ => self.first_of_the_scan(),
@@ -191,6 +194,9 @@ impl Turn<'_> {
             return Step::Ended;
         }
         self.me().manifest = newest;
+        if newest.epoch < self.me().begun {
+            return Step::Refused;
+        }
         match self.setting.mode {
             Mode::File if self.is_broken(Rules::ListAfterManifest) => Step::ListFolder,
             Mode::File => self.begin_with_checkpoint(),
@@ -201,8 +207,13 @@ impl Turn<'_> {
     /// File mode: looks whether what was listed goes with the manifest, and takes a checkpoint.
     fn begin_with_checkpoint(&mut self) -> Step {
         let any = self.is_broken(Rules::AnyCheckpoint);
+        if self.is_broken(Rules::BegunAfterListing) {
+            let epoch = self.me().epoch;
+            self.me().begun = self.state.disk.begun_below(epoch);
+        }
         let me = self.me();
-        if me.listed > me.manifest.epoch {
+        let is_lost = me.manifest.epoch == me.begun && me.listed < me.begun;
+        if is_lost || me.listed > me.manifest.epoch {
             return Step::Refused;
         }
         me.source = me.manifest.epoch;
@@ -333,6 +344,35 @@ impl Turn<'_> {
     fn write_manifest(&mut self) -> Step {
         let manifest = self.me().manifest;
         self.state.disk.write_manifest(manifest, self.setting.rules);
+        match self.setting.mode {
+            Mode::File if !self.is_broken(Rules::BeginBeforeSegment) => Step::MakeSegment,
+            _ => self.after_the_segment(),
+        }
+    }
+
+    fn make_segment(&mut self) -> Step {
+        let Manifest { file, .. } = self.me().manifest;
+        self.state.disk.files[file].presence = Presence::There;
+        if self.is_broken(Rules::BeginBeforeSegment) {
+            self.first_of_the_rounds()
+        } else {
+            self.after_the_segment()
+        }
+    }
+
+    fn after_the_segment(&self) -> Step {
+        if self.is_broken(Rules::NobodyBegins) { self.first_of_the_rounds() } else { Step::Begin }
+    }
+
+    fn begin(&mut self) -> Step {
+        self.state.write_block(self.index, Stage::Begun, self.setting.rules);
+        match self.setting.mode {
+            Mode::File if self.is_broken(Rules::BeginBeforeSegment) => Step::MakeSegment,
+            _ => self.first_of_the_rounds(),
+        }
+    }
+
+    fn first_of_the_rounds(&self) -> Step {
         if self.is_broken(Rules::RecoveredBeforeCheck) { Step::Confirm } else { Step::Check }
     }
 }
@@ -342,9 +382,7 @@ impl Turn<'_> {
     fn append(&mut self) -> Step {
         let Process { epoch, manifest: Manifest { file, .. }, .. } = *self.me();
         self.state.disk.touch(file, epoch);
-        let file = &mut self.state.disk.files[file];
-        file.written[epoch] += 1;
-        file.presence = Presence::There;
+        self.state.disk.files[file].written[epoch] += 1;
         if self.is_broken(Rules::CheckBeforeSync) { Step::Check } else { Step::Sync }
     }
 
@@ -425,7 +463,7 @@ impl Turn<'_> {
     }
 
     fn release(&mut self) -> Step {
-        self.state.write_block(self.index, true, self.setting.rules);
+        self.state.write_block(self.index, Stage::Released, self.setting.rules);
         Step::Ended
     }
 }

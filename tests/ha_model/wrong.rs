@@ -3,7 +3,8 @@
 use super::SMALL;
 use super::exploring::assert_breaks;
 use super::properties::{
-    CONFIRMED_IS_SEALED, LOG_IS_WHOLE, NOT_TAKEN_FOR_DAMAGED, NOTHING_OVERWRITTEN, ONE_OWNER, ONE_WRITER,
+    CONFIRMED_HAS_BEGUN, CONFIRMED_IS_SEALED, LOG_IS_WHOLE, NOT_TAKEN_FOR_DAMAGED, NOTHING_OVERWRITTEN,
+    ONE_OWNER, ONE_WRITER,
 };
 use super::setting::{Mode, Rules, Size};
 
@@ -159,6 +160,23 @@ fn removing_abandoned_copies_without_a_check_takes_a_database_from_under_a_succe
     assert_breaks(Mode::Database, size, Rules::NoCheckBeforeAbandoned, NOT_TAKEN_FOR_DAMAGED);
 }
 
+// The beginning.
+
+#[test]
+fn a_beginning_before_the_first_segment_is_taken_for_damage() {
+    breaks_files(Rules::BeginBeforeSegment, NOT_TAKEN_FOR_DAMAGED);
+}
+
+#[test]
+fn a_beginning_that_is_looked_for_after_the_list_is_taken_for_damage() {
+    breaks_files(Rules::BegunAfterListing, NOT_TAKEN_FOR_DAMAGED);
+}
+
+#[test]
+fn without_a_beginning_nothing_says_that_what_was_confirmed_must_be_there() {
+    breaks_both(Rules::NobodyBegins, CONFIRMED_HAS_BEGUN);
+}
+
 // The upkeep.
 
 #[test]
@@ -180,10 +198,9 @@ fn a_stale_second_look_lets_two_write_one_database() {
 }
 
 #[test]
-fn a_stale_manifest_loses_confirmed_records_or_is_taken_for_damage() {
-    breaks_databases(Rules::StaleManifest, CONFIRMED_IS_SEALED);
-    // The files show that there must be a newer one.
-    breaks_files(Rules::StaleManifest, NOT_TAKEN_FOR_DAMAGED);
+fn a_stale_manifest_is_taken_for_damage() {
+    // The block of an epoch that has begun, and in file mode its files, show that there must be a newer one.
+    breaks_both(Rules::StaleManifest, NOT_TAKEN_FOR_DAMAGED);
 }
 
 #[test]

@@ -112,6 +112,18 @@ pub(super) fn check(dir: &Path) -> Result<(), StoreError> {
     folder.checkpoints.last().map_or(Ok(()), |newest| CheckpointBody::check_format(&journal, *newest))
 }
 
+/// Checks that there is a segment of an epoch that had one: its last one stays for as long as its manifest is the newest.
+///
+/// # Errors
+/// [`StoreError::Missing`], and where the folder cannot be listed.
+pub(super) fn check_begun(dir: &Path, epoch: Epoch) -> Result<(), StoreError> {
+    let journal = dir.join(FOLDER);
+    let first = SegmentId { epoch, number: 1 };
+    let has_segments =
+        Folder::list(&journal)?.segments.range(first..).next().is_some_and(|id| id.epoch == epoch);
+    if has_segments { Ok(()) } else { Err(StoreError::Missing { path: first.path(&journal) }) }
+}
+
 /// What is wrong in the files of a journal beside its messages: see [`survey`](super::survey).
 ///
 /// # Errors

@@ -12,7 +12,7 @@ use crate::model::settings::TopicSettings;
 use crate::model::time::Timestamp;
 use crate::model::topic_kind::TopicKind;
 use crate::store::file::open_file;
-use crate::store::{Predecessor, Predecessors, Store};
+use crate::store::{self, Predecessor, Predecessors, Store};
 
 fn options(dir: &Path, epoch: u64) -> OpenOptions {
     let lower = (1..epoch).map(|lower| (Epoch(lower), Predecessor::MayWrite));
@@ -23,6 +23,23 @@ fn options(dir: &Path, epoch: u64) -> OpenOptions {
         predecessors: Predecessors::new(lower.collect()),
         segment_bytes: 64 << 10,
     }
+}
+
+/// A takeover may die between its manifest and its first segment: then nothing is missing, unless its epoch had begun.
+#[test]
+fn a_journal_that_is_not_there_is_missed_only_where_its_epoch_had_begun() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open_file(&options(dir.path(), 1)).unwrap());
+    recover(&options(dir.path(), 2)).unwrap().manifest.write(dir.path()).unwrap();
+    let open = |begun| {
+        let options = options(dir.path(), 3);
+        let predecessors = options.predecessors.clone().begun_up_to(Epoch(begun));
+        store::check::check(dir.path(), &predecessors)?;
+        store::open(&OpenOptions { predecessors, ..options }, &mut || Ok(())).map(drop)
+    };
+    let missing = SegmentId { epoch: Epoch(2), number: 1 }.path(&dir.path().join("journal"));
+    assert!(matches!(open(2), Err(StoreError::Missing { path }) if path == missing));
+    open(1).unwrap();
 }
 
 /// A paused master woke up while the next one read its journal, and wrote two entries before it checked the fence:
