@@ -13,6 +13,8 @@ use batonmq::model::message::Message;
 use batonmq::node::EXIT_FENCED;
 use batonmq::protocol::response::Role;
 use rustix::process::Signal;
+use support::faulty::FaultyDisk;
+use support::faulty::faults::Operation;
 use support::load::options;
 use support::pair::{Node, PATIENCE};
 
@@ -102,6 +104,34 @@ async fn a_master_whose_lock_file_is_deleted_or_replaced_ends_and_the_other_one_
     assert!(nodes[1].log().contains("baton.lock was replaced"), "{}", nodes[1].log());
     assert_eq!(nodes[0].wait_for(Role::Master).await.epoch.0, 3);
     consume(&nodes[0].address, &["one", "two"]).await;
+}
+
+/// Where locks do not exclude, a node that was overtaken between its claim and its second look ended with 1, as if it could
+/// not start.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_overtaken_while_it_claims_ends_as_one_that_has_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::new(dir.path());
+    let mut quick = Node::new("quick", &disk.real.join("store"), "file", dir.path());
+    quick.start();
+    quick.wait_for(Role::Master).await;
+    quick.signal(Signal::TERM);
+    assert!(quick.wait().success(), "{}", quick.log());
+
+    let mut slow = Node::new("slow", &disk.path.join("store"), "file", dir.path());
+    let stall = disk.faults.stall(Operation::Write, "control");
+    slow.start();
+    let deadline = Instant::now() + PATIENCE;
+    while disk.faults.hits().is_empty() {
+        assert!(Instant::now() < deadline, "{}", slow.log());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    quick.start();
+    assert_eq!(quick.wait_for(Role::Master).await.epoch.0, 3);
+    drop(stall);
+    assert_eq!(slow.wait().code(), Some(EXIT_FENCED), "{}", slow.log());
+    assert!(slow.log().contains("epoch 2 is lost: epoch 3 was claimed"), "{}", slow.log());
+    publish(&quick.address, "one").await;
 }
 
 /// Fills a pipe that nobody reads.

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use batonmq::client::ClientError;
 use batonmq::config::error::ConfigError;
+use batonmq::node::NodeError;
 
 /// What the help says about exit codes.
 pub const HELP: &str = "\
@@ -15,7 +16,8 @@ Exit codes:
   0    done; for publish: everything was confirmed
   1    failed; the reason is on standard error
   2    the command line or the configuration is wrong; nothing was done
-  3    no master (store check: no other checker) was reached, nothing moved, or no reply came, within --timeout
+  3    no master (store check: no other checker) was reached, nothing moved, or no reply came, within --timeout;
+       serve: the mastership or the store was lost
   4    store salvage: the new store is made, and something is lost
   5    store check: the directory is unfit
   6    store check: doubts are left
@@ -61,6 +63,7 @@ pub fn code(result: anyhow::Result<()>) -> ExitCode {
         Some(End::TimedOut(_)) => 3,
         Some(End::Lost(_)) => 4,
         None if error.downcast_ref::<ConfigError>().is_some() => 2,
+        None if error.downcast_ref::<NodeError>().is_some_and(NodeError::is_overtaken) => 3,
         None if error.downcast_ref::<ClientError>().is_some_and(timed_out) => 3,
         None => 1,
     };

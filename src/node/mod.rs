@@ -10,6 +10,9 @@
 //! A node that is told to stop does so in each of these states, also where the storage does not answer: as standby and
 //! while it recovers at once, as master when the drain has had its time.
 //!
+//! One that is overtaken before it serves, where locks do not exclude, ends with [`EXIT_FENCED`] as well: nothing is wrong
+//! with it.
+//!
 //! A node that finds the lock free when it starts, and a store that was released and has another mode than configured,
 //! converts it in an epoch before the one in which it serves. A standby that takes over never does.
 //!
@@ -47,6 +50,7 @@ use crate::ha::block::Address;
 use crate::ha::claim::{ClaimError, ReleaseError};
 use crate::ha::control::ControlError;
 use crate::ha::directory::{Create, Directory, DirectoryError};
+use crate::ha::fence::FenceError;
 use crate::ha::identity::{Identity, IdentityError};
 use crate::ha::lock::LockError;
 use crate::model::id::Epoch;
@@ -126,6 +130,21 @@ pub enum NodeError {
     /// A thread that worked on the store has panicked: a bug.
     #[error("a thread of the node has panicked")]
     Panicked,
+}
+
+impl NodeError {
+    /// Whether another node has overtaken this one while it took over: nothing is wrong with it or with the store, and
+    /// it is a clean standby when it is started again.
+    #[must_use]
+    pub const fn is_overtaken(&self) -> bool {
+        matches!(
+            self,
+            Self::Claim(ClaimError::Lost { .. } | ClaimError::Contended)
+                | Self::Store(StoreError::Fenced(_))
+                | Self::Release(ReleaseError::Fence(FenceError::Superseded(_)))
+                | Self::Begin(_, ReleaseError::Fence(FenceError::Superseded(_)))
+        )
+    }
 }
 
 /// What to do about an address that cannot be listened on, with a semicolon before it.
