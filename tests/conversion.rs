@@ -11,7 +11,7 @@ use batonmq::model::id::{Epoch, TopicId};
 use batonmq::offline::{self, OfflineError};
 use batonmq::store::conversion::{Done, Old, clear, compare, convert};
 use batonmq::store::manifest::Manifest;
-use batonmq::store::{Fenced, Mode, StoreError};
+use batonmq::store::{self, Fenced, Mode, StoreError};
 use scene::whole::{MODES, check, close, digest, furnished, look, opener, options};
 use scene::{Model, Scene, bodies, copy_dir, published};
 
@@ -102,6 +102,24 @@ fn wherever_a_conversion_ends_the_next_master_has_everything() {
             assert!(modes.contains(&from), "before the switch the old store counts");
             assert_eq!(modes.last(), Some(&other(from)), "after it the converted one does");
         }
+    }
+}
+
+/// A conversion that was thought dead sealed the store between the claim of its successor and its recovery, which then took
+/// the store for damaged.
+#[test]
+fn a_conversion_that_seals_late_is_not_taken_for_damage() {
+    for from in MODES {
+        let original = Original::new(from);
+        let dir = original.copy();
+        let (_, converted) = convert_until(dir.path(), other(from), Old::Removed, usize::MAX);
+        converted.unwrap();
+        let opened = store::open(&options(dir.path(), from, 3), &mut || Ok(()));
+        let Err(StoreError::Fenced(Fenced::Converted { by: Epoch(2), to })) = opened else {
+            panic!("{:?}", opened.map(drop));
+        };
+        assert_eq!(to, other(from));
+        assert_eq!(serve(dir.path(), 4, &original.0.model), to);
     }
 }
 

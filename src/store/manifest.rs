@@ -124,6 +124,14 @@ impl Manifest {
         Ok(names.iter().filter(is_older).map(|name| folder.join(name)).collect())
     }
 
+    /// Whether an epoch that has claimed a store of this mode finds it to be that still.
+    ///
+    /// # Errors
+    /// Where an epoch that was thought to be over has converted it since.
+    pub fn check_mode(&self, claimed: Mode) -> Result<(), Fenced> {
+        if self.mode == claimed { Ok(()) } else { Err(Fenced::Converted { by: self.epoch, to: self.mode }) }
+    }
+
     fn read(dir: &Path, epoch: Epoch) -> Result<Self, StoreError> {
         let path = Self::path(dir, epoch);
         let text = disk::read(&path).map_err(|source| StoreError::Io {

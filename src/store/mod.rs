@@ -160,6 +160,16 @@ pub enum Fenced {
     /// A higher epoch exists.
     #[error("epoch {0} has taken over")]
     Superseded(Epoch),
+    /// A lower epoch, which was thought dead, has converted the store since this one was claimed.
+    #[error(
+        "epoch {by} has converted the store to {to} mode after this one was claimed; the next one serves it"
+    )]
+    Converted {
+        /// The epoch.
+        by: Epoch,
+        /// The mode that the store has.
+        to: Mode,
+    },
     /// Lock or control file cannot be read, or are not what they must be.
     #[error("{0}")]
     Unknown(String),

@@ -87,6 +87,7 @@ impl DatabaseStore {
                 own
             }
             Some(manifest) => {
+                manifest.check_mode(Mode::Database)?;
                 let old = database_of(manifest, dir)?;
                 let committed = log::check(&files::log(&dir.join(&old)))?;
                 if options.predecessors.since(files::maker(&old)) == Predecessor::Gone {

@@ -191,13 +191,7 @@ fn check_epochs(
     if highest > manifest_epoch {
         return Err(StoreError::Missing { path: manifests.join(format!("{:020}", highest.0)) });
     }
-    match newest {
-        Some(manifest) if manifest.mode != Mode::File => {
-            let path = manifests.join(format!("{:020}", manifest.epoch.0));
-            Err(damaged(&path, 0, "the store is in database mode, not in file mode"))
-        }
-        _ => Ok(()),
-    }
+    newest.map_or(Ok(()), |manifest| Ok(manifest.check_mode(Mode::File)?))
 }
 
 impl Recovery {
