@@ -5,8 +5,9 @@ mod cli_support;
 use cli_support::{Pair, command, free_address, is_empty, run, run_with_input, signal, wait_for_end};
 use rustix::process::Signal;
 
-const STATUS_KEYS: [&str; 15] = [
+const STATUS_KEYS: [&str; 19] = [
     "addresses",
+    "agrees",
     "connections",
     "delayed",
     "epoch",
@@ -15,9 +16,12 @@ const STATUS_KEYS: [&str; 15] = [
     "messages",
     "mode",
     "node",
+    "protocol",
     "role",
     "role_seconds",
     "server",
+    "store_format",
+    "store_formats",
     "store_id",
     "topics",
     "version",
@@ -37,6 +41,7 @@ fn status_tells_master_from_standby() {
     }
     let table = pair.run(&["status"]).ok();
     assert!(table.starts_with("SERVER") && table.contains(" standby "), "{table}");
+    assert!(table.ends_with("and each reads what the others write\n"), "{table}");
 }
 
 #[test]

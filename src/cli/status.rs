@@ -21,8 +21,11 @@ const WITHIN_MAX: Duration = Duration::from_secs(5);
 #[derive(Args, Debug)]
 #[command(after_help = "\
 With --json one object a line, a line for each node: server, node, role, epoch, mode, store_id, master, version,
-role_seconds, connections, topics, groups, messages, delayed, addresses (each with address and here); or server and
-error where it does not answer. A floating address in parentheses is one that the node would have as master.
+role_seconds, connections, topics, groups, messages, delayed, addresses (each with address and here), protocol and
+store_formats (each with min and max: the versions that it speaks and reads), store_format (the one that it writes), and
+agrees, where several nodes answer: whether it can take over from each of them, and each of them from it; or server and
+error where it does not answer. A floating address in parentheses is one that the node would have as master. FORMAT is the
+format in which a node writes the store, with those that it reads in parentheses where they are others too.
 
 Example:
   baton status --server broker-a:7470,broker-b:7470")]
@@ -40,6 +43,8 @@ struct Answer {
     #[serde(flatten)]
     status: Option<NodeStatus>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    agrees: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
 }
 
@@ -53,17 +58,22 @@ pub async fn run(args: StatusArgs) -> anyhow::Result<()> {
                 Ok(status) => (Some(status), None),
                 Err(error) => (None, Some(error.to_string())),
             };
-            (index, Answer { server, status, error })
+            (index, Answer { server, status, agrees: None, error })
         });
     }
     let mut answers = asking.join_all().await;
     answers.sort_by_key(|(index, _)| *index);
-    let answers: Vec<Answer> = answers.into_iter().map(|(_, answer)| answer).collect();
+    let mut answers: Vec<Answer> = answers.into_iter().map(|(_, answer)| answer).collect();
+    let differences = note_differences(&mut answers);
     let mut output = Output::new();
     if args.json {
         answers.iter().try_for_each(|answer| output.json(answer))?;
     } else {
         table(&answers).print(&mut output)?;
+        differences.iter().try_for_each(|difference| output.line(difference))?;
+        if differences.is_empty() && answers.iter().any(|answer| answer.agrees.is_some()) {
+            output.line("the nodes speak a common protocol, and each reads what the others write")?;
+        }
     }
     output.flush()?;
     if answers.iter().any(|answer| answer.status.is_some()) {
@@ -71,6 +81,59 @@ pub async fn run(args: StatusArgs) -> anyhow::Result<()> {
     }
     let errors: Vec<String> = answers.into_iter().filter_map(|answer| answer.error).collect();
     Err(End::TimedOut(format!("no node has answered: {}", errors.join("; "))).into())
+}
+
+/// Notes which nodes agree with all others. Answers what keeps one from taking over from another.
+fn note_differences(answers: &mut [Answer]) -> Vec<String> {
+    let mut differences = Vec::new();
+    let found: Vec<Option<bool>> = answers
+        .iter()
+        .enumerate()
+        .map(|(at, answer)| {
+            let status = answer.status.as_ref()?;
+            let others = answers.iter().enumerate().filter(|(other, _)| *other != at);
+            let others: Vec<&NodeStatus> = others.filter_map(|(_, other)| other.status.as_ref()).collect();
+            let mut agrees = true;
+            for other in &others {
+                let difference = difference(status, other);
+                agrees &= difference.is_none() && self::difference(other, status).is_none();
+                differences.extend(difference);
+            }
+            (!others.is_empty()).then_some(agrees)
+        })
+        .collect();
+    for (answer, agrees) in answers.iter_mut().zip(found) {
+        answer.agrees = agrees;
+    }
+    differences
+}
+
+/// What keeps a node from taking over from another one.
+fn difference(node: &NodeStatus, from: &NodeStatus) -> Option<String> {
+    let NodeStatus { store_formats: reads, protocol: speaks, .. } = node;
+    if !reads.contains(from.store_format) {
+        return Some(format!(
+            "{} cannot take over from {}: it reads store format {reads}, and the store is written in {}; run the newer \
+             baton on both",
+            node.node, from.node, from.store_format
+        ));
+    }
+    speaks.highest_in_common(from.protocol).is_none().then(|| {
+        format!(
+            "{} speaks protocol {speaks} and {} {}: clients of the one cannot follow to the other",
+            node.node, from.node, from.protocol
+        )
+    })
+}
+
+/// The format in which a node writes the store, and those that it reads where they are others too.
+fn format(status: &NodeStatus) -> String {
+    let NodeStatus { store_format: written, store_formats: read, .. } = status;
+    if (read.min, read.max) == (*written, *written) {
+        written.to_string()
+    } else {
+        format!("{written} ({read})")
+    }
 }
 
 /// The floating addresses: each that the node has, and each that it would have as master in parentheses.
@@ -89,7 +152,7 @@ fn addresses(addresses: &[FloatingStatus]) -> String {
 fn table(answers: &[Answer]) -> Table {
     let head = [
         "server", "node", "role", "for", "epoch", "mode", "clients", "topics", "groups", "messages",
-        "delayed", "address", "store",
+        "delayed", "address", "version", "protocol", "format", "store",
     ];
     let mut table = Table::new(&head);
     for Answer { server, status, .. } in answers {
@@ -110,6 +173,9 @@ fn table(answers: &[Answer]) -> Table {
                     count(status.messages),
                     count(status.delayed),
                     addresses(&status.addresses),
+                    status.version.clone(),
+                    status.protocol.to_string(),
+                    format(status),
                     status.store_id.clone(),
                 ]
             }
@@ -117,4 +183,59 @@ fn table(answers: &[Answer]) -> Table {
         table.row([vec![server.clone()], cells].concat());
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use batonmq::model::id::Epoch;
+    use batonmq::model::version::VersionRange;
+
+    use super::*;
+
+    fn answer(node: &str, protocol: (u32, u32), reads: (u32, u32), store_format: u32) -> Answer {
+        let range = |(min, max)| VersionRange { min, max };
+        let status = NodeStatus {
+            node: node.to_owned(),
+            role: Role::Standby,
+            epoch: Epoch(1),
+            mode: "file".to_owned(),
+            store_id: String::new(),
+            master: None,
+            version: String::new(),
+            role_seconds: 0,
+            connections: 0,
+            topics: 0,
+            groups: 0,
+            messages: 0,
+            delayed: 0,
+            addresses: Vec::new(),
+            protocol: range(protocol),
+            store_formats: range(reads),
+            store_format,
+        };
+        Answer { server: node.to_owned(), status: Some(status), agrees: None, error: None }
+    }
+
+    #[test]
+    fn nodes_that_cannot_take_over_from_each_other_are_named() {
+        let missing = Answer { server: "x".to_owned(), status: None, agrees: None, error: None };
+        let mut alone = [answer("a", (1, 1), (1, 1), 1), missing];
+        assert!(note_differences(&mut alone).is_empty());
+        assert!(alone.iter().all(|answer| answer.agrees.is_none()));
+
+        // Upgraded half-way: the newer one goes on writing what the older one reads.
+        let mut pair = [answer("a", (1, 1), (1, 1), 1), answer("b", (1, 2), (1, 2), 1)];
+        assert!(note_differences(&mut pair).is_empty());
+        assert_eq!(pair.map(|answer| answer.agrees), [Some(true); 2]);
+
+        let mut raised = [answer("a", (1, 1), (1, 1), 1), answer("b", (1, 2), (1, 2), 2)];
+        let found = note_differences(&mut raised);
+        assert_eq!(found.len(), 1);
+        assert!(found[0].starts_with("a cannot take over from b: it reads store format 1, and"), "{found:?}");
+        assert_eq!(raised.map(|answer| answer.agrees), [Some(false); 2]);
+
+        let mut strangers = [answer("a", (1, 1), (1, 1), 1), answer("b", (2, 3), (1, 1), 1)];
+        let found = note_differences(&mut strangers);
+        assert_eq!(found[0], "a speaks protocol 1 and b 2-3: clients of the one cannot follow to the other");
+    }
 }

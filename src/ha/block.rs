@@ -1,12 +1,12 @@
 //! One block of the control file: who owns an epoch, byte by byte.
 //!
-//! # Format, version 1
+//! # Format, version 1 of the store
 //!
 //! Integers are little-endian. A block is [`BLOCK_BYTES`] long; what is not listed is zero.
 //!
 //! ```text
 //!    0   8  magic "BATONCTL"
-//!    8   4  version
+//!    8   4  format of the store as a whole
 //!   12   4  state: 1 founding, 2 active, 3 released
 //!   16   8  epoch
 //!   24  16  incarnation of the owner
@@ -28,8 +28,9 @@
 //! ```
 //!
 //! A block counts if and only if its checksum, its magic and every value are right; a block whose bytes are all zero
-//! was never written. The places of magic, version and checksum stay the same in every version, so that an old
-//! binary can tell "newer" from "damaged".
+//! was never written. The places of magic, format and checksum stay the same in every format, so that an old
+//! binary can tell "newer" from "damaged". The format of the newest block is that of the store as a whole: it is raised when the
+//! version of any other file is, so one look at it says whether a binary can read them all.
 
 use uuid::Uuid;
 
@@ -37,13 +38,10 @@ use super::identity::Identity;
 use crate::model::id::Epoch;
 use crate::model::name::Name;
 use crate::model::time::Timestamp;
-use crate::store::Mode;
+use crate::store::{FORMAT_WRITTEN, FORMATS_READ, Mode};
 
 /// Length of a block: a page, so that it can be read past the page cache.
 pub const BLOCK_BYTES: usize = 4096;
-
-/// Version of the format that is written.
-pub const BLOCK_VERSION: u32 = 1;
 
 /// The most bytes of a client address.
 pub const ADDRESS_BYTES_MAX: usize = 255;
@@ -137,7 +135,7 @@ pub enum BlockError {
     #[error("{0}")]
     Damaged(&'static str),
     /// A newer version wrote it.
-    #[error("format {0}, this version knows up to {BLOCK_VERSION}")]
+    #[error("format {0}, this version knows up to {max}", max = FORMATS_READ.max)]
     Newer(u32),
 }
 
@@ -159,7 +157,7 @@ impl Block {
         let node = self.owner.node.as_str().as_bytes();
         let address = self.address.as_str().as_bytes();
         put(0, MAGIC);
-        put(8, &BLOCK_VERSION.to_le_bytes());
+        put(8, &FORMAT_WRITTEN.to_le_bytes());
         put(STATE.start, &state.to_le_bytes());
         put(16, &self.epoch.0.to_le_bytes());
         put(24, self.owner.incarnation.as_bytes());
@@ -198,7 +196,7 @@ impl Block {
         }
         match fields.u32(8) {
             0 => return Err(Damaged("version 0 was never written")),
-            version if version > BLOCK_VERSION => return Err(Newer(version)),
+            version if version > FORMATS_READ.max => return Err(Newer(version)),
             _ => {}
         }
         let state = match fields.u32(STATE.start) {

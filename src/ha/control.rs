@@ -9,9 +9,10 @@
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use super::block::{BLOCK_BYTES, BLOCK_VERSION, Block, BlockError, is_zero};
+use super::block::{BLOCK_BYTES, Block, BlockError, is_zero};
 use crate::disk::{self, File, Opening};
 use crate::model::id::Epoch;
+use crate::store::FORMATS_READ;
 
 /// The highest epoch there can be: it bounds the control file to 64 GiB, most of which would be a hole.
 pub const EPOCH_MAX: Epoch = Epoch(1 << 24);
@@ -46,7 +47,7 @@ pub enum ControlError {
         what: &'static str,
     },
     /// A newer version wrote it.
-    #[error("{}: format {found}, this version knows up to {BLOCK_VERSION}; run the newer baton on both nodes", path.display())]
+    #[error("{}: format {found}, this version knows up to {max}; run the newer baton on both nodes", path.display(), max = FORMATS_READ.max)]
     NewerFormat {
         /// The file.
         path: PathBuf,

@@ -23,3 +23,4 @@ pub mod snapshot;
 pub mod table;
 pub mod time;
 pub mod topic_kind;
+pub mod version;

@@ -81,6 +81,14 @@ impl RawFrame {
         Ok((head, self.payload.slice(used..)))
     }
 
+    /// Reads the head of a frame to which fields may be added within a version; those that are not known are passed over.
+    ///
+    /// # Errors
+    /// Where the head is not of type `T`.
+    pub fn growing<T: DeserializeOwned>(&self) -> Result<T, DecodeError> {
+        self.head().map(|(head, _)| head)
+    }
+
     /// Reads the head of a frame that carries no messages.
     ///
     /// # Errors
@@ -92,6 +100,17 @@ impl RawFrame {
         }
         Err(DecodeError::Trailing { kind: self.kind, count: rest.len() })
     }
+}
+
+/// The fields of a struct, as they stand in a head.
+pub(super) fn encoded<T: Serialize>(value: &T) -> Result<Vec<u8>, bincode::error::EncodeError> {
+    bincode::serde::encode_to_vec(value, config::<HEAD_BYTES_MAX>())
+}
+
+/// A struct whose fields stand at the beginning of `bytes`; in words what is wrong, where they do not.
+pub(super) fn decoded<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    let decoded = bincode::serde::decode_from_slice(bytes, config::<HEAD_BYTES_MAX>());
+    decoded.map(|(value, _)| value).map_err(|error| in_words(&error))
 }
 
 /// What the decoder says, for people who do not know the decoder.

@@ -495,7 +495,7 @@ impl Request {
     /// Where it is not one of these. The connection cannot go on.
     pub fn decode(frame: &RawFrame) -> Result<Self, DecodeError> {
         Ok(match frame.kind {
-            Self::HELLO => Self::Hello(frame.whole()?),
+            Self::HELLO => Self::Hello(frame.growing()?),
             Self::HEARTBEAT => frame.whole().map(|()| Self::Heartbeat)?,
             Self::GOODBYE => frame.whole().map(|()| Self::Goodbye)?,
             Self::OPEN_PRODUCER => Self::OpenProducer(frame.whole()?),

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{DecodeError, Refusal};
 use super::frame::{RawFrame, put_head};
+use super::growing;
 use super::request::{Handle, RequestId, Window};
 use crate::model::chunk::Origin;
 use crate::model::id::{Epoch, GroupId, Offset, OffsetRange, ProducerId, Sequence, TopicId};
@@ -13,6 +14,7 @@ use crate::model::route::RouteMode;
 use crate::model::settings::{GroupSettings, TopicSettings};
 use crate::model::table::Table;
 use crate::model::time::Timestamp;
+use crate::model::version::VersionRange;
 
 /// Answer of a master to [`Hello`](super::request::Hello).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -244,7 +246,14 @@ pub struct NodeStatus {
     /// Messages that are to be delivered later; they are not in the topics yet.
     pub delayed: u64,
     /// The floating addresses that the node has while it is master.
+    #[serde(with = "growing::list")]
     pub addresses: Vec<FloatingStatus>,
+    /// The versions of the protocol that it speaks.
+    pub protocol: VersionRange,
+    /// The formats of a store that it reads.
+    pub store_formats: VersionRange,
+    /// The format in which it writes a store.
+    pub store_format: u32,
 }
 
 /// A floating address of a node.
@@ -283,6 +292,7 @@ pub struct TopicInfo {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TopicDescription {
     /// The topic.
+    #[serde(with = "growing")]
     pub topic: TopicInfo,
     /// Bytes of its messages, about.
     pub bytes: u64,
@@ -293,6 +303,7 @@ pub struct TopicDescription {
     /// Messages published in 1000 seconds, by the last ten.
     pub published_per_kilosecond: u64,
     /// Its groups, in the order of their ids, as many as fit.
+    #[serde(with = "growing::list")]
     pub groups: Vec<GroupDescription>,
 }
 
@@ -300,6 +311,7 @@ pub struct TopicDescription {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupDescription {
     /// The group.
+    #[serde(with = "growing")]
     pub group: GroupInfo,
     /// How long ago the oldest message was published that it has not settled, in milliseconds, about; `None` where
     /// there is none.
@@ -309,6 +321,7 @@ pub struct GroupDescription {
     /// Messages acknowledged in 1000 seconds, by the last ten.
     pub acked_per_kilosecond: u64,
     /// Its consumers, as many as fit.
+    #[serde(with = "growing::list")]
     pub consumers: Vec<ConsumerDescription>,
 }
 
@@ -554,10 +567,11 @@ pub enum Reply {
         id: TopicId,
     },
     /// Status of the node.
-    Status(Box<NodeStatus>),
+    Status(#[serde(with = "growing")] Box<NodeStatus>),
     /// Topics.
     Topics {
         /// In the order of their names.
+        #[serde(with = "growing::list")]
         topics: Vec<TopicInfo>,
         /// Whether more follow behind the last one.
         more: bool,
@@ -565,6 +579,7 @@ pub enum Reply {
     /// Groups.
     Groups {
         /// In the order of their ids.
+        #[serde(with = "growing::list")]
         groups: Vec<GroupInfo>,
         /// Whether more follow behind the last one.
         more: bool,
@@ -601,22 +616,24 @@ pub enum Reply {
     /// Slots with delayed messages. Those without are left out.
     Slots {
         /// The one that is due first comes first.
+        #[serde(with = "growing::list")]
         slots: Vec<SlotInfo>,
     },
     /// A topic, its groups and their consumers.
-    Description(Box<TopicDescription>),
+    Description(#[serde(with = "growing")] Box<TopicDescription>),
     /// Why a message is, or is not, being delivered.
-    Explanation(Explanation),
+    Explanation(#[serde(with = "growing")] Explanation),
     /// So many messages were dropped, or settled by a purge, and that is durable.
     Dropped {
         /// How many.
         count: u64,
     },
     /// What became of dead letters that were to be replayed; it is durable.
-    Replayed(Replayed),
+    Replayed(#[serde(with = "growing")] Replayed),
     /// Routes.
     Routes {
         /// In the order of their names.
+        #[serde(with = "growing::list")]
         routes: Vec<RouteInfo>,
         /// Whether more follow behind the last one.
         more: bool,
@@ -681,8 +698,8 @@ impl Response {
     /// Where it is not one of these. The connection cannot go on.
     pub fn decode(frame: &RawFrame) -> Result<Self, DecodeError> {
         Ok(match frame.kind {
-            Self::WELCOME => Self::Welcome(frame.whole()?),
-            Self::NOT_MASTER => Self::NotMaster(frame.whole()?),
+            Self::WELCOME => Self::Welcome(frame.growing()?),
+            Self::NOT_MASTER => Self::NotMaster(frame.growing()?),
             Self::HEARTBEAT => Self::Heartbeat(frame.whole()?),
             Self::GOODBYE => Self::Goodbye(frame.whole()?),
             Self::FAILED => Self::Failed(frame.whole()?),

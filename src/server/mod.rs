@@ -38,8 +38,9 @@ use crate::engine::{Engine, Memory};
 use crate::model::id::{Epoch, SessionId};
 use crate::model::limits::Limits;
 use crate::model::settings::GroupSettings;
+use crate::protocol::VERSIONS;
 use crate::protocol::response::{FloatingStatus, NodeStatus, Role};
-use crate::store::Mode;
+use crate::store::{FORMAT_WRITTEN, FORMATS_READ, Mode};
 
 /// Connections that the system holds until they are accepted.
 const BACKLOG: u32 = 4096;
@@ -223,6 +224,9 @@ impl Server {
             messages: counts.messages,
             delayed: counts.delayed,
             addresses: standing.holdings.iter().map(floating_status).collect(),
+            protocol: VERSIONS,
+            store_formats: FORMATS_READ,
+            store_format: FORMAT_WRITTEN,
         }
     }
 }

@@ -39,8 +39,18 @@ use crate::model::free_min::FreeMin;
 use crate::model::id::{Epoch, Offset, TopicId};
 use crate::model::record::Record;
 use crate::model::snapshot::{Snapshot, SnapshotError};
+use crate::model::version::VersionRange;
 use manifest::Manifest;
 use query::Inspector;
+
+/// The formats of a store that this version reads. A store has one format as a whole, whose number stands in each block of
+/// `control`; it is raised when that of any file is. A node that meets one beyond these leaves the store alone, before it
+/// has claimed anything.
+pub const FORMATS_READ: VersionRange = VersionRange { min: 1, max: 1 };
+/// The format that this version writes.
+pub const FORMAT_WRITTEN: u32 = 1;
+
+const _: () = assert!(FORMATS_READ.contains(FORMAT_WRITTEN), "what is written can be read");
 
 /// Where the records are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

@@ -11,6 +11,7 @@ use batonmq::model::chunk::Origin;
 use batonmq::model::id::{Epoch, GroupId, Offset, ProducerId, Sequence};
 use batonmq::model::limits::Limits;
 use batonmq::model::message::MessageBlock;
+use batonmq::protocol::VERSIONS;
 use batonmq::protocol::error::{ErrorCode, Refusal};
 use batonmq::protocol::frame::RawFrame;
 use batonmq::protocol::preface;
@@ -20,6 +21,7 @@ use batonmq::protocol::request::{
 use batonmq::protocol::response::{
     Confirm, Heartbeat, NodeStatus, NotMaster, PublishRefused, Reply, Response, Role, Welcome,
 };
+use batonmq::store::{FORMAT_WRITTEN, FORMATS_READ};
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -487,5 +489,8 @@ fn status(behaviour: &Behaviour) -> NodeStatus {
         messages: 0,
         delayed: 0,
         addresses: Vec::new(),
+        protocol: VERSIONS,
+        store_formats: FORMATS_READ,
+        store_format: FORMAT_WRITTEN,
     }
 }

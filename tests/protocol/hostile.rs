@@ -72,11 +72,12 @@ fn a_frame_whose_length_lies_is_refused() {
                 other => panic!("{short:?}: {other:?}"),
             }
         }
+        let grows = matches!(golden.kind, 0x01 | 0x81 | 0x82);
         let mut long = golden.payload.to_vec();
         long.push(0);
         match decode(&frame(golden.kind, &long)) {
             Err(DecodeError::Trailing { count: 1, .. }) => {}
-            Ok(()) if carries_messages => {}
+            Ok(()) if carries_messages || grows => {}
             other => panic!("{golden:?}: {other:?}"),
         }
     }

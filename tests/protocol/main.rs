@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod document;
+mod growing;
 mod hostile;
 mod round_trip;
 mod vectors;

@@ -10,6 +10,7 @@ use batonmq::model::route::RouteMode;
 use batonmq::model::settings::{Backoff, GroupSettings, Lifetime, Policy, Start, TopicSettings};
 use batonmq::model::table::{Real, Table, Value};
 use batonmq::model::time::Timestamp;
+use batonmq::model::version::VersionRange;
 use batonmq::protocol::error::{ErrorCode, Refusal};
 use batonmq::protocol::frame::RawFrame;
 use batonmq::protocol::request::{
@@ -269,6 +270,9 @@ fn infos() -> impl Strategy<Value = Reply> {
                 messages: numbers[4],
                 delayed: numbers[5],
                 addresses: vec![FloatingStatus { address: "a".into(), here: numbers[5] % 2 == 0 }],
+                protocol: VersionRange { min: numbers[0] as u32, max: numbers[1] as u32 },
+                store_formats: VersionRange { min: numbers[2] as u32, max: numbers[3] as u32 },
+                store_format: numbers[4] as u32,
             }))
         },
     );

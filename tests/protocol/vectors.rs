@@ -12,6 +12,7 @@ use batonmq::model::settings::{
 };
 use batonmq::model::table::{Real, Table, Value};
 use batonmq::model::time::Timestamp;
+use batonmq::model::version::VersionRange;
 use batonmq::protocol::error::{ErrorCode, Refusal};
 use batonmq::protocol::request::{
     Admin, AdminCommand, BrowseFrom, CloseProducer, FindTopic, Flow, Hello, OpenProducer, Publish, Pull,
@@ -347,6 +348,9 @@ pub fn responses() -> Vec<Response> {
             messages: 70_000,
             delayed: 5,
             addresses: vec![FloatingStatus { address: "192.0.2.10/24".into(), here: true }],
+            protocol: VersionRange { min: 1, max: 2 },
+            store_formats: VersionRange { min: 3, max: 5 },
+            store_format: 4,
         }))),
         reply(Reply::Topics { more: true, topics: vec![topic_info()] }),
         reply(Reply::Groups { more: false, groups: vec![group_info()] }),
