@@ -19,8 +19,9 @@ pub enum AddressCommand {
 
 /// Remove the floating addresses that a killed node has left on this host.
 ///
-/// For ExecStopPost= of the service. Does nothing where none is left, or while a node of this host runs that has them
-/// in its hands. What Baton has not added stays. An address that is left goes by itself within ten seconds.
+/// For ExecStopPost= of the service. Does and says nothing where none is left, and removes nothing while a node of this
+/// host runs that has them in its hands. What Baton has not added stays. An address that is left goes by itself within
+/// ten seconds.
 #[derive(Args, Debug)]
 pub struct RemoveArgs {
     /// Configuration file of the node [env: BATON_CONFIG]
@@ -36,12 +37,14 @@ pub fn run(command: AddressCommand) -> anyhow::Result<()> {
     let AddressCommand::Remove(args) = command;
     let settings = load(&sources_of(args.config))?.config.address;
     for cleared in clear(&settings, args.wait)? {
-        let line = match cleared {
-            Cleared::Removed(address) => format!("{address} removed from {}", settings.interface),
-            Cleared::NotHere(address) => format!("{address} is not on {}", settings.interface),
-            Cleared::Stays(address, why) => format!("{address} stays: {why}"),
-        };
-        print_line(line)?;
+        match cleared {
+            Cleared::Removed(address) => {
+                print_line(format!("{address} removed from {}", settings.interface))?
+            }
+            Cleared::Stays(address, why) => print_line(format!("{address} stays: {why}"))?,
+            // After each clean stop, when the node itself has said that it removed them.
+            Cleared::NotHere(_) => {}
+        }
     }
     Ok(())
 }
