@@ -15,6 +15,9 @@ const PATIENCE: Duration = Duration::from_secs(90);
 /// Time between two looks at something that is waited for.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// The interface to the network.
+pub const INTERFACE: &str = "host0";
+
 /// Waits until something is so.
 pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
@@ -80,8 +83,15 @@ impl Host {
                 matches!(String::from_utf8_lossy(&state.stdout).trim(), "running" | "degraded")
             }
         });
-        self.run(&["ip", "addr", "add", &format!("{}/24", self.address), "dev", "host0"]);
-        self.run(&["ip", "link", "set", "host0", "up"]);
+        self.run(&["ip", "addr", "add", &format!("{}/24", self.address), "dev", INTERFACE]);
+        let v6 = format!("fd77::{}/64", self.address.octets()[3]);
+        self.run(&["ip", "addr", "add", &v6, "dev", INTERFACE, "nodad"]);
+        self.run(&["ip", "link", "set", INTERFACE, "up"]);
+    }
+
+    /// Whether it has power.
+    pub fn is_booted(&self) -> bool {
+        self.running.is_some()
     }
 
     /// Its first process. Until it boots that is one that only prepares it.
@@ -115,10 +125,15 @@ impl Host {
         wait_until(&format!("{}: {status}", self.name), || self.unit("StatusText").starts_with(status));
     }
 
+    /// Whether it has an address, beside its own.
+    pub fn has(&self, address: &str) -> bool {
+        self.run(&["ip", "-oneline", "addr", "show", "dev", INTERFACE]).contains(&format!(" {address}/"))
+    }
+
     /// What the node has logged.
     pub fn log(&self) -> String {
         match self.running {
-            Some(_) => self.run(&["journalctl", "--unit=baton", "--no-pager", "--output=short"]),
+            Some(_) => self.run(&["journalctl", "--unit=baton", "--no-pager", "--output=short-precise"]),
             None => "powered off\n".to_owned(),
         }
     }

@@ -78,6 +78,7 @@ impl Lab {
         inside(&["link", "set", "lo", "up"]);
         inside(&["link", "add", "bridge", "type", "bridge"]);
         inside(&["addr", "add", "10.77.0.100/24", "dev", "bridge"]);
+        inside(&["addr", "add", "fd77::100/64", "dev", "bridge", "nodad"]);
         inside(&["link", "set", "bridge", "up"]);
         let shared = dir.path().join("shared");
         fs::create_dir(&shared).unwrap();
@@ -89,12 +90,16 @@ impl Lab {
         lab
     }
 
+    /// The addresses of both hosts, as a client may be given them.
+    pub fn servers(&self) -> String {
+        self.hosts.each_ref().map(|host| format!("{}:7470", host.address)).join(",")
+    }
+
     /// A client command, in the network of the two.
-    pub fn client(&self, args: &[&str]) -> Command {
+    pub fn client(&self, servers: &str, args: &[&str]) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net=/run/netns/{}", self.network)).arg(env!("CARGO_BIN_EXE_baton")).args(args);
-        let servers = self.hosts.each_ref().map(|host| format!("{}:7470", host.address));
-        command.env("BATON_SERVER", servers.join(",")).stdin(Stdio::null());
+        command.env("BATON_SERVER", servers).stdin(Stdio::null());
         command
     }
 

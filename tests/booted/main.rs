@@ -1,5 +1,6 @@
 //! Two booted systems with a disk between them: the package is installed, the units are started and stopped, a node is
-//! killed, one hangs, one system loses its power, and nothing that was confirmed is lost.
+//! killed, one hangs, one system loses its power, and nothing that was confirmed is lost. Clients in the network of the
+//! two reach them by their addresses, or by nothing but the floating ones, which always are where the master is.
 //!
 //! Needs root, `systemd-nspawn`, `debootstrap`, and the package: `systemd/package && cargo test --test booted`.
 
@@ -7,54 +8,19 @@
 
 mod host;
 mod lab;
+mod traffic;
 
 use std::fs;
-use std::io::Write;
-use std::process::{Child, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
-use std::time::Duration;
 
-use host::wait_until;
+use host::{Host, INTERFACE, wait_until};
 use lab::{Lab, done, package};
+use traffic::Traffic;
 
-/// Time between two messages.
-const PACE: Duration = Duration::from_millis(2);
+/// Addresses that follow the master.
+const FLOATING: [&str; 2] = ["10.77.0.10", "fd77::10"];
 
-/// Somebody who publishes numbers as long as it is wanted.
-struct Publisher {
-    process: Child,
-    stop: Arc<AtomicBool>,
-    written: Arc<AtomicU64>,
-    writing: JoinHandle<()>,
-}
-
-impl Publisher {
-    fn start(lab: &Lab) -> Self {
-        let args = ["publish", "numbers", "--lines", "-", "--timeout", "90s"];
-        let mut process = lab.client(&args).stdin(Stdio::piped()).spawn().unwrap();
-        let mut input = process.stdin.take().unwrap();
-        let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let (stopped, count) = (Arc::clone(&stop), Arc::clone(&written));
-        let writing = std::thread::spawn(move || {
-            while !stopped.load(Ordering::Acquire) {
-                writeln!(input, "{}", count.load(Ordering::Acquire)).unwrap();
-                count.fetch_add(1, Ordering::AcqRel);
-                std::thread::sleep(PACE);
-            }
-        });
-        Self { process, stop, written, writing }
-    }
-
-    /// Lets it come to its end: everything is confirmed. Gives back how many.
-    fn finish(mut self) -> u64 {
-        self.stop.store(true, Ordering::Release);
-        self.writing.join().unwrap();
-        assert!(self.process.wait().unwrap().success(), "not everything is confirmed");
-        self.written.load(Ordering::Acquire)
-    }
-}
+/// What `systemd-analyze security` may find at most, in tenths: of 10 points, 2.5.
+const EXPOSURE_MAX: &str = "--threshold=25";
 
 /// Edits the configuration as its operator does: comment signs go, values change.
 fn configure(lab: &Lab, mode: &str) {
@@ -65,9 +31,11 @@ fn configure(lab: &Lab, mode: &str) {
             ("node", format!("{:?}", host.name)),
             ("mode", format!("{mode:?}")),
             ("create_store", "true".to_owned()),
-            ("listen", "[\"0.0.0.0:7470\"]".to_owned()),
+            ("listen", "[\"[::]:7470\"]".to_owned()),
             ("advertise", format!("\"{}\"", host.address)),
             ("allow_anonymous", "true".to_owned()),
+            ("address", format!("{FLOATING:?}")),
+            ("interface", format!("{INTERFACE:?}")),
         ] {
             let line = text.lines().find(|line| line.starts_with(&format!("#{key} = "))).unwrap().to_owned();
             text = text.replacen(&line, &format!("{key} = {value}"), 1);
@@ -77,7 +45,20 @@ fn configure(lab: &Lab, mode: &str) {
         let drop_in = host.path("/etc/systemd/system/baton.service.d");
         fs::create_dir_all(&drop_in).unwrap();
         fs::write(drop_in.join("test.conf"), "[Service]\nWatchdogSec=3s\n").unwrap();
+        // What the package brings for a node with floating addresses.
+        let shipped = host.path("/usr/share/doc/baton/docs/examples/floating-address.conf");
+        fs::copy(shipped, drop_in.join("address.conf")).unwrap();
         host.run(&["systemctl", "daemon-reload"]);
+    }
+}
+
+/// The addresses are where the master is, and nowhere else.
+fn addresses_are_at(master: &Host, other: Option<&Host>) {
+    for address in FLOATING {
+        wait_until(&format!("{address} at {}", master.name), || master.has(address));
+        if let Some(other) = other {
+            wait_until(&format!("{address} not at {}", other.name), || !other.has(address));
+        }
     }
 }
 
@@ -106,39 +87,49 @@ fn a_pair_goes_through_everything(mode: &str) {
     lab.hosts[0].wait_for_status("master, epoch 1");
     lab.hosts[1].run(&["systemctl", "enable", "--now", "baton"]);
     lab.hosts[1].wait_for_status("standby");
-    let publisher = Publisher::start(&lab);
-    let more = || {
-        let before = publisher.written.load(Ordering::Acquire);
-        wait_until("messages", || publisher.written.load(Ordering::Acquire) > before + 100);
+    for host in &lab.hosts {
+        host.run(&["systemd-analyze", "security", "--no-pager", EXPOSURE_MAX, "baton"]);
+    }
+    let [v4, v6] = [format!("{}:7470", FLOATING[0]), format!("[{}]:7470", FLOATING[1])];
+    let ways = [("by-list", lab.servers()), ("by-v4", v4), ("by-v6", v6)];
+    let traffic = ways.map(|(topic, servers)| Traffic::start(&lab, topic, &servers));
+    let goes_on = |lab: &Lab, master: usize, after: &str| {
+        addresses_are_at(&lab.hosts[master], Some(&lab.hosts[1 - master]).filter(|host| host.is_booted()));
+        traffic.iter().for_each(|traffic| traffic.goes_on(after));
     };
-    more();
+    goes_on(&lab, 0, "the start");
 
     // Stopped: it hands over.
     lab.hosts[0].run(&["systemctl", "stop", "baton"]);
     lab.hosts[1].wait_for_status("master, epoch 2");
     assert_eq!(lab.hosts[0].unit("Result"), "success");
+    goes_on(&lab, 1, "a stop");
     lab.hosts[0].run(&["systemctl", "start", "baton"]);
     lab.hosts[0].wait_for_status("standby");
-    more();
 
     // Asked to change places: it comes back by itself as standby.
-    done(&mut lab.client(&["switchover"]));
+    done(&mut lab.client(&lab.servers(), &["switchover"]));
     lab.hosts[0].wait_for_status("master, epoch 3");
     lab.hosts[1].wait_for_status("standby");
-    more();
+    goes_on(&lab, 0, "a switchover");
 
-    // Killed: the other takes over, and it comes back by itself.
+    // Killed: the other takes over, and it comes back by itself. What it left is cleared up before.
     lab.hosts[0].run(&["systemctl", "kill", "--kill-whom=main", "--signal=KILL", "baton"]);
     lab.hosts[1].wait_for_status("master, epoch 4");
     lab.hosts[0].wait_for_status("standby");
-    more();
+    goes_on(&lab, 1, "a kill");
+    for address in FLOATING {
+        let removed =
+            format!("{address}/{} removed from {INTERFACE}", if address == FLOATING[0] { 32 } else { 128 });
+        assert!(lab.hosts[0].log().contains(&removed), "{removed}: {}", lab.logs());
+    }
 
     // It hangs: nobody feeds the watchdog, it is killed, and the other takes over.
     lab.hosts[1].run(&["systemctl", "kill", "--kill-whom=main", "--signal=STOP", "baton"]);
     lab.hosts[0].wait_for_status("master, epoch 5");
     lab.hosts[1].wait_for_status("standby");
     assert!(lab.hosts[1].log().contains("Watchdog timeout"), "{}", lab.logs());
-    more();
+    goes_on(&lab, 0, "a hang");
 
     // Upgraded: what runs goes on running.
     let before = lab.hosts[0].unit("MainPID");
@@ -150,15 +141,11 @@ fn a_pair_goes_through_everything(mode: &str) {
     // The power of its host goes.
     lab.hosts[0].power_off();
     lab.hosts[1].wait_for_status("master, epoch 6");
-    more();
+    goes_on(&lab, 1, "a loss of power");
     lab.hosts[0].boot();
     lab.hosts[0].wait_for_status("standby");
-
-    let count = publisher.finish();
-    let args = ["consume", "numbers", "--group", "g", "--from", "earliest", "--count", &count.to_string()];
-    let consumed = done(&mut lab.client(&args));
-    let expected: String = (0..count).map(|number| format!("{number}\n")).collect();
-    assert!(String::from_utf8_lossy(&consumed.stdout) == expected, "{}", lab.logs());
+    goes_on(&lab, 1, "a boot");
+    traffic.into_iter().for_each(|traffic| traffic.finish(&lab));
 
     // The journal knows what is urgent.
     let warnings = lab.hosts[0].run(&["journalctl", "--unit=baton", "--priority=warning", "--no-pager"]);
