@@ -49,7 +49,7 @@ pub async fn status_of(address: &str, within: Duration) -> Result<NodeStatus, Cl
 async fn ask_status(address: &str, within: Duration) -> Result<NodeStatus, ClientError> {
     let options = ClientOptions::default();
     let greeting = Greeting { name: options.name, heartbeat: options.heartbeat, epoch_seen: Epoch(0) };
-    let mut greeted = greet(address, &greeting, within).await?;
+    let mut greeted = greet(address, address, &greeting, within).await?;
     let request = 1;
     let mut output = bytes::BytesMut::new();
     Request::Admin(Admin { request, command: AdminCommand::Status }).encode(&mut output);

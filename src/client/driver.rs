@@ -18,7 +18,7 @@ use super::error::{AttemptError, ClientError, LastAttempts};
 use super::handshake::{Greeted, Greeting};
 use super::link::{Session, Written};
 use super::options::READ_BYTES;
-use super::seek::Seek;
+use super::seek::{CameTo, Outlook, Pace, Seek};
 use super::shared::{Master, Shared, Waiting, locked, out_of_place};
 use crate::model::limits::{FRAME_BYTES_HIGHEST, Limits};
 use crate::protocol::error::{DecodeError, ErrorCode, Refusal};
@@ -53,6 +53,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
     let mut session = 0;
     let mut store_id = None;
     let mut last_resort = None;
+    let mut pace = Pace::default();
     loop {
         let seek = Seek {
             options: &shared.options,
@@ -63,15 +64,17 @@ pub(super) async fn run(shared: Arc<Shared>) {
             },
             store_id: store_id.clone(),
             last_resort: last_resort.take(),
+            first_wait: pace.wait(),
         };
         let (greeted, welcome) = tokio::select! {
-            found = seek.master(|error| shared.note(error)) => found,
+            found = seek.master(|error, outlook| shared.note(error, outlook)) => found,
             () = shared.closing.notified() => break,
         };
         session += 1;
         store_id.get_or_insert_with(|| welcome.store_id.clone());
-        let loss = serve(&shared, session, greeted, welcome).await;
+        let (loss, came_to) = serve(&shared, session, greeted, welcome).await;
         end(&shared);
+        pace.note(came_to, &shared.options.backoff);
         match loss {
             Loss::Closed => break,
             Loss::Error(error) => {
@@ -79,7 +82,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 if let AttemptError::FenceAge { address, .. } = &error {
                     last_resort = Some(address.clone());
                 }
-                shared.note(error);
+                shared.note(error, Outlook::Open);
             }
         }
     }
@@ -107,8 +110,8 @@ impl Drop for Ending {
     }
 }
 
-/// Begins a connection, reads it until it ends, and answers why it did.
-async fn serve(shared: &Arc<Shared>, session: Session, greeted: Greeted, welcome: Welcome) -> Loss {
+/// Begins a connection, reads it until it ends, and answers why it did and what it came to.
+async fn serve(shared: &Arc<Shared>, session: Session, greeted: Greeted, welcome: Welcome) -> (Loss, CameTo) {
     let heartbeat =
         Duration::from_millis(u64::from(welcome.heartbeat_ms)).clamp(HEARTBEAT_MIN, HEARTBEAT_MAX);
     let stream = Arc::new(greeted.stream);
@@ -129,15 +132,20 @@ async fn serve(shared: &Arc<Shared>, session: Session, greeted: Greeted, welcome
         connection.master = Some(master.clone());
         connection.since = Instant::now();
         connection.last = LastAttempts::default();
+        connection.outlook = Outlook::Open;
     });
-    let mut reader = Reader { shared, session, master, stream, heartbeat, input: greeted.input };
-    tokio::select! {
+    let began = Instant::now();
+    let (input, came_to) = (greeted.input, CameTo::Nothing);
+    let mut reader = Reader { shared, session, master, stream, heartbeat, input, came_to };
+    let loss = tokio::select! {
         loss = reader.read() => loss,
         () = shared.closing.notified() => {
             say_goodbye(shared, &reader.stream, reader.input).await;
-            Loss::Closed
+            return (Loss::Closed, CameTo::Something);
         }
-    }
+    };
+    let lasted = began.elapsed() >= shared.options.backoff.eager;
+    (loss, if lasted { CameTo::Something } else { reader.came_to })
 }
 
 /// Asks the node to open again what is open in this client.
@@ -216,6 +224,7 @@ struct Reader<'a> {
     stream: Arc<TcpStream>,
     heartbeat: Duration,
     input: BytesMut,
+    came_to: CameTo,
 }
 
 impl Reader<'_> {
@@ -272,6 +281,9 @@ impl Reader<'_> {
     }
 
     fn handle(&mut self, response: Response) -> Result<(), AttemptError> {
+        if !matches!(response, Response::Heartbeat(_) | Response::Goodbye(_) | Response::Failed(_)) {
+            self.came_to = CameTo::Something;
+        }
         match response {
             Response::Confirm(confirm) => {
                 let producer = locked(&self.shared.registry).producers.get(&confirm.producer).cloned();

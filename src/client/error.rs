@@ -176,11 +176,6 @@ impl LastAttempts {
         }
         self.0.push(error);
     }
-
-    /// Whether the last attempt at this address met something that trying again does not change.
-    pub(super) fn is_lasting_at(&self, address: &str) -> bool {
-        self.0.iter().any(|error| error.address() == address && error.is_lasting())
-    }
 }
 
 impl fmt::Display for LastAttempts {
@@ -326,7 +321,7 @@ impl AttemptError {
     }
 
     /// Whether trying again will meet the same until somebody changes the node or the client.
-    fn is_lasting(&self) -> bool {
+    pub(super) fn is_lasting(&self) -> bool {
         match self {
             Self::Version { .. } | Self::OtherStore { .. } => true,
             Self::Refused { refusal, .. } => refusal.code == ErrorCode::Unauthorized,

@@ -1,4 +1,4 @@
-//! One attempt to connect to one address: socket, preface, greeting. Knows nothing of other addresses.
+//! One attempt to connect to a node: socket, preface, greeting. Knows nothing of other nodes.
 
 use std::io;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, ToSocketAddrs};
 
 use super::error::AttemptError;
 use crate::model::id::Epoch;
@@ -44,22 +44,27 @@ pub(super) struct Greeted {
     pub(super) input: BytesMut,
 }
 
-/// Connects and greets, in at most `within`.
+/// Connects to a node, which is called `address`, and greets it, in at most `within`.
 ///
 /// # Errors
 /// Where nobody is there, or nobody who speaks this protocol, or the node refuses.
 pub(super) async fn greet(
     address: &str,
+    to: impl ToSocketAddrs,
     greeting: &Greeting,
     within: Duration,
 ) -> Result<Greeted, AttemptError> {
-    match tokio::time::timeout(within, greet_patiently(address, greeting)).await {
+    match tokio::time::timeout(within, greet_patiently(address, to, greeting)).await {
         Ok(result) => result,
         Err(_) => Err(AttemptError::Silent { address: address.to_owned(), within }),
     }
 }
 
-async fn greet_patiently(address: &str, greeting: &Greeting) -> Result<Greeted, AttemptError> {
+async fn greet_patiently(
+    address: &str,
+    to: impl ToSocketAddrs,
+    greeting: &Greeting,
+) -> Result<Greeted, AttemptError> {
     let failed = |action| {
         move |source: io::Error| match source.kind() {
             io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
@@ -68,7 +73,7 @@ async fn greet_patiently(address: &str, greeting: &Greeting) -> Result<Greeted, 
             _ => AttemptError::Io { address: address.to_owned(), action, source: Arc::new(source) },
         }
     };
-    let mut stream = TcpStream::connect(address).await.map_err(|source| AttemptError::Io {
+    let mut stream = TcpStream::connect(to).await.map_err(|source| AttemptError::Io {
         address: address.to_owned(),
         action: "connect",
         source: Arc::new(source),
@@ -139,5 +144,37 @@ pub(super) fn objection(
             refusal: Refusal::new(ErrorCode::Protocol, "the node takes no frames: frame_bytes_max is 0"),
         }),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::protocol::response::Role;
+
+    /// What is not acknowledged for as long as silence may last ends the connection, whoever looks at it.
+    #[tokio::test]
+    async fn the_system_gives_up_what_is_not_acknowledged_for_three_heartbeats() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let node = async {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let mut preface = [0; PREFACE_BYTES];
+            socket.read_exact(&mut preface).await.unwrap();
+            let mut output = BytesMut::from(&preface::answer(preface).unwrap().0[..]);
+            Response::NotMaster(NotMaster { role: Role::Standby, master: None }).encode(&mut output);
+            socket.write_all(&output).await.unwrap();
+            socket
+        };
+        let heartbeat = Duration::from_millis(700);
+        let greeting = Greeting { name: "test".to_owned(), heartbeat, epoch_seen: Epoch(0) };
+        let greet = greet("a", address, &greeting, Duration::from_secs(20));
+        let (greeted, _socket) = tokio::join!(greet, node);
+        let stream = greeted.unwrap().stream;
+        let timeout = socket2::SockRef::from(&stream).tcp_user_timeout().unwrap();
+        assert_eq!(timeout, Some(Duration::from_millis(2_100)));
+        assert!(stream.nodelay().unwrap());
     }
 }

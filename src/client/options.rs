@@ -33,7 +33,8 @@ pub const BACKOFF_MAX: Duration = Duration::from_secs(3600);
 /// How a client finds its node and how patient it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientOptions {
-    /// Addresses of the nodes, `host:port`. All are tried at once; whichever is master is used.
+    /// Addresses of the nodes, `host:port`. All are tried at once, and of a name all that it stands for; whichever is
+    /// master is used.
     pub servers: Vec<String>,
     /// What the client calls itself, for people who look at the node.
     pub name: String,
@@ -97,7 +98,8 @@ impl ClientOptions {
 
 /// How attempts to one address follow each other while no master is found.
 ///
-/// The first goes out at once. For the time `eager`, when a takeover is likely to be going on, the wait is
+/// The first goes out at once, unless the connection before was one that the node ended without having done anything
+/// for the client: then it has a wait, which doubles from one to the next. For the time `eager`, when a takeover is likely to be going on, the wait is
 /// `first`; then it doubles up to `maximum`. Every wait is changed by up to half of itself, by chance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReconnectBackoff {
@@ -122,7 +124,12 @@ impl Default for ReconnectBackoff {
 impl ReconnectBackoff {
     /// The wait before the next attempt, `since` the search began and after a wait of `last`; before chance.
     pub(super) fn wait(&self, since: Duration, last: Duration) -> Duration {
-        if since < self.eager { self.first } else { (last * 2).clamp(self.first, self.maximum) }
+        if since < self.eager { self.first } else { self.longer(last) }
+    }
+
+    /// The wait that follows on a wait of `last`, where waits become longer; before chance.
+    pub(super) fn longer(&self, last: Duration) -> Duration {
+        (last * 2).clamp(self.first, self.maximum)
     }
 }
 

@@ -16,6 +16,7 @@ use super::error::{AttemptError, ClientError, LastAttempts};
 use super::link::{Link, Session, Written};
 use super::options::ClientOptions;
 use super::producer_core::ProducerCore;
+use super::seek::Outlook;
 use super::topic::TopicCore;
 use super::wait::{RETRY_WAIT, by_chance};
 use crate::model::id::{Epoch, TopicId};
@@ -25,6 +26,8 @@ use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::request::{FindTopic, Handle, Request, RequestId};
 use crate::protocol::response::{Reply, Response, Welcome};
 
+/// Addresses of which it is remembered why the last attempt failed, at least: a name may stand for several.
+const ATTEMPTS_KEPT_MIN: usize = 8;
 /// A wait that no program sees the end of: some 30 years.
 const NEVER: Duration = Duration::from_secs(1_000_000_000);
 
@@ -59,7 +62,16 @@ pub(super) struct Connection {
     pub(super) since: Instant,
     /// Why there is none.
     pub(super) last: LastAttempts,
+    /// Whether there may be one again.
+    pub(super) outlook: Outlook,
     pub(super) closed: bool,
+}
+
+impl Connection {
+    /// Whether all nodes refuse this client for good.
+    fn is_unusable(&self) -> bool {
+        self.session == 0 && self.outlook == Outlook::Hopeless
+    }
 }
 
 /// Who waits for the answer to a request.
@@ -163,6 +175,7 @@ impl Shared {
             master: None,
             since: Instant::now(),
             last: LastAttempts::default(),
+            outlook: Outlook::Open,
             closed: false,
         };
         Self {
@@ -275,25 +288,20 @@ impl Shared {
     }
 
     /// Remembers why an attempt to connect failed, or why a connection ended, for whoever gives up waiting.
-    pub(super) fn note(&self, error: AttemptError) {
+    pub(super) fn note(&self, error: AttemptError, outlook: Outlook) {
         // The servers, and as many that they have named.
-        let max = 2 * self.options.servers.len();
+        let max = (2 * self.options.servers.len()).max(ATTEMPTS_KEPT_MIN);
         self.connection.send_if_modified(|connection| {
             connection.last.note(error, max);
-            self.is_unusable(connection)
+            connection.outlook = outlook;
+            connection.is_unusable()
         });
-    }
-
-    /// Whether all nodes refuse this client for good.
-    fn is_unusable(&self, connection: &Connection) -> bool {
-        connection.session == 0
-            && self.options.servers.iter().all(|server| connection.last.is_lasting_at(server))
     }
 
     /// Waits until all nodes refuse this client for good.
     pub(super) async fn unusable(&self) -> ClientError {
         let mut watch = self.connection.subscribe();
-        match watch.wait_for(|connection| self.is_unusable(connection)).await {
+        match watch.wait_for(Connection::is_unusable).await {
             Ok(connection) => ClientError::Unusable(connection.last.clone()),
             Err(_) => ClientError::Closed,
         }

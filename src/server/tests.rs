@@ -125,13 +125,17 @@ struct Client(TcpStream, BytesMut);
 
 impl Client {
     fn connect(address: SocketAddr, purpose: Purpose) -> Self {
+        Self::connect_having_seen(Epoch(0), address, purpose)
+    }
+
+    fn connect_having_seen(epoch_seen: Epoch, address: SocketAddr, purpose: Purpose) -> Self {
         let mut socket = TcpStream::connect(address).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         socket.write_all(&preface::client()).unwrap();
         let hello = Hello {
             purpose,
             client: "test".to_owned(),
-            epoch_seen: Epoch(0),
+            epoch_seen,
             // None is sent, and nothing is to be heard but what matters.
             heartbeat_ms: 60_000,
             auth_mechanism: "anonymous".to_owned(),
@@ -256,6 +260,21 @@ async fn until(what: &str, holds: impl Fn() -> bool) {
         assert!(Instant::now() < deadline, "{what}");
         tokio::task::yield_now().await;
     }
+}
+
+/// It has lost its mastership and does not know yet: the client may bring the news, and gets nothing from it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_has_seen_a_higher_epoch_is_sent_elsewhere() {
+    let scene = Scene::new(PATIENCE);
+    for (seen, is_let_in) in [(1, true), (2, false)] {
+        let mut client = Client::connect_having_seen(Epoch(seen), scene.address, Purpose::Client);
+        match client.next() {
+            Some(Response::Welcome(welcome)) => assert!(is_let_in && welcome.epoch == Epoch(1)),
+            Some(Response::NotMaster(NotMaster { master, .. })) => assert!(!is_let_in && master.is_none()),
+            other => panic!("{other:?}"),
+        }
+    }
+    scene.end().await;
 }
 
 /// The master went on sending heartbeats while its storage hung: clients stayed with it although another node had

@@ -58,6 +58,37 @@ async fn a_node_of_a_lower_epoch_is_refused() {
     assert_eq!(soon(client.status()).await.unwrap().epoch, Epoch(8));
 }
 
+/// What was seen over all connections counts, and nothing of what a client has reaches such a node.
+#[tokio::test]
+async fn nothing_of_a_client_reaches_a_node_of_an_epoch_below_any_that_it_has_seen() {
+    let (world, old_world) = (world(), world());
+    let first = Node::start(&world, Behaviour { epoch: 7, ..Behaviour::default() }).await;
+    let second = Node::start(&world, Behaviour { epoch: 9, ..standby(None) }).await;
+    let old = Node::start(&old_world, Behaviour { epoch: 8, ..standby(None) }).await;
+    let client = soon(Client::connect(options(&[&first, &second, &old]))).await.unwrap();
+    let topic = soon(client.topic("t")).await.unwrap();
+    let producer = soon(client.producer(ProducerOptions::default())).await.unwrap();
+    let _consumer = soon(client.consumer(ConsumerOptions::new("t", "g"))).await.unwrap();
+    let _puller = soon(client.pull_consumer(ConsumerOptions::new("u", "g"))).await.unwrap();
+    first.kill().await;
+    second.set(|behaviour| behaviour.not_master = None);
+    assert_eq!(soon(client.master_after(Epoch(7))).await.unwrap().welcome.epoch, Epoch(9));
+    soon(producer.send(&topic, &Message::new("seen by epoch 9"))).await.unwrap();
+
+    old.set(|behaviour| behaviour.not_master = None);
+    second.kill().await;
+    let attempts = old_world.lock().unwrap().connected_at.len();
+    let sending = tokio::spawn(async move { producer.send(&topic, &Message::new("not for epoch 8")).await });
+    until(|| old_world.lock().unwrap().connected_at.len() > attempts + 3).await;
+    assert!(client.master().is_none(), "the node of epoch 8 was used after epoch 9 was seen");
+    let is_hello = |frame: &Request| matches!(frame, Request::Hello(hello) if hello.epoch_seen == Epoch(9));
+    let after: Vec<_> = old_world.lock().unwrap().frames.iter().rev().take(3).cloned().collect();
+    assert!(after.iter().all(is_hello), "{after:?}");
+    sending.abort();
+    old.set(|behaviour| behaviour.epoch = 10);
+    assert_eq!(soon(client.master_after(Epoch(9))).await.unwrap().welcome.epoch, Epoch(10));
+}
+
 #[tokio::test]
 async fn a_node_of_another_store_is_refused() {
     let world = world();
@@ -234,6 +265,23 @@ async fn a_connection_without_traffic_stays() {
     let heartbeats = || world.lock().unwrap().count_frames(|request| matches!(request, Request::Heartbeat));
     until(|| heartbeats() >= 12).await;
     assert!(std::sync::Arc::ptr_eq(&client.master().unwrap(), &before), "it was reconnected");
+}
+
+/// Every search began at once, so that a client came back thousands of times a second to a node that let it in and dropped
+/// it.
+#[tokio::test]
+async fn a_node_that_lets_clients_in_and_drops_them_is_not_stormed() {
+    let world = world();
+    let node = Node::start(&world, Behaviour { garbage: true, ..Behaviour::default() }).await;
+    let wait = Duration::from_millis(40);
+    let backoff = ReconnectBackoff { first: wait, eager: Duration::from_secs(3600), maximum: wait };
+    let client = Client::start(ClientOptions { backoff, ..options(&[&node]) }).unwrap();
+    until(|| world.lock().unwrap().connected_at.len() > 5).await;
+    let between = |pair: &[Instant]| pair[1] - pair[0];
+    let waits: Vec<Duration> = world.lock().unwrap().connected_at.windows(2).map(between).collect();
+    assert!(waits.iter().all(|between| *between >= wait / 2), "{waits:?}");
+    node.set(|behaviour| behaviour.garbage = false);
+    soon(client.status()).await.unwrap();
 }
 
 /// Clients that lost the same node must not come back in step: some wait is shorter than what is set.

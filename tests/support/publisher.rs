@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use batonmq::client::{Client, ConsumerOptions, ProducerOptions};
+use batonmq::client::{Client, ClientOptions, ConsumerOptions, ProducerOptions};
 use batonmq::model::message::Message;
 
 use super::load::options;
@@ -20,16 +20,25 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// One on `host`, of an address without a port.
-    pub fn start(network: &Network, host: &str, address: &str) -> Self {
-        let server =
-            if address.contains(':') { format!("[{address}]:7470") } else { format!("{address}:7470") };
-        let topic = format!("of-{}", address.replace(':', "-"));
+    /// One on `host`, of an address without a port, or several with commas between them.
+    pub fn start(network: &Network, host: &str, addresses: &str) -> Self {
+        Self::start_with(network, host, addresses, options("").heartbeat)
+    }
+
+    /// One that asks for this heartbeat.
+    pub fn start_with(network: &Network, host: &str, addresses: &str, heartbeat: Duration) -> Self {
+        let with_port = |address: &str| match address.contains(':') {
+            true => format!("[{address}]:7470"),
+            false => format!("{address}:7470"),
+        };
+        let server = addresses.split(',').map(with_port).collect::<Vec<_>>().join(",");
+        let topic = format!("of-{}", addresses.replace([':', ','], "-"));
         let (confirmed, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let (count, stopped) = (Arc::clone(&confirmed), Arc::clone(&stop));
         let thread = network.run(host, move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(publish(&server, &topic, &count, &stopped))
+            let options = ClientOptions { heartbeat, ..options(&server) };
+            runtime.block_on(publish(options, &topic, &count, &stopped))
         });
         let publisher = Self { confirmed, stop, thread };
         publisher.goes_on();
@@ -54,8 +63,8 @@ impl Publisher {
     }
 }
 
-async fn publish(server: &str, topic: &str, count: &AtomicU64, stop: &AtomicBool) -> Duration {
-    let client = Client::connect(options(server)).await.unwrap();
+async fn publish(options: ClientOptions, topic: &str, count: &AtomicU64, stop: &AtomicBool) -> Duration {
+    let client = Client::connect(options).await.unwrap();
     let handle = client.topic(topic).await.unwrap();
     let producer = client.producer(ProducerOptions::default()).await.unwrap();
     let (mut sent, mut longest, mut last) = (0_u64, Duration::ZERO, Instant::now());
@@ -71,7 +80,7 @@ async fn publish(server: &str, topic: &str, count: &AtomicU64, stop: &AtomicBool
         let next = tokio::time::timeout(PATIENCE, consumer.next()).await;
         let delivery =
             next.unwrap_or_else(|_| panic!("{expected} of {sent} does not come")).unwrap().unwrap();
-        assert_eq!(delivery.message.body, expected.to_string().as_bytes(), "{server}");
+        assert_eq!(delivery.message.body, expected.to_string().as_bytes(), "{topic}");
         consumer.settler().ack(&delivery);
     }
     longest
