@@ -335,7 +335,9 @@ mod tests {
     #[test]
     fn what_is_not_in_memory_any_more_is_seen_to_again() {
         let mut agenda = agenda(100, [10, 20, 30]);
-        [10, 20, 30].map(|at| agenda.seen(known(at), 1));
+        for at in [10, 20, 30] {
+            agenda.seen(known(at), 1);
+        }
         assert_eq!(agenda.unseen(Timestamp(30), 10), []);
         agenda.look_again(known(20));
         assert_eq!(agenda.unseen(Timestamp(30), 10), [20, 30].map(known));
