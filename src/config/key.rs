@@ -9,10 +9,10 @@ use super::value::{self, Host, ValueError};
 use super::{Config, KeepConverted, LogFormat, LogSettings};
 use crate::ha::fence::FenceRead;
 use crate::model::limits::{LIMITS, LimitRow};
+use crate::model::mode::Mode;
 use crate::model::name::Name;
 use crate::model::settings::Policy;
 use crate::protocol::{ADMIN_PORT, CLIENT_PORT};
-use crate::store::Mode;
 
 /// Settings while they are being put together.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -28,10 +28,10 @@ use self::floating::FloatingSettings;
 use crate::ha::fence::FenceRead;
 use crate::model::free_min::FreeMin;
 use crate::model::limits::Limits;
+use crate::model::mode::Mode;
 use crate::model::name::Name;
 use crate::model::settings::GroupSettings;
 use crate::protocol::CLIENT_PORT;
-use crate::store::Mode;
 
 /// Settings of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]

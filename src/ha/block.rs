@@ -36,9 +36,10 @@ use uuid::Uuid;
 
 use super::identity::Identity;
 use crate::model::id::Epoch;
+use crate::model::mode::Mode;
 use crate::model::name::Name;
 use crate::model::time::Timestamp;
-use crate::store::{FORMAT_WRITTEN, FORMATS_READ, Mode};
+use crate::model::version::{FORMAT_WRITTEN, FORMATS_READ};
 
 /// Length of a block: a page, so that it can be read past the page cache.
 pub const BLOCK_BYTES: usize = 4096;

@@ -25,8 +25,9 @@ use super::identity::{Identity, IdentityError};
 use super::lock::{LockError, StoreLock};
 use super::view::{Ended, View};
 use crate::model::id::Epoch;
+use crate::model::mode::Mode;
+use crate::model::predecessor::{Predecessor, Predecessors};
 use crate::model::time::Timestamp;
-use crate::store::{Mode, Predecessor, Predecessors};
 
 /// How often a claim is tried again because another process was quicker.
 const CLAIMS_MAX: usize = 64;

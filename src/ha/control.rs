@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use super::block::{BLOCK_BYTES, Block, BlockError, is_zero};
 use crate::disk::{self, File, Opening};
 use crate::model::id::Epoch;
-use crate::store::FORMATS_READ;
+use crate::model::version::FORMATS_READ;
 
 /// The highest epoch there can be: it bounds the control file to 64 GiB, most of which would be a hole.
 pub const EPOCH_MAX: Epoch = Epoch(1 << 24);

@@ -47,8 +47,9 @@ mod tests {
     use super::identity::Identity;
     use super::lock::{LockAttempt, StoreLock};
     use crate::model::id::Epoch;
+    use crate::model::mode::Mode;
     use crate::model::name::Name;
-    use crate::store::{Mode, Predecessor};
+    use crate::model::predecessor::Predecessor;
 
     const STORE: &str = "BATON_TEST_STORE";
 

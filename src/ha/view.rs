@@ -25,7 +25,7 @@ use super::control::{Control, ControlError, Found};
 use super::epochs::{Epochs, highest_name};
 use super::identity::{Here, IdentityError};
 use crate::model::id::Epoch;
-use crate::store::Mode;
+use crate::model::mode::Mode;
 
 /// What is known of how an epoch ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

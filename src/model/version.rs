@@ -1,4 +1,6 @@
 //! Versions that something knows: of the wire protocol, or of the format of a store.
+//!
+//! The format of a store is known here because both `ha`, which writes its number, and `store` go by it.
 
 use std::fmt;
 
@@ -35,6 +37,15 @@ impl fmt::Display for VersionRange {
         if min == max { f.pad(&min.to_string()) } else { f.pad(&format!("{min}-{max}")) }
     }
 }
+
+/// The formats of a store that this version reads. A store has one format as a whole, whose number stands in each block of
+/// `control`; it is raised when that of any file is. A node that meets one beyond these leaves the store alone, before it
+/// has claimed anything.
+pub const FORMATS_READ: VersionRange = VersionRange { min: 1, max: 1 };
+/// The format that this version writes.
+pub const FORMAT_WRITTEN: u32 = 1;
+
+const _: () = assert!(FORMATS_READ.contains(FORMAT_WRITTEN), "what is written can be read");
 
 #[cfg(test)]
 mod tests {

@@ -37,10 +37,11 @@ use crate::config::floating::FloatingAddress;
 use crate::engine::{Engine, Memory};
 use crate::model::id::{Epoch, SessionId};
 use crate::model::limits::Limits;
+use crate::model::mode::Mode;
 use crate::model::settings::GroupSettings;
+use crate::model::version::{FORMAT_WRITTEN, FORMATS_READ};
 use crate::protocol::VERSIONS;
 use crate::protocol::response::{FloatingStatus, NodeStatus, Role};
-use crate::store::{FORMAT_WRITTEN, FORMATS_READ, Mode};
 
 /// Connections that the system holds until they are accepted.
 const BACKLOG: u32 = 4096;

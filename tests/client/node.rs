@@ -11,6 +11,7 @@ use batonmq::model::chunk::Origin;
 use batonmq::model::id::{Epoch, GroupId, Offset, ProducerId, Sequence};
 use batonmq::model::limits::Limits;
 use batonmq::model::message::MessageBlock;
+use batonmq::model::version::{FORMAT_WRITTEN, FORMATS_READ};
 use batonmq::protocol::VERSIONS;
 use batonmq::protocol::error::{ErrorCode, Refusal};
 use batonmq::protocol::frame::RawFrame;
@@ -21,7 +22,6 @@ use batonmq::protocol::request::{
 use batonmq::protocol::response::{
     Confirm, Heartbeat, NodeStatus, NotMaster, PublishRefused, Reply, Response, Role, Welcome,
 };
-use batonmq::store::{FORMAT_WRITTEN, FORMATS_READ};
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
