@@ -236,7 +236,7 @@ fn what_is_fired_takes_of_the_space_that_there_is() {
     let other = scene.world.find_topic(0, "u").unwrap();
     let deliver_at = after(scene.world.now, 500);
     let message = Message { deliver_at, ..Message::new(vec![b'x'; 10_000]) };
-    scene.publish(&[message.clone()]);
+    scene.publish(std::slice::from_ref(&message));
     scene.world.publish_messages(0, 0, scene.next, vec![(other, 1)], &[message]);
     scene.run();
     let counts = |scene: &Scene| (scene.world.broker.counts().messages, scene.world.broker.counts().delayed);
