@@ -137,10 +137,6 @@ impl World {
                 match status.code() {
                     Some(0) => self.ends.clean += 1,
                     Some(EXIT_FENCED) => self.ends.fenced += 1,
-                    // Where the lock excludes nobody, two that start at once claim both, and one goes again.
-                    Some(1) if self.view == View::Apart && is_overtaken(&said_last(node)) => {
-                        self.ends.fenced += 1
-                    }
                     Some(1) if self.is_full => self.ends.refused += 1,
                     _ => return Err(format!("node {} ended with {status}: {}", node.name, said_last(node))),
                 }
@@ -293,11 +289,6 @@ impl World {
         }
         Ok(())
     }
-}
-
-/// Whether a node says that another one has claimed while it took over.
-fn is_overtaken(said: &str) -> bool {
-    said.ends_with("has taken over") || said.ends_with("was claimed")
 }
 
 /// The last line of a node's log.
