@@ -189,6 +189,8 @@ fn table(answers: &[Answer]) -> Table {
 mod tests {
     use batonmq::model::id::Epoch;
     use batonmq::model::version::VersionRange;
+    use batonmq::protocol::VERSIONS;
+    use batonmq::store::{FORMAT_WRITTEN, FORMATS_READ};
 
     use super::*;
 
@@ -237,5 +239,12 @@ mod tests {
         let mut strangers = [answer("a", (1, 1), (1, 1), 1), answer("b", (2, 3), (1, 1), 1)];
         let found = note_differences(&mut strangers);
         assert_eq!(found[0], "a speaks protocol 1 and b 2-3: clients of the one cannot follow to the other");
+    }
+
+    #[test]
+    fn the_manual_has_the_versions_of_this_build() {
+        let build = env!("CARGO_PKG_VERSION");
+        let row = format!("| {build} | {VERSIONS} | {FORMATS_READ} | {FORMAT_WRITTEN} |\n");
+        assert!(include_str!("../../docs/operations.md").contains(&row), "{row}");
     }
 }

@@ -65,7 +65,7 @@ fn main() -> ExitCode {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     for mode in [Mode::File, Mode::Database].into_iter().filter(|one| mode.is_none_or(|mode| mode == *one)) {
         let word = if mode == Mode::File { "file" } else { "database" };
-        runtime.block_on(Upgrade::run(word, &older));
+        runtime.block_on(Upgrade::goes_up_and_back_without_loss(word, &older));
     }
     ExitCode::SUCCESS
 }
@@ -89,7 +89,7 @@ const A: usize = 0;
 const B: usize = 1;
 
 impl<'a> Upgrade<'a> {
-    async fn run(mode: &'static str, older: &'a Path) {
+    async fn goes_up_and_back_without_loss(mode: &'static str, older: &'a Path) {
         let started = Instant::now();
         let dir = tempfile::tempdir().unwrap();
         // Small segments, so that rotation, checkpoints and reclaim happen all the time.
