@@ -113,8 +113,7 @@ fn difference(node: &NodeStatus, from: &NodeStatus) -> Option<String> {
     let NodeStatus { store_formats: reads, protocol: speaks, .. } = node;
     if !reads.contains(from.store_format) {
         return Some(format!(
-            "{} cannot take over from {}: it reads store format {reads}, and the store is written in {}; run the newer \
-             baton on both",
+            "{} cannot take over from {}, which writes store format {}: it reads {reads}; run the newer baton on both",
             node.node, from.node, from.store_format
         ));
     }
@@ -233,7 +232,10 @@ mod tests {
         let mut raised = [answer("a", (1, 1), (1, 1), 1), answer("b", (1, 2), (1, 2), 2)];
         let found = note_differences(&mut raised);
         assert_eq!(found.len(), 1);
-        assert!(found[0].starts_with("a cannot take over from b: it reads store format 1, and"), "{found:?}");
+        assert!(
+            found[0].starts_with("a cannot take over from b, which writes store format 2: it reads 1; run"),
+            "{found:?}"
+        );
         assert_eq!(raised.map(|answer| answer.agrees), [Some(false); 2]);
 
         let mut strangers = [answer("a", (1, 1), (1, 1), 1), answer("b", (2, 3), (1, 1), 1)];
