@@ -295,8 +295,8 @@ impl Drop for Aside {
     }
 }
 
-/// Nothing said that an epoch had had a journal. Where that was gone, and no older one was sealed, the next master came up
-/// with an empty store, and everything that was confirmed was lost without a word.
+/// Nothing said that an epoch had had a journal. Where that was gone, and no older one was sealed, the next master
+/// came up with an empty store, and everything that was confirmed was lost without a word.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_of_which_nothing_is_left_but_its_epochs_is_refused_before_a_claim() {
     let dir = tempfile::tempdir().unwrap();

@@ -105,8 +105,8 @@ fn wherever_a_conversion_ends_the_next_master_has_everything() {
     }
 }
 
-/// A conversion that was thought dead sealed the store between the claim of its successor and its recovery, which then took
-/// the store for damaged.
+/// A conversion that was thought dead sealed the store between the claim of its successor and its recovery, which
+/// then took the store for damaged.
 #[test]
 fn a_conversion_that_seals_late_is_not_taken_for_damage() {
     for from in MODES {

@@ -106,8 +106,8 @@ async fn a_master_whose_lock_file_is_deleted_or_replaced_ends_and_the_other_one_
     consume(&nodes[0].address, &["one", "two"]).await;
 }
 
-/// Where locks do not exclude, a node that was overtaken between its claim and its second look ended with 1, as if it could
-/// not start.
+/// Where locks do not exclude, a node that was overtaken between its claim and its second look ended with 1, as if it
+/// could not start.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_is_overtaken_while_it_claims_ends_as_one_that_has_lost() {
     let dir = tempfile::tempdir().unwrap();

@@ -28,9 +28,9 @@
 //! ```
 //!
 //! A block counts if and only if its checksum, its magic and every value are right; a block whose bytes are all zero
-//! was never written. The places of magic, format and checksum stay the same in every format, so that an old
-//! binary can tell "newer" from "damaged". The format of the newest block is that of the store as a whole: it is raised when the
-//! version of any other file is, so one look at it says whether a binary can read them all.
+//! was never written. The places of magic, format and checksum stay the same in every format, so that an old binary
+//! can tell "newer" from "damaged". The format of the newest block is that of the store as a whole: it is raised when
+//! the version of any other file is, so one look at it says whether a binary can read them all.
 
 use uuid::Uuid;
 

@@ -9,7 +9,8 @@
 //!
 //! Only then may the records of older epochs be read. A process that lost, or failed on the way, has written nothing
 //! but its own claim and its own block, and the lock is let go with the error, so that nobody holds it who does not
-//! serve. Dropping a [`Mastership`] writes nothing; only [`Mastership::release`] does, into its own block.
+//! serve. Dropping a [`Mastership`] writes nothing; only [`Mastership::begin`], [`Mastership::note_mode`] and the
+//! releases do, into its own block.
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -1,8 +1,8 @@
 //! The control file: block n, at `(n - 1) * BLOCK_BYTES`, belongs to epoch n alone and is never reused.
 //!
-//! Only the owner of an epoch writes its block: when it claims, when it has founded a store or changed its mode, and
-//! when it releases. The file only ever grows. A block that is all zero was never written: its claimer died between
-//! its claim and its block, or has not come so far.
+//! Only the owner of an epoch writes its block: when it claims, when it has founded a store or changed its mode, when
+//! it begins, and when it releases. The file only ever grows. A block that is all zero was never written: its claimer
+//! died between its claim and its block, or has not come so far.
 //!
 //! Reads are [fresh](crate::disk). No handle is kept.
 

@@ -10,8 +10,8 @@
 //! A node that is told to stop does so in each of these states, also where the storage does not answer: as standby and
 //! while it recovers at once, as master when the drain has had its time.
 //!
-//! One that is overtaken before it serves, where locks do not exclude, ends with [`EXIT_FENCED`] as well: nothing is wrong
-//! with it.
+//! One that is overtaken before it serves, where locks do not exclude, ends with [`EXIT_FENCED`] as well: nothing is
+//! wrong with it.
 //!
 //! A node that finds the lock free when it starts, and a store that was released and has another mode than configured,
 //! converts it in an epoch before the one in which it serves. A standby that takes over never does.

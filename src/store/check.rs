@@ -42,8 +42,8 @@ pub fn check(dir: &Path, predecessors: &Predecessors) -> Result<(), StoreError> 
     }
 }
 
-/// Refuses a store of which all is gone that a master had made before it confirmed anything: `begun` is the highest epoch
-/// that is known to have begun, and `newest` the newest manifest, read after that was known.
+/// Refuses a store of which all is gone that a master had made before it confirmed anything: `begun` is the highest
+/// epoch that is known to have begun, and `newest` the newest manifest, read after that was known.
 ///
 /// A takeover that died between its manifest and its first segment has confirmed nothing and is none of these.
 ///

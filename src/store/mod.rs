@@ -208,6 +208,17 @@ fn at(position: u64) -> String {
 /// written.
 pub fn open(options: &OpenOptions, fence: FenceCheck<'_>) -> Result<(Box<dyn Store>, Snapshot), StoreError> {
     fence()?;
+    open_sealing(options, fence).or_else(|error| {
+        // A successor may have removed what was to be read: then that is what has happened, and nothing is wrong.
+        fence()?;
+        Err(error)
+    })
+}
+
+fn open_sealing(
+    options: &OpenOptions,
+    fence: FenceCheck<'_>,
+) -> Result<(Box<dyn Store>, Snapshot), StoreError> {
     let newest = Manifest::newest(&options.dir, options.epoch)?;
     check::check_begun(&options.dir, newest.as_ref(), options.predecessors.begun())?;
     match options.mode {

@@ -96,11 +96,7 @@ impl DatabaseStore {
                 } else {
                     unserved::remove_abandoned(dir, *epoch, &old, &options.predecessors, fence)?;
                     unserved = Some(Unserved::new(&dir.join(&own))?);
-                    if let Err(error) = takeover::copy(&dir.join(&old), &dir.join(&own), fence) {
-                        // A successor may have removed what was to be copied: then that is what has happened.
-                        fence()?;
-                        return Err(error);
-                    }
+                    takeover::copy(&dir.join(&old), &dir.join(&own), fence)?;
                     log::cut(&files::log(&dir.join(&own)), &committed)?;
                     own
                 }

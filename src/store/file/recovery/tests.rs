@@ -39,6 +39,15 @@ fn a_journal_that_is_not_there_is_missed_only_where_its_epoch_had_begun() {
     };
     let missing = SegmentId { epoch: Epoch(2), number: 1 }.path(&dir.path().join("journal"));
     assert!(matches!(open(2), Err(StoreError::Missing { path }) if path == missing));
+    // Where a successor has taken over meanwhile, it may have removed it.
+    let options = options(dir.path(), 3);
+    let predecessors = options.predecessors.clone().begun_up_to(Epoch(2));
+    let mut checks = 0;
+    let opened = store::open(&OpenOptions { predecessors, ..options }, &mut || {
+        checks += 1;
+        if checks == 1 { Ok(()) } else { Err(Fenced::Superseded(Epoch(4))) }
+    });
+    assert!(matches!(opened.map(drop), Err(StoreError::Fenced(Fenced::Superseded(Epoch(4))))));
     open(1).unwrap();
 }
 
