@@ -16,8 +16,9 @@ use rustix::process::{Signal, getpid, kill_process};
 /// Exit code of a process that ends because its mastership or its store failed under it.
 pub const EXIT_FENCED: i32 = 3;
 
-/// How long the last word may take.
-const LAST_WORD_MAX: Duration = Duration::from_millis(10);
+/// How long the last word may take: enough on a busy host, where an operator would else find an end without a reason,
+/// and little in a takeover.
+const LAST_WORD_MAX: Duration = Duration::from_millis(50);
 /// How long the end may take before the process is killed. It then has no exit code.
 const EXIT_MAX: Duration = Duration::from_millis(200);
 
