@@ -95,6 +95,45 @@ fn a_lost_host_is_left_within_the_heartbeats() {
     }
 }
 
+/// The master has its lock and its storage, and stays what it is: nobody may take over from it. The standby says so,
+/// and everything goes on when the link is back.
+#[test]
+fn a_link_that_is_cut_changes_no_master_and_the_standby_says_why() {
+    let scene = Scene::new();
+    let mut a = scene.start("a", "200ms");
+    a.wait_for("floating address added");
+    let mut b = scene.start("b", "200ms");
+    b.wait_for("following the master");
+    let list = format!("{},{}", scene.network.ip_of("a"), scene.network.ip_of("b"));
+    let publisher = Publisher::start(&scene.network, "c", &list);
+    scene.network.ip("a", &format!("link set {INTERFACE} down"));
+    b.wait_for("the lock is held, and nobody answers as master");
+    assert!(b.log().contains("holder=\"a\""), "{}", b.log());
+    scene.network.ip("a", &format!("link set {INTERFACE} up"));
+    let back = Instant::now();
+    publisher.goes_on();
+    assert!(back.elapsed() <= PACKET_REPEATED + WORK, "{:?}", back.elapsed());
+    assert!(!b.log().contains("epoch claimed"), "{}", b.log());
+    publisher.end();
+}
+
+/// Everybody hears of the end of a process from its host.
+#[test]
+fn a_killed_process_is_followed_at_once() {
+    let scene = Scene::new();
+    let mut a = scene.start("a", "1s");
+    a.wait_for("floating address added");
+    let mut b = scene.start("b", "1s");
+    b.wait_for("following the master");
+    let list = format!("{},{}", scene.network.ip_of("a"), scene.network.ip_of("b"));
+    let publisher = Publisher::start_with(&scene.network, "c", &list, Duration::from_secs(1));
+    a.signal(Signal::KILL);
+    publisher.goes_on();
+    let gap = publisher.finish();
+    println!("killed: {gap:?}");
+    assert!(gap <= WORK, "{gap:?}");
+}
+
 /// All addresses of a name were tried one after the other, so that a dead one in front cost the whole time of the
 /// attempt, each time, and the others never had their turn.
 #[test]

@@ -8,7 +8,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::service_manager::{Watchdog, tell};
-use super::watch::Watch;
+use super::watch::{Heard, Watch};
 use super::{Arrival, Node, NodeError};
 use crate::ha::block::{Block, State};
 use crate::ha::lock::{LockAttempt, StoreLock};
@@ -19,6 +19,10 @@ const EAGER_INTERVAL: Duration = Duration::from_millis(2);
 const EAGER_FOR: Duration = Duration::from_secs(1);
 /// Least time between two warnings of the same kind.
 const WARN_INTERVAL: Duration = Duration::from_secs(10);
+/// How long the lock may be held by one that says nothing before that is said, and how often it is said then. Longer
+/// than a takeover and a restart take.
+const SILENCE_MAX: Duration = Duration::from_secs(5);
+const SILENCE_SAID_INTERVAL: Duration = Duration::from_secs(60);
 
 impl Node {
     /// Waits until the lock is this process's; `None` where the node is told to stop before.
@@ -38,6 +42,7 @@ impl Node {
         let mut watchdog = Watchdog::new();
         let mut eager_until = Instant::now();
         let mut warned_at: Option<Instant> = None;
+        let mut silence = Silence::new(Instant::now());
         let mut arrival = Arrival::FoundFree;
         loop {
             let began = Instant::now();
@@ -61,6 +66,8 @@ impl Node {
                     }
                 }
                 drop(lock);
+            } else if silence.is_to_be_said(Instant::now(), watch.hears()) {
+                self.say_who_holds_the_lock(master.as_ref());
             }
             arrival = Arrival::TookOver;
             self.note_master(master.as_ref());
@@ -112,6 +119,18 @@ impl Node {
             || (block.owner.node == self.identity.node && block.address == self.advertised)
     }
 
+    /// Says that there is no takeover, and why: an operator sees two nodes that serve nobody.
+    fn say_who_holds_the_lock(&self, master: Option<&Block>) {
+        let master = master.filter(|block| block.state != State::Released && !self.is_own(block));
+        let holder = master.map_or_else(|| "unknown".to_owned(), |block| block.owner.node.to_string());
+        tracing::warn!(
+            holder,
+            address = master.map(|block| block.address.to_string()),
+            "the lock is held, and nobody answers as master: this node takes over as soon as it is free; where the \
+             holder's host is gone, the storage releases it; where it is not, end the process there"
+        );
+    }
+
     /// Lets clients know where the master is.
     fn note_master(&self, master: Option<&Block>) {
         let Some(block) = master else { return };
@@ -140,6 +159,31 @@ impl Node {
     }
 }
 
+/// For how long nothing was heard of a master while the lock is held.
+struct Silence {
+    heard_at: Instant,
+    said_at: Option<Instant>,
+}
+
+impl Silence {
+    fn new(now: Instant) -> Self {
+        Self { heard_at: now, said_at: None }
+    }
+
+    /// Whether it is time to say so; then it counts as said.
+    fn is_to_be_said(&mut self, now: Instant, heard: Heard) -> bool {
+        if heard == Heard::Yes {
+            *self = Self::new(now);
+        }
+        let is_due = now.duration_since(self.heard_at) >= SILENCE_MAX
+            && self.said_at.is_none_or(|at| now.duration_since(at) >= SILENCE_SAID_INTERVAL);
+        if is_due {
+            self.said_at = Some(now);
+        }
+        is_due
+    }
+}
+
 /// The task that follows the master.
 #[derive(Default)]
 struct Following {
@@ -160,5 +204,23 @@ impl Following {
         let watch = Arc::clone(watch);
         let task: JoinHandle<()> = tokio::spawn(async move { watch.follow(&address).await });
         self.task = Some(AbortOnDropHandle::new(task));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silence_is_said_when_it_has_lasted_and_then_once_a_minute() {
+        let start = Instant::now();
+        let mut silence = Silence::new(start);
+        let mut said = |seconds: std::ops::Range<u64>, heard| -> Vec<u64> {
+            seconds.filter(|s| silence.is_to_be_said(start + Duration::from_secs(*s), heard)).collect()
+        };
+        assert_eq!(said(0..10, Heard::Yes), []);
+        assert_eq!(said(10..140, Heard::No), [14, 74, 134]);
+        assert_eq!(said(140..141, Heard::Yes), []);
+        assert_eq!(said(141..150, Heard::No), [145]);
     }
 }

@@ -43,6 +43,13 @@ struct SignOfLife {
     fence_age_max: Duration,
 }
 
+/// Whether a master was heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Heard {
+    Yes,
+    No,
+}
+
 /// A connection to a node that has claimed.
 struct Connection {
     stream: TcpStream,
@@ -62,6 +69,13 @@ pub(super) struct Watch {
 impl Watch {
     pub(super) fn new(interval: Duration) -> Arc<Self> {
         Arc::new(Self { interval, last: Mutex::new(None), lost: Notify::new() })
+    }
+
+    /// Whether a node that has claimed has said something a moment ago, well or not.
+    pub(super) fn hears(&self) -> Heard {
+        let silent = self.interval * SILENT_INTERVALS;
+        let heard = self.last().is_some_and(|sign| sign.heard_at.elapsed() <= silent);
+        if heard { Heard::Yes } else { Heard::No }
     }
 
     /// The epoch of a master that answers and whose fence held a moment ago.
