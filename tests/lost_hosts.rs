@@ -1,17 +1,20 @@
 //! Hosts that are lost without a word: no connection ends, nobody answers. How long a client then waits is bounded by
 //! what docs/operations.md adds up, and a dead host holds up nobody who knows of another one.
 //!
-//! The hosts are network namespaces: needs root and `ip` (iproute2); without them it fails.
+//! The hosts are network namespaces: needs root and `ip` (iproute2), and bindfs for storage that hangs; without them it
+//! fails.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use batonmq::server::FENCE_AGE_MAX;
 use rustix::process::Signal;
+use support::mount::{FORGETFUL, Mount};
 use support::network::{INTERFACE, Network, Process};
 use support::publisher::Publisher;
 
@@ -43,11 +46,15 @@ impl Scene {
     }
 
     fn start(&self, host: &str, heartbeat: &str) -> Process {
+        self.start_on(host, heartbeat, &self.path("store"))
+    }
+
+    fn start_on(&self, host: &str, heartbeat: &str, store: &Path) -> Process {
         let text = format!(
             "node = '{host}'\nstore = '{}'\ncreate_store = true\nmode = 'file'\nlisten = '[::]:7470'\n\
              advertise = '{}'\nallow_anonymous = true\nheartbeat = '{heartbeat}'\n\
              [address]\naddress = '{FLOATING}'\ninterface = '{INTERFACE}'\n",
-            self.path("store").display(),
+            store.display(),
             self.network.ip_of(host)
         );
         let config = self.path(&format!("{host}.toml"));
@@ -132,6 +139,29 @@ fn a_killed_process_is_followed_at_once() {
     let gap = publisher.finish();
     println!("killed: {gap:?}");
     assert!(gap <= WORK, "{gap:?}");
+}
+
+/// The other node is master soon, since the lock comes free at once here: there is none between two mounts. The clients
+/// stay for as long as a stall is to be sat out.
+#[test]
+fn clients_leave_a_master_whose_storage_was_cut_after_fifteen_seconds() {
+    let scene = Scene::new();
+    fs::create_dir(scene.path("real")).unwrap();
+    let mounts = ["a", "b"].map(|host| Mount::new(&scene.path("real"), &scene.path(host), FORGETFUL));
+    let mut a = scene.start_on("a", "1s", &mounts[0].path.join("store"));
+    a.wait_for("floating address added");
+    let mut b = scene.start_on("b", "1s", &mounts[1].path.join("store"));
+    b.wait_for("following the master");
+    let list = format!("{},{}", scene.network.ip_of("a"), scene.network.ip_of("b"));
+    let publisher = Publisher::start_with(&scene.network, "c", &list, Duration::from_secs(1));
+    let _hang = mounts[0].hang();
+    b.wait_for("epoch claimed epoch=2");
+    publisher.goes_on();
+    let gap = publisher.finish();
+    println!("storage cut: {gap:?}");
+    let longest = FENCE_AGE_MAX + Duration::from_millis(100) + BETWEEN_ATTEMPTS + WORK;
+    assert!(gap >= FENCE_AGE_MAX - Duration::from_secs(1) && gap <= longest, "{gap:?}\n{}", a.log());
+    a.wait_for("the storage does not answer: clients are sent away until it does");
 }
 
 /// All addresses of a name were tried one after the other, so that a dead one in front cost the whole time of the
