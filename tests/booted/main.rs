@@ -1,5 +1,5 @@
-//! Two booted systems with a disk between them: the package is installed, the units are started and stopped, a node is
-//! killed, one hangs, one system loses its power, and nothing that was confirmed is lost. Clients in the network of the
+//! Two booted systems with a disk between them: the package is installed, the units are started and stopped, that of a
+//! second pair too, a node is killed, one hangs, one system loses its power, and nothing that was confirmed is lost. Clients in the network of the
 //! two reach them by their addresses, or by nothing but the floating ones, which always are where the master is.
 //!
 //! Needs root, `systemd-nspawn`, `debootstrap`, and the package: `systemd/package && cargo test --test booted`.
@@ -74,6 +74,28 @@ fn install(lab: &Lab) {
     }
 }
 
+/// A second pair beside the first one, as the template unit has it. One of its nodes says enough.
+fn a_second_pair_has_its_own_store(host: &Host) {
+    let text = fs::read_to_string(host.path("/etc/baton/baton.toml")).unwrap();
+    let own = [
+        ("store", "\"/var/lib/baton/orders\""),
+        ("listen", "[\"[::]:7570\"]"),
+        ("advertise", "\"127.0.0.1:7570\""),
+        ("address", "[]"),
+    ];
+    let changed = own.iter().fold(text, |text, (key, value)| {
+        let line = text.lines().find(|line| line.starts_with(&format!("{key} = "))).unwrap().to_owned();
+        text.replacen(&line, &format!("{key} = {value}"), 1)
+    });
+    fs::write(host.path("/etc/baton/orders.toml"), changed).unwrap();
+    let store = "/var/lib/baton/orders";
+    host.run(&["install", "--directory", "--owner=baton", "--group=baton", "--mode=0700", store]);
+    host.run(&["systemctl", "start", "baton@orders"]);
+    let status = || host.run(&["systemctl", "status", "--no-pager", "baton@orders"]);
+    wait_until("a master of the second pair", || status().contains("Status: \"master, epoch 1\""));
+    host.run(&["systemctl", "stop", "baton@orders"]);
+}
+
 fn a_pair_goes_through_everything(mode: &str) {
     let mut lab = Lab::boot(mode);
     install(&lab);
@@ -90,6 +112,7 @@ fn a_pair_goes_through_everything(mode: &str) {
     for host in &lab.hosts {
         host.run(&["systemd-analyze", "security", "--no-pager", EXPOSURE_MAX, "baton"]);
     }
+    a_second_pair_has_its_own_store(&lab.hosts[0]);
     let [v4, v6] = [format!("{}:7470", FLOATING[0]), format!("[{}]:7470", FLOATING[1])];
     let ways = [("by-list", lab.servers()), ("by-v4", v4), ("by-v6", v6)];
     let traffic = ways.map(|(topic, servers)| Traffic::start(&lab, topic, &servers));
