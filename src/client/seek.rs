@@ -310,6 +310,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn waits_are_short_while_a_takeover_is_likely_and_then_grow_to_the_longest() {
+        let backoff = ReconnectBackoff::default();
+        let (mut since, mut wait, mut waits) = (Duration::ZERO, Duration::ZERO, Vec::new());
+        while since < Duration::from_secs(4) {
+            wait = backoff.wait(since, wait);
+            since += wait;
+            waits.push(wait.as_millis());
+        }
+        let (eager, rest) = waits.split_at(100);
+        assert!(eager.iter().all(|wait| *wait == 10), "{eager:?}");
+        assert_eq!(rest, [20, 40, 80, 160, 320, 500, 500, 500, 500, 500]);
+    }
+
+    #[test]
     fn connections_that_come_to_nothing_follow_each_other_more_and_more_slowly() {
         let (backoff, mut pace) = (ReconnectBackoff::default(), Pace::default());
         assert_eq!(pace.wait(), Duration::ZERO);
