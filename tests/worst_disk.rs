@@ -1,6 +1,9 @@
 //! The worst shared disk there is: two mounts of one folder whose locks do not exclude and whose caches are stale, a
 //! node on each. Only the fence is left to keep every confirmed message.
 //!
+//! `BATON_ROUNDS=200 cargo test --test worst_disk a_paused_master -- --nocapture` goes through more rounds than each run
+//! of all tests does, and says what came of them.
+//!
 //! Needs root, `/dev/fuse` and `bindfs`; without them it fails.
 
 mod support;
@@ -9,6 +12,8 @@ use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use batonmq::disk;
@@ -21,10 +26,13 @@ use support::load::{GROUPS, Load, PATIENT_HEARTBEAT, Temper};
 use support::mount::{DEFAULT, FORGETFUL, Mount, SLOW};
 use support::pair::{Node, PATIENCE};
 
-/// Rounds of pausing the master, for each mode.
+/// Says how many rounds of pausing the master there are to be, for each mode.
+const ROUNDS_VARIABLE: &str = "BATON_ROUNDS";
+/// Rounds where nothing is said.
 const ROUNDS: u64 = 40;
-/// Rounds of killing it after that: its death is certain, so that a database is recovered in place.
-const KILLS: u64 = 5;
+/// For so many rounds of pausing one of killing, after them: the death is certain, so that a database is recovered in
+/// place.
+const PAUSES_PER_KILL: u64 = 8;
 /// How long two healthy nodes are watched.
 const WATCHED: Duration = Duration::from_secs(4);
 /// Bytes of a message.
@@ -67,6 +75,15 @@ impl WorstDisk {
         self.nodes[1].start();
         self.nodes[1].wait_for(Role::Standby).await;
         Load::start_with(&self.servers(), BODY_BYTES, Temper::Mixed).await
+    }
+
+    /// Ends both nodes, and looks through the store that they leave; what is said where it is damaged.
+    fn verify(&mut self) -> Result<(), String> {
+        self.nodes.iter_mut().for_each(Node::kill);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_baton"));
+        let output = command.args(["store", "verify", "--store"]).arg(&self.nodes[0].store).output().unwrap();
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        if output.status.success() { Ok(()) } else { Err(said) }
     }
 
     fn servers(&self) -> String {
@@ -156,6 +173,8 @@ struct Tally {
     in_checkpoint: u64,
     /// Successors that were killed before they had served for long.
     short_reigns: u64,
+    /// Messages that were confirmed.
+    confirmed: u64,
     /// Old masters that did not end by themselves.
     stubborn: u64,
     /// From the pause until the other node served.
@@ -244,8 +263,9 @@ impl Rounds {
         self.master = 1 - self.master;
     }
 
-    /// One more takeover, which must recover everything; then what was lost or stored twice.
-    async fn finish(mut self) -> (Vec<Violation>, Tally) {
+    /// One more takeover, which must recover everything; then what was lost or stored twice, and whether the store is
+    /// whole.
+    async fn finish(mut self) -> (Vec<Violation>, Result<(), String>, Tally) {
         if self.load.has_gone_back() {
             // Something is lost. So that the checker can say what, there must be a master.
             for node in &mut self.disk.nodes {
@@ -255,37 +275,56 @@ impl Rounds {
         } else {
             self.disk.nodes[self.master].kill();
         }
+        self.tally.confirmed = self.load.confirmed.load(Ordering::Relaxed);
         let violations = check(&self.load.finish().await, &GROUPS);
-        (violations, self.tally)
+        let verified = self.disk.verify();
+        (violations, verified, self.tally)
     }
 }
 
+/// How many rounds of pausing the master there are to be.
+fn rounds_wanted() -> u64 {
+    let Some(wanted) = std::env::var_os(ROUNDS_VARIABLE) else { return ROUNDS };
+    let wanted = wanted.to_str().and_then(|wanted| wanted.parse().ok()).filter(|&rounds| rounds > 0);
+    wanted.unwrap_or_else(|| panic!("{ROUNDS_VARIABLE} is a number of rounds, at least 1"))
+}
+
 async fn a_paused_master_loses_nothing(mode: &'static str) {
+    let (pauses, began) = (rounds_wanted(), Instant::now());
+    let kills = pauses.div_ceil(PAUSES_PER_KILL);
     let mut disk = WorstDisk::new(mode, [DEFAULT, FORGETFUL]);
     let load = disk.start().await;
     let seed = u64::from(std::process::id());
     println!("seed {seed}");
     let mut rounds = Rounds { disk, load, seed, master: 0, epoch: 1, tally: Tally::default() };
-    for round in 0..ROUNDS + KILLS {
+    for round in 0..pauses + kills {
         if rounds.load.has_gone_back() {
             break;
         }
-        if round < ROUNDS {
+        if round < pauses {
             rounds.pause(round).await;
         } else {
             rounds.kill(round).await;
         }
     }
-    let (violations, mut tally) = rounds.finish().await;
+    let (violations, verified, mut tally) = rounds.finish().await;
     tally.takeovers.sort();
     println!(
-        "{mode}: {} pauses, {} of them in a checkpoint, {} short reigns; from the pause until the other node \
-         serves: median {:?}, longest {:?}",
+        "{mode} mode, seed {seed}: {} rounds in {} s, {} of pausing and {} of killing the master; {} pauses fell into a \
+         checkpoint; {} successors were killed too; {} takeovers from a paused one, median {:.1?}, longest {:.1?}; {} \
+         messages confirmed; {} violations; store verify: {}",
+        tally.pauses + tally.kills,
+        began.elapsed().as_secs(),
         tally.pauses,
+        tally.kills,
         tally.in_checkpoint,
         tally.short_reigns,
-        tally.takeovers.get(tally.takeovers.len() / 2),
-        tally.takeovers.last(),
+        tally.takeovers.len(),
+        tally.takeovers.get(tally.takeovers.len() / 2).copied().unwrap_or_default(),
+        tally.takeovers.last().copied().unwrap_or_default(),
+        tally.confirmed,
+        violations.len(),
+        verified.as_ref().map_or_else(String::as_str, |()| "no damage"),
     );
     assert!(
         violations.is_empty(),
@@ -294,10 +333,11 @@ async fn a_paused_master_loses_nothing(mode: &'static str) {
         &violations[..violations.len().min(10)],
         tally.stubborn,
     );
+    assert_eq!(verified, Ok(()), "seed {seed}");
     assert_eq!(tally.stubborn, 0, "seed {seed}: masters that went on after they had lost");
-    assert_eq!((tally.pauses, tally.kills), (ROUNDS, KILLS), "seed {seed}: fewer rounds show less");
+    assert_eq!((tally.pauses, tally.kills), (pauses, kills), "seed {seed}: fewer rounds show less");
     assert!(
-        tally.in_checkpoint * 5 >= ROUNDS,
+        tally.in_checkpoint * 5 >= pauses,
         "only {} pauses fell into a checkpoint: that shows nothing",
         tally.in_checkpoint
     );
