@@ -242,6 +242,41 @@ fn a_stale_read_is_found() {
     assert!(!disk.faults.hits().is_empty());
 }
 
+/// A mount whose lock service is not running, and one that gives no lock away.
+#[test]
+fn locks_that_fail_are_found_and_keep_a_node_from_starting() {
+    let dir = on_disk();
+    let real = dir.path().join("real");
+    fs::create_dir(&real).unwrap();
+    let disk = FaultyDisk::with_locks_of_the_files(&real, &dir.path().join("faulty"));
+    let good: Value = serde_json::from_slice(&alone(&disk.path, &[]).stdout).unwrap();
+    assert!(codes(&good).is_superset(&["locks-exclude", "lock-release"].into()), "{good}");
+    for (errno, said) in [
+        (Errno::ENOLCK, "No locks available (os error 37); is the lock service of the file system running"),
+        (Errno::EAGAIN, "does not get a lock that nobody holds"),
+    ] {
+        plan(&disk, Operation::Lock, Effect::Fails(errno), "lock", 1);
+        let found = report(&alone(&disk.path, &[]), UNFIT);
+        assert!(finding(&found, "locks-fail").contains(said), "{found}");
+        assert!(!codes(&found).contains("lock-release"), "{found}");
+        assert!(codes(&found).contains("reads-fresh"), "the rest is tried all the same: {found}");
+    }
+    disk.faults.clear();
+    let serve = || {
+        let node = Node::new("a", &disk.path, "file", dir.path());
+        let mut node = node.set("BATON_CREATE_STORE", true);
+        node.start();
+        node
+    };
+    let mut node = serve();
+    assert_eq!(node.wait().code(), Some(FAILED), "{}", node.log());
+    assert!(node.log().contains(" unfit: "), "{}", node.log());
+    // Mended, and checked again.
+    alone(&disk.path, &[]);
+    let mut node = serve();
+    tokio::runtime::Runtime::new().unwrap().block_on(node.wait_for(Role::Master));
+}
+
 #[test]
 fn a_sync_that_is_too_fast_is_found_and_so_is_a_disk_in_memory() {
     let dir = on_disk();

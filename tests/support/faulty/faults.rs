@@ -14,6 +14,8 @@ pub enum Operation {
     Rename,
     Create,
     Remove,
+    /// Where the mount asks for locks at all.
+    Lock,
 }
 
 /// What happens instead.

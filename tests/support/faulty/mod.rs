@@ -1,5 +1,5 @@
-//! A disk with faults: a mount of a folder through which the n-th read, write, sync, rename, creation or removal fails, is
-//! cut short, is stale, or waits.
+//! A disk with faults: a mount of a folder through which the n-th read, write, sync, rename, creation, removal or lock
+//! fails, is cut short, is stale, or waits.
 //!
 //! After a sync that failed, what was written to the file since its last good sync is gone, as it is where a disk has
 //! failed under the cache of the system: a second sync would say yes to nothing. Nothing is cached by the kernel, so
@@ -17,7 +17,7 @@ use std::sync::Arc;
 use fuser::{BackgroundSession, Config, MountOption};
 
 use faults::Faults;
-use passthrough::Passthrough;
+use passthrough::{Locks, Passthrough};
 
 /// Threads that answer. One that waits in a fault must not keep the others from answering.
 const THREADS: usize = 4;
@@ -42,13 +42,23 @@ impl FaultyDisk {
 
     /// A mount at `path`, which is made, of the files in `real`. Of several mounts, locks exclude only within each.
     pub fn of(real: &Path, path: &Path) -> Self {
+        Self::with(Locks::OfTheMount, real, path)
+    }
+
+    /// A mount at `path`, which is made, of the files in `real`. Its locks are those of the files: they exclude other mounts,
+    /// and may fail.
+    pub fn with_locks_of_the_files(real: &Path, path: &Path) -> Self {
+        Self::with(Locks::OfTheFiles, real, path)
+    }
+
+    fn with(locks: Locks, real: &Path, path: &Path) -> Self {
         let (real, path) = (real.to_owned(), path.to_owned());
         std::fs::create_dir(&path).unwrap();
         let faults = Arc::new(Faults::default());
         let mut config = Config::default();
         config.mount_options = vec![MountOption::FSName("faulty".into()), MountOption::NoAtime];
         config.n_threads = Some(THREADS);
-        let disk = Passthrough::new(&real, Arc::clone(&faults));
+        let disk = Passthrough::new(&real, Arc::clone(&faults), locks);
         let session = fuser::spawn_mount(disk, &path, &config).unwrap_or_else(|error| {
             panic!("a FUSE file system cannot be mounted: {error}; this test needs root and /dev/fuse")
         });

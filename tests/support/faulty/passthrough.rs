@@ -11,18 +11,35 @@ use std::time::{Duration, SystemTime};
 
 use fuser::{
     BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
-    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty,
-    ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
+    InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow,
+    WriteFlags,
 };
-use rustix::fs::OFlags;
+use rustix::fs::{FlockOperation, OFlags, flock};
 
 use super::faults::{Effect, Faults, Operation};
+
+/// Kinds of locks, as the kernel numbers them.
+mod kind_of_lock {
+    pub const SHARED: i32 = 0;
+    pub const NONE: i32 = 2;
+}
 
 /// Nothing that was said is kept by the kernel.
 const NOT_KEPT: Duration = Duration::ZERO;
 
+/// Who keeps the locks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Locks {
+    /// The kernel, for each mount.
+    OfTheMount,
+    /// Whoever keeps those of the files behind it.
+    OfTheFiles,
+}
+
 pub struct Passthrough {
     faults: Arc<Faults>,
+    locks: Locks,
     files: Mutex<Files>,
 }
 
@@ -54,7 +71,7 @@ struct Undo {
 }
 
 impl Passthrough {
-    pub fn new(real: &Path, faults: Arc<Faults>) -> Self {
+    pub fn new(real: &Path, faults: Arc<Faults>, locks: Locks) -> Self {
         let files = Files {
             paths: HashMap::from([(INodeNo::ROOT.0, real.to_owned())]),
             numbers: HashMap::from([(real.to_owned(), INodeNo::ROOT.0)]),
@@ -63,7 +80,7 @@ impl Passthrough {
             stale: HashMap::new(),
             last: INodeNo::ROOT.0,
         };
-        Self { faults, files: Mutex::new(files) }
+        Self { faults, locks, files: Mutex::new(files) }
     }
 
     fn files(&self) -> MutexGuard<'_, Files> {
@@ -121,6 +138,20 @@ impl Passthrough {
             }
         }
         synced
+    }
+
+    /// Only for locks that do not wait.
+    fn lock(&self, handle: FileHandle, kind: i32) -> io::Result<()> {
+        let (open, path) = self.files().opened(handle)?;
+        let operation = match kind {
+            kind_of_lock::NONE => FlockOperation::Unlock,
+            kind_of_lock::SHARED => FlockOperation::NonBlockingLockShared,
+            _ => FlockOperation::NonBlockingLockExclusive,
+        };
+        if operation != FlockOperation::Unlock {
+            drop(self.unless_struck(Operation::Lock, &path)?);
+        }
+        Ok(flock(&open.file, operation)?)
     }
 
     fn sync_folder(&self, folder: INodeNo) -> io::Result<()> {
@@ -296,6 +327,31 @@ macro_rules! answer {
 }
 
 impl Filesystem for Passthrough {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        match self.locks {
+            Locks::OfTheMount => Ok(()),
+            Locks::OfTheFiles => config
+                .add_capabilities(InitFlags::FUSE_FLOCK_LOCKS)
+                .map_err(|_| io::Error::other("this kernel does not ask for locks")),
+        }
+    }
+
+    fn setlk(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        _: LockOwner,
+        _: u64,
+        _: u64,
+        kind: i32,
+        _: u32,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        answer!(self.lock(handle, kind), reply, |()| reply.ok());
+    }
+
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let found = || {
             let mut files = self.files();
