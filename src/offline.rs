@@ -198,7 +198,7 @@ pub fn convert(dir: &Path, to: Mode, old: Old, watch: &mut dyn FnMut(Done)) -> R
     check_space(dir, conversion::bytes_needed(dir, &newest)?)?;
     let view = View::of(dir)?;
     check_begun(dir, Some(&newest), view.begun_below(EPOCH_MAX.next()))?;
-    let alive = view.ends_below(Epoch(u64::MAX))?.into_iter().find(|&(epoch, ended)| {
+    let alive = view.ends_below(Epoch(u64::MAX), None)?.into_iter().find(|&(epoch, ended)| {
         // Those before it have ended, or it would not have released what it took over from them.
         epoch >= newest.epoch && ended == Ended::Unknown
     });

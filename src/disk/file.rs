@@ -78,6 +78,8 @@ pub struct Attributes {
     pub links: u64,
     /// Device and inode: what tells it from every other file.
     pub identity: (u64, u64),
+    /// When its attributes were changed last, in nanoseconds since 1970, by the clock of the file system.
+    pub changed_at: u64,
 }
 
 impl Attributes {
@@ -87,7 +89,14 @@ impl Attributes {
             kind if kind.is_dir() => Kind::Folder,
             _ => Kind::Other,
         };
-        Self { kind, length: found.len(), links: found.nlink(), identity: (found.dev(), found.ino()) }
+        let nanoseconds = found.ctime().saturating_mul(1_000_000_000).saturating_add(found.ctime_nsec());
+        Self {
+            kind,
+            length: found.len(),
+            links: found.nlink(),
+            identity: (found.dev(), found.ino()),
+            changed_at: u64::try_from(nanoseconds).unwrap_or(0),
+        }
     }
 }
 
@@ -249,14 +258,14 @@ impl File {
         Ok(!is_file || links > 0)
     }
 
-    /// What tells it from every other file: device and inode.
+    /// What is known of it, by whatever name it has now.
     ///
     /// # Errors
     /// The system's own.
-    pub fn identity(&self) -> io::Result<(u64, u64)> {
+    pub fn attributes(&self) -> io::Result<Attributes> {
         match &self.0 {
-            Inner::System(file) => Ok(Attributes::of(&file.metadata()?).identity),
-            Inner::Mounted(file, _) => Ok(file.attributes_afresh()?.identity),
+            Inner::System(file) => Ok(Attributes::of(&file.metadata()?)),
+            Inner::Mounted(file, _) => file.attributes_afresh(),
         }
     }
 

@@ -24,6 +24,8 @@
 //!  122   1  1 once the epoch has begun, 0 before: see [`Block::has_begun`]
 //!  124 255  the node's name
 //!  380 255  the client address
+//!  640   8  inode number of the lock file
+//!  648   8  when that inode was changed last, nanoseconds since 1970
 //! 4092   4  CRC32C of the bytes 0..4092
 //! ```
 //!
@@ -35,6 +37,7 @@
 use uuid::Uuid;
 
 use super::identity::Identity;
+use super::lock::LockFile;
 use crate::model::id::Epoch;
 use crate::model::mode::Mode;
 use crate::model::name::Name;
@@ -55,6 +58,7 @@ const STATE: std::ops::Range<usize> = 12..16;
 const BEGUN_AT: usize = 122;
 const NODE_AT: usize = 124;
 const ADDRESS_AT: usize = 380;
+const LOCK_FILE_AT: usize = 640;
 const SUM_AT: usize = BLOCK_BYTES - 4;
 
 /// How far the owner of an epoch has come.
@@ -82,6 +86,8 @@ pub struct Block {
     pub owner: Identity,
     /// Where clients reach the owner.
     pub address: Address,
+    /// The file whose lock the owner had when it claimed.
+    pub lock_file: LockFile,
     /// The store.
     pub store_id: Uuid,
     /// Where the store keeps its records.
@@ -174,6 +180,8 @@ impl Block {
         put(120, &[length_byte(node), length_byte(address), u8::from(self.has_begun)]);
         put(NODE_AT, node);
         put(ADDRESS_AT, address);
+        put(LOCK_FILE_AT, &self.lock_file.number.to_le_bytes());
+        put(LOCK_FILE_AT + 8, &self.lock_file.changed_at.to_le_bytes());
         let sum = crc32c::crc32c(&bytes[..SUM_AT]);
         bytes[SUM_AT..].copy_from_slice(&sum.to_le_bytes());
         bytes
@@ -235,6 +243,10 @@ impl Block {
             has_begun,
             owner,
             address: Address(text(ADDRESS_AT, 121)?.to_owned()),
+            lock_file: LockFile {
+                number: fields.u64(LOCK_FILE_AT),
+                changed_at: fields.u64(LOCK_FILE_AT + 8),
+            },
             store_id: fields.uuid(40),
             mode,
             claimed_at: Timestamp(fields.u64(104)),
@@ -307,6 +319,7 @@ pub(super) mod tests {
                 started: 123_456,
             },
             address: Address::new("10.0.0.1:7470").unwrap(),
+            lock_file: LockFile { number: 0x44, changed_at: 1_700_000_000_123_456_789 },
             store_id: Uuid::from_bytes([0x22; 16]),
             mode: Mode::File,
             claimed_at: Timestamp(1_700_000_000_000),
@@ -341,8 +354,9 @@ pub(super) mod tests {
         );
         assert_eq!(&bytes[124..129], b"alpha");
         assert_eq!(&bytes[380..393], b"10.0.0.1:7470");
-        assert!(is_zero(&bytes[129..380]) && is_zero(&bytes[393..4092]));
-        assert_eq!(hex(&bytes[4092..]), "a4033869");
+        assert_eq!(hex(&bytes[640..656]), "440000000000000015cd853dfe9c9717");
+        assert!(is_zero(&bytes[129..380]) && is_zero(&bytes[393..640]) && is_zero(&bytes[656..4092]));
+        assert_eq!(hex(&bytes[4092..]), "b0921e72");
     }
 
     #[test]

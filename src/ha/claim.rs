@@ -12,7 +12,6 @@
 //! serve. Dropping a [`Mastership`] writes nothing; only [`Mastership::begin`], [`Mastership::note_mode`] and the
 //! releases do, into its own block.
 
-use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
@@ -88,6 +87,16 @@ pub enum ReleaseError {
     Control(#[from] ControlError),
 }
 
+/// What becomes of the writes of a host that has lost the lock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LateWrites {
+    /// None of them arrives.
+    Fail,
+    /// They may arrive.
+    #[default]
+    MayArrive,
+}
+
 /// An epoch that this process owns, with the lock.
 #[derive(Debug)]
 pub struct Mastership {
@@ -97,25 +106,29 @@ pub struct Mastership {
     lower: Vec<(Epoch, Ended)>,
     /// The highest lower epoch that has begun.
     begun: Epoch,
+    late_writes: LateWrites,
     torn: Vec<Epoch>,
 }
 
-/// How the epochs so far have ended, as far as it shows before a claim. What counts after it is what
-/// [`Mastership::predecessors`] says.
+/// How the epochs so far have ended, as far as it shows before a claim of whom holds the lock. What counts after it is
+/// what [`Mastership::predecessors`] says.
 ///
 /// # Errors
 /// Where that cannot be read, or is damaged.
-pub fn predecessors(dir: &Path) -> Result<Predecessors, ClaimError> {
-    let view = View::of(dir)?;
+pub fn predecessors(lock: &StoreLock, late_writes: LateWrites) -> Result<Predecessors, ClaimError> {
+    let view = View::of(lock.directory().path())?;
     let all = EPOCH_MAX.next();
-    Ok(known_ends(&view.ends_below(all)?, view.begun_below(all)))
+    let lower = view.ends_below(all, Some(lock.lock_file()?))?;
+    Ok(known_ends(&lower, view.begun_below(all), late_writes))
 }
 
 /// What a store makes of the ends of epochs.
-fn known_ends(lower: &[(Epoch, Ended)], begun: Epoch) -> Predecessors {
-    let end = |&(epoch, ended)| match ended {
-        Ended::Released | Ended::Dead => (epoch, Predecessor::Gone),
-        Ended::Unknown => (epoch, Predecessor::MayWrite),
+fn known_ends(lower: &[(Epoch, Ended)], begun: Epoch, late_writes: LateWrites) -> Predecessors {
+    let end = |&(epoch, ended)| match (ended, late_writes) {
+        (Ended::Released | Ended::Dead, _) | (Ended::LostLock, LateWrites::Fail) => {
+            (epoch, Predecessor::Gone)
+        }
+        (Ended::LostLock, LateWrites::MayArrive) | (Ended::Unknown, _) => (epoch, Predecessor::MayWrite),
     };
     Predecessors::new(lower.iter().map(end).collect()).begun_up_to(begun)
 }
@@ -150,6 +163,7 @@ pub fn found(lock: &StoreLock, candidate: Candidate) -> Result<Uuid, ClaimError>
         has_begun: true,
         owner,
         address,
+        lock_file: lock.lock_file()?,
         store_id: Uuid::now_v7(),
         mode,
         claimed_at: at,
@@ -192,9 +206,9 @@ fn second_look(lock: StoreLock, mut block: Block) -> Result<Mastership, ClaimErr
         control.write(&settled)?;
         block = settled;
     }
-    let (lower, begun) = (view.ends_below(mine)?, view.begun_below(mine));
+    let (lower, begun) = (view.ends_below(mine, Some(block.lock_file))?, view.begun_below(mine));
     let torn = view.torn().to_vec();
-    Ok(Mastership { lock, control, block, lower, begun, torn })
+    Ok(Mastership { lock, control, block, lower, begun, late_writes: LateWrites::MayArrive, torn })
 }
 
 /// Claims the number after the highest there is; the block is that of its claim.
@@ -207,6 +221,7 @@ fn claim_next(lock: &StoreLock, candidate: Candidate) -> Result<Block, ClaimErro
         has_begun: false,
         owner,
         address,
+        lock_file: lock.lock_file()?,
         store_id: Uuid::now_v7(),
         mode,
         claimed_at: now(),
@@ -275,7 +290,12 @@ impl Mastership {
     /// what must be there.
     #[must_use]
     pub fn predecessors(&self) -> Predecessors {
-        known_ends(&self.lower, self.begun)
+        known_ends(&self.lower, self.begun, self.late_writes)
+    }
+
+    /// Says what becomes on this storage of the writes of a host that has lost the lock; without it, they may arrive.
+    pub fn note_late_writes(&mut self, late_writes: LateWrites) {
+        self.late_writes = late_writes;
     }
 
     /// A fence of this epoch. Each thread that checks has its own.
@@ -351,6 +371,7 @@ fn now() -> Timestamp {
 mod tests {
     use std::fs::{self, OpenOptions};
     use std::os::unix::fs::FileExt;
+    use std::path::Path;
     use std::thread;
 
     use super::super::control::position_of;
@@ -454,15 +475,34 @@ mod tests {
         assert_eq!(claimed(&dir, candidate(Mode::File)).predecessors().all(), Predecessor::Gone);
         assert_eq!(claimed(&dir, candidate(Mode::File)).predecessors().all(), Predecessor::MayWrite);
         claimed(&dir, candidate(Mode::File)).release(FenceRead::Reopen).unwrap();
-        let expected = predecessors(dir.path()).unwrap();
+        let expected = predecessors(&StoreLock::lying(&open(&dir)), LateWrites::MayArrive).unwrap();
         let last = claimed(&dir, candidate(Mode::File));
         assert_eq!(format!("{:?}", last.predecessors()), format!("{expected:?}"));
-        let ends = [Ended::Dead, Ended::Unknown, Ended::Unknown, Ended::Released];
+        let ends = [Ended::Dead, Ended::LostLock, Ended::LostLock, Ended::Released];
         assert_eq!(last.lower(), (1..).map(Epoch).zip(ends).collect::<Vec<_>>());
         assert_eq!(last.predecessors().all(), Predecessor::MayWrite);
         assert_eq!(last.predecessors().since(Epoch(4)), Predecessor::Gone);
         assert_eq!(last.predecessors().since(Epoch(3)), Predecessor::MayWrite);
         assert_eq!(last.predecessors().since(Epoch(9)), Predecessor::MayWrite, "an epoch without a block");
+    }
+
+    #[test]
+    fn one_that_lost_this_very_lock_is_gone_where_late_writes_fail() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(claimed(&dir, candidate(Mode::Database)));
+        let mut second = claimed(&dir, candidate(Mode::Database));
+        assert_eq!(second.predecessors().all(), Predecessor::MayWrite, "as long as nothing is known");
+        second.note_late_writes(LateWrites::Fail);
+        assert_eq!(second.predecessors().all(), Predecessor::Gone);
+
+        // Whoever has the lock of the file from before has lost nothing.
+        fs::rename(dir.path().join("baton.lock"), dir.path().join("old")).unwrap();
+        let mut third = claimed(&dir, candidate(Mode::Database));
+        third.note_late_writes(LateWrites::Fail);
+        assert_eq!(third.lower(), [(Epoch(1), Ended::Unknown), (Epoch(2), Ended::Unknown)]);
+        assert_eq!(third.predecessors().all(), Predecessor::MayWrite);
+        let before = predecessors(third.lock(), LateWrites::Fail).unwrap();
+        assert_eq!((before.of(Epoch(2)), before.of(Epoch(3))), (Predecessor::MayWrite, Predecessor::Gone));
     }
 
     /// Another broker's node kept the lock after its start failed, and nobody served.

@@ -44,6 +44,15 @@ pub enum LockError {
     },
 }
 
+/// Which file is locked. The lock file is never changed, so another file, with a lock of its own, differs in one of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LockFile {
+    /// Inode number.
+    pub number: u64,
+    /// When the inode was changed last, in nanoseconds since 1970, by the clock of the file system.
+    pub changed_at: u64,
+}
+
 /// What became of an attempt to lock.
 #[derive(Debug)]
 pub enum LockAttempt {
@@ -92,7 +101,7 @@ impl StoreLock {
     /// # Errors
     /// Where it does not, or that cannot be found out.
     pub fn verify(&self) -> Result<(), LockError> {
-        let mine = self.file.identity().map_err(io("look at", &self.path))?;
+        let mine = self.file.attributes().map_err(io("look at", &self.path))?.identity;
         let there = match disk::identity_at(&self.path) {
             Ok(there) => there,
             Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -101,6 +110,15 @@ impl StoreLock {
             Err(source) => return Err(io("look at", &self.path)(source)),
         };
         if mine == there { Ok(()) } else { Err(LockError::Replaced { path: self.path.clone() }) }
+    }
+
+    /// Which file is locked.
+    ///
+    /// # Errors
+    /// Where that cannot be found out.
+    pub fn lock_file(&self) -> Result<LockFile, LockError> {
+        let mine = self.file.attributes().map_err(io("look at", &self.path))?;
+        Ok(LockFile { number: mine.identity.1, changed_at: mine.changed_at })
     }
 
     /// A lock that excludes nobody, as on storage whose locks lie.
@@ -231,7 +249,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let directory = directory(&dir);
         let before = fs::metadata(dir.path().join(LOCK_FILE)).unwrap();
-        drop(locked(&directory));
+        let lock_file = locked(&directory).lock_file().unwrap();
+        assert_eq!(locked(&directory).lock_file().unwrap(), lock_file, "the same for the next one");
         let after = fs::metadata(dir.path().join(LOCK_FILE)).unwrap();
         assert_eq!((before.ino(), before.len()), (after.ino(), after.len()));
         assert_eq!(before.modified().unwrap(), after.modified().unwrap());
@@ -254,10 +273,11 @@ mod tests {
         let directory = directory(&dir);
         let lock = locked(&directory);
         let path = dir.path().join(LOCK_FILE);
+        let before = lock.lock_file().unwrap();
         fs::rename(&path, dir.path().join("old")).unwrap();
         File::create(&path).unwrap();
         assert!(matches!(lock.verify(), Err(LockError::Replaced { .. })));
-        locked(&directory);
+        assert_ne!(locked(&directory).lock_file().unwrap(), before);
         fs::remove_file(&path).unwrap();
         std::os::unix::fs::symlink("old", &path).unwrap();
         assert!(

@@ -24,6 +24,7 @@ use super::block::{Block, State};
 use super::control::{Control, ControlError, Found};
 use super::epochs::{Epochs, highest_name};
 use super::identity::{Here, IdentityError};
+use super::lock::LockFile;
 use crate::model::id::Epoch;
 use crate::model::mode::Mode;
 
@@ -34,6 +35,9 @@ pub enum Ended {
     Released,
     /// Its owner is certainly dead.
     Dead,
+    /// Its owner may still run somewhere. It had the lock that this process has, and has lost it: where the storage lets
+    /// nobody write who has lost a lock, nothing of it is written any more.
+    LostLock,
     /// Its owner may still run somewhere.
     Unknown,
 }
@@ -115,11 +119,16 @@ impl View {
         lower.find(|block| block.has_begun).map_or(Epoch(0), |block| block.epoch)
     }
 
-    /// How each epoch below `epoch` that wrote a block has ended, lowest first.
+    /// How each epoch below `epoch` that wrote a block has ended, lowest first. `held` is the file whose lock this process
+    /// has, where that is to be considered.
     ///
     /// # Errors
     /// Where `/proc` is not as expected.
-    pub fn ends_below(&self, epoch: Epoch) -> Result<Vec<(Epoch, Ended)>, IdentityError> {
+    pub fn ends_below(
+        &self,
+        epoch: Epoch,
+        held: Option<LockFile>,
+    ) -> Result<Vec<(Epoch, Ended)>, IdentityError> {
         let here = Here::look()?;
         let lower = self.blocks.iter().filter(|block| block.epoch < epoch);
         Ok(lower
@@ -127,6 +136,7 @@ impl View {
                 let ended = match block.state {
                     State::Released => Ended::Released,
                     _ if here.knows_dead(&block.owner) => Ended::Dead,
+                    _ if held == Some(block.lock_file) => Ended::LostLock,
                     _ => Ended::Unknown,
                 };
                 (block.epoch, ended)
@@ -256,7 +266,7 @@ mod tests {
         assert_eq!((view.highest(), view.torn()), (Epoch(2), &[Epoch(2)][..]));
         assert_eq!(view.store_below(Epoch(3)), Some((id(1), Mode::File)));
         assert_eq!(newest(dir.path()).unwrap(), view.block(Epoch(2)).cloned());
-        let ends = view.ends_below(Epoch(3)).unwrap();
+        let ends = view.ends_below(Epoch(3), None).unwrap();
         assert_eq!(ends, [(Epoch(1), Ended::Released), (Epoch(2), Ended::Unknown)]);
     }
 
@@ -283,7 +293,15 @@ mod tests {
             Block { owner: dead, ..block(2, State::Active, 1) },
             block(3, State::Released, 1),
         ];
-        let ends = View::of(directory(&blocks).path()).unwrap().ends_below(Epoch(4)).unwrap();
-        assert_eq!(ends, [(Epoch(1), Ended::Unknown), (Epoch(2), Ended::Dead), (Epoch(3), Ended::Released)]);
+        let view = View::of(directory(&blocks).path()).unwrap();
+        let mine = blocks[0].lock_file;
+        let others = [LockFile { number: 1, ..mine }, LockFile { changed_at: 1, ..mine }].map(Some);
+        for (held, first) in [(Some(mine), Ended::LostLock), (None, Ended::Unknown)]
+            .into_iter()
+            .chain(others.map(|other| (other, Ended::Unknown)))
+        {
+            let ends = view.ends_below(Epoch(4), held).unwrap();
+            assert_eq!(ends, [(Epoch(1), first), (Epoch(2), Ended::Dead), (Epoch(3), Ended::Released)]);
+        }
     }
 }

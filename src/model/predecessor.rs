@@ -7,7 +7,8 @@ use super::id::Epoch;
 pub enum Predecessor {
     /// There was none: the store is new.
     None,
-    /// It released its epoch, or its process is known to be dead: nothing of it can still be written.
+    /// It released its epoch, or its process is known to be dead, or the storage lets it write no more: nothing of it can
+    /// still be written.
     Gone,
     /// It may still be running somewhere, and late writes of it may still arrive.
     MayWrite,

@@ -15,7 +15,7 @@ use super::{Arrival, Node, NodeError};
 use crate::address::keeper::Keeper;
 use crate::broker::AutoCreate;
 use crate::engine::{Engine, Guard, Parts};
-use crate::ha::claim::{Candidate, Mastership, claim, predecessors};
+use crate::ha::claim::{Candidate, LateWrites, Mastership, claim, predecessors};
 use crate::ha::lock::StoreLock;
 use crate::model::snapshot::Snapshot;
 use crate::protocol::response::Role;
@@ -157,7 +157,7 @@ impl Node {
         let claimed = spawn_blocking(move || {
             let dir = lock.directory().path().to_owned();
             // What cannot be taken over is left to a node that can: the epoch is not claimed.
-            store::check::check(&dir, &predecessors(&dir)?)?;
+            store::check::check(&dir, &predecessors(&lock, LateWrites::MayArrive)?)?;
             let mut mastership = claim(lock, candidate)?;
             // The manifest, and not the block: an epoch that converted the store may have died between the two.
             let newest = Manifest::newest(&dir, mastership.epoch())?;

@@ -115,7 +115,8 @@ impl Server {
 
     pub fn attributes(&self, inode: Inode) -> Attributes {
         let Stored { kind, bytes, links } = self.stored(inode);
-        Attributes { kind: *kind, length: bytes.len() as u64, links: *links, identity: (1, inode) }
+        let length = bytes.len() as u64;
+        Attributes { kind: *kind, length, links: *links, identity: (1, inode), changed_at: 1 }
     }
 
     /// A host has looked at a name.
