@@ -1,4 +1,4 @@
-//! What the results of checks mean for a node that starts.
+//! What the results of checks mean for a node that starts, and for one that takes over.
 //!
 //! A result counts only for the mount that it is of. Of those that count, an unfit one decides, whatever else was
 //! checked; otherwise the one that checked most. Where nothing was checked, that is said for file systems that two
@@ -8,6 +8,7 @@ use std::path::Path;
 
 use super::CheckError;
 use super::finding::Level;
+use super::late_write;
 use super::mount::{Class, Mount};
 use super::remembered::{self, FILE};
 use super::report::{Report, Scope, Verdict};
@@ -24,6 +25,55 @@ pub enum Advice {
     Warn(String),
     /// Not to go on.
     Unfit(String),
+}
+
+/// What becomes of the writes of a host that has lost the lock, and how that is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Late {
+    /// None of them arrives.
+    Fail(String),
+    /// They may arrive, as far as it is known.
+    MayArrive(String),
+}
+
+/// What becomes of late writes in the shared directory `store`.
+///
+/// That none arrives is believed only where nothing speaks against it: a check of two hosts with a cut found it, both
+/// of them had the directory mounted as it is now, and no check of this mount left a doubt. An old master whose host
+/// has it mounted otherwise is not noticed; the documentation says that both are to mount it in the same way.
+///
+/// # Errors
+/// Where the system does not say how it is mounted.
+pub fn late_writes(store: &Path) -> Result<Late, CheckError> {
+    let mount = Mount::of(store)?;
+    Ok(match remembered::read(store) {
+        Ok(results) => late_writes_of(&mount, &results),
+        Err(error) => Late::MayArrive(format!("the result of the check of this storage, {FILE}, {error}")),
+    })
+}
+
+fn late_writes_of(mount: &Mount, results: &[Report]) -> Late {
+    let may_arrive = |why: &str| Late::MayArrive(why.to_owned());
+    let with_cut = results.iter().filter(|report| report.scope == Scope::Cut && report.late_writes.is_some());
+    let mut with_cut = with_cut.peekable();
+    if with_cut.peek().is_none() {
+        return may_arrive(
+            "what becomes of late writes was never found out, by `baton store check` with --cut",
+        );
+    }
+    let Some(report) = with_cut.find(|report| report.is_of_none_but(mount)) else {
+        return may_arrive("this storage was checked with --cut, but mounted otherwise than now");
+    };
+    if results.iter().any(|report| report.is_of(mount) && report.verdict != Verdict::Fit) {
+        return may_arrive("a check of this storage left doubts");
+    }
+    match report.late_writes {
+        Some(late_write::Class::A) => {
+            Late::Fail("the check found that no late write arrives on this storage (class A)".to_owned())
+        }
+        Some(late_write::Class::B) => may_arrive("the check found that some late writes arrive (class B)"),
+        Some(late_write::Class::C) | None => may_arrive("the check found that late writes arrive (class C)"),
+    }
 }
 
 /// What to do with the shared directory `store`, whose fence is read like this.
@@ -125,6 +175,39 @@ mod tests {
         assert_eq!(of("nfs4"), Advice::Unfit("no; never".to_owned()));
         assert!(matches!(of("ceph"), Advice::Warn(_)), "another mount");
         assert_eq!(of("ext4"), Advice::Nothing);
+    }
+
+    #[test]
+    fn that_late_writes_fail_is_believed_only_where_nothing_speaks_against_it() {
+        use late_write::Class::{A, B, C};
+        let cut =
+            |class, findings| Report { late_writes: Some(class), ..sample(Scope::Cut, "nfs4", findings) };
+        let fail = |results: &[Report], kind| match late_writes_of(&mount(kind, &OPTIONS), results) {
+            Late::Fail(_) => true,
+            Late::MayArrive(why) => {
+                assert!(!why.is_empty());
+                false
+            }
+        };
+        assert!(fail(&[cut(A, vec![])], "nfs4"));
+        assert!(fail(&[cut(A, vec![]), sample(Scope::OneHost, "nfs4", vec![])], "nfs4"));
+        assert!(!fail(&[], "nfs4"));
+        assert!(!fail(&[sample(Scope::TwoHosts, "nfs4", vec![])], "nfs4"));
+        for class in [B, C] {
+            assert!(!fail(&[cut(class, vec![])], "nfs4"), "{class:?}");
+        }
+        assert!(!fail(&[cut(A, vec![])], "ceph"), "another mount");
+        assert!(!fail(&[Report { scope: Scope::OneHost, ..cut(A, vec![]) }], "nfs4"), "one mount alone");
+        let mut apart = cut(A, vec![]);
+        apart.sides.push(sample(Scope::Cut, "ceph", vec![]).sides.remove(0));
+        assert!(!fail(&[apart], "nfs4"), "the other host had it mounted otherwise");
+        for finding in [Finding::doubt("x", "hm"), Finding::unfit("x", "no")] {
+            assert!(!fail(&[cut(A, vec![finding.clone()])], "nfs4"));
+            assert!(!fail(&[cut(A, vec![]), sample(Scope::TwoHosts, "nfs4", vec![finding])], "nfs4"));
+        }
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(FILE), "x").unwrap();
+        assert!(matches!(late_writes(dir.path()).unwrap(), Late::MayArrive(_)));
     }
 
     #[test]

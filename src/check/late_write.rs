@@ -246,7 +246,8 @@ fn judge(before: Numbers, after: Numbers, written: &Written, host: &str) -> (Cla
             Finding::good(
                 "late-writes-fail",
                 format!(
-                    "class A: no late write of {host} arrived; with its lock, it {locked}; without one, it {free}"
+                    "class A: no late write of {host} arrived; with its lock, it {locked}; without one, it {free}. At a \
+                     takeover a database is recovered in place, also where the old master may still live"
                 ),
             ),
         ),

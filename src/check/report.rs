@@ -98,6 +98,12 @@ impl Report {
         self.sides.iter().any(|side| side.mount.is_like(mount))
     }
 
+    /// Whether all of its sides had the directory mounted like this.
+    #[must_use]
+    pub fn is_of_none_but(&self, mount: &Mount) -> bool {
+        self.sides.iter().all(|side| side.mount.is_like(mount))
+    }
+
     /// The texts of the findings of one level.
     pub fn texts(&self, level: Level) -> impl Iterator<Item = &str> {
         self.findings.iter().filter(move |found| found.level == level).map(|found| found.text.as_str())

@@ -61,7 +61,7 @@ pub(super) fn intent(
         );
         Ok(Intent::Serve)
     };
-    if arrival == Arrival::TookOver {
+    if arrival != Arrival::FoundFree {
         return served_as_it_is(
             "a standby that takes over never converts; to convert stop both nodes, the standby first, then start them",
         );

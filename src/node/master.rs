@@ -11,11 +11,12 @@ use super::converting::{Intent, intent};
 use super::ending::end_process;
 use super::guard::MastershipGuard;
 use super::service_manager::tell;
+use super::storage::Late;
 use super::{Arrival, Node, NodeError};
 use crate::address::keeper::Keeper;
 use crate::broker::AutoCreate;
 use crate::engine::{Engine, Guard, Parts};
-use crate::ha::claim::{Candidate, LateWrites, Mastership, claim, predecessors};
+use crate::ha::claim::{Candidate, Mastership, claim, predecessors};
 use crate::ha::lock::StoreLock;
 use crate::model::snapshot::Snapshot;
 use crate::protocol::response::Role;
@@ -156,9 +157,11 @@ impl Node {
         let (configured, read) = (self.config.mode, self.config.fence_read);
         let claimed = spawn_blocking(move || {
             let dir = lock.directory().path().to_owned();
+            let late = Late::of(&dir, arrival);
             // What cannot be taken over is left to a node that can: the epoch is not claimed.
-            store::check::check(&dir, &predecessors(&lock, LateWrites::MayArrive)?)?;
+            store::check::check(&dir, &predecessors(&lock, late.writes())?)?;
             let mut mastership = claim(lock, candidate)?;
+            mastership.note_late_writes(late.writes());
             // The manifest, and not the block: an epoch that converted the store may have died between the two.
             let newest = Manifest::newest(&dir, mastership.epoch())?;
             if let Some(newest) = &newest {
@@ -166,6 +169,7 @@ impl Node {
             }
             let (epoch, mode) = (mastership.epoch(), mastership.mode());
             tracing::info!(%epoch, %mode, predecessors = ?mastership.predecessors().all(), "epoch claimed");
+            late.tell(&mastership);
             for torn in mastership.torn() {
                 tracing::warn!(epoch = %torn, "the block of an older epoch is torn: its master died writing it");
             }

@@ -170,6 +170,8 @@ enum Arrival {
     FoundFree,
     /// Another node had it before.
     TookOver,
+    /// It could be had while another node was master and well: here it excludes nobody.
+    WithoutExclusion,
 }
 
 /// A node that is ready to run.

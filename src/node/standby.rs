@@ -66,10 +66,13 @@ impl Node {
                     }
                 }
                 drop(lock);
+                arrival = Arrival::WithoutExclusion;
             } else if silence.is_to_be_said(Instant::now(), watch.hears()) {
                 self.say_who_holds_the_lock(master.as_ref());
             }
-            arrival = Arrival::TookOver;
+            if arrival == Arrival::FoundFree {
+                arrival = Arrival::TookOver;
+            }
             self.note_master(master.as_ref());
             following.follow(&watch, master.as_ref().filter(|block| !self.is_own(block)));
             let pause = if Instant::now() < eager_until { EAGER_INTERVAL } else { self.config.poll_interval };
