@@ -22,6 +22,9 @@ pub const SOLO: &str = "solo";
 pub const SHARED: &str = "shared";
 pub const GROUPS: Groups = Groups { ordered: &[SOLO], keyed: &[], alone: &[], shared: &[SHARED] };
 
+/// Longer than storage hangs here. A lease goes on while the storage keeps a delivery from leaving: where it has run out
+/// by then, the message comes once more, although the ack of the first delivery is good for it.
+const LEASE: Duration = Duration::from_secs(20);
 const PUBLISHERS: u32 = 3;
 const SHARERS: u32 = 3;
 /// Messages between two waits of a publisher for a confirm.
@@ -81,7 +84,7 @@ impl Load {
             let settings = GroupSettings {
                 policy,
                 max_attempts: 0,
-                lease_ms: 5_000,
+                lease_ms: LEASE.as_millis() as u64,
                 backoff,
                 ..GroupSettings::default()
             };
