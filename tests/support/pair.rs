@@ -19,6 +19,8 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Node {
     pub name: String,
     pub address: String,
+    /// Where it listens, if that is not its address.
+    listen: Option<String>,
     pub store: PathBuf,
     /// What it is asked to make of the store when it starts.
     pub mode: &'static str,
@@ -60,6 +62,7 @@ impl Node {
         Self {
             name,
             address,
+            listen: None,
             store,
             mode,
             program: env!("CARGO_BIN_EXE_baton").into(),
@@ -85,6 +88,12 @@ impl Node {
         self
     }
 
+    /// Listens here, and is reached at its address all the same.
+    pub fn listening(mut self, listen: &str) -> Self {
+        self.listen = Some(listen.to_owned());
+        self
+    }
+
     /// Lets the process have no more than so many files open.
     pub fn with_open_files(mut self, max: u64) -> Self {
         self.open_files_max = Some(max);
@@ -102,7 +111,8 @@ impl Node {
         assert!(self.process.is_none(), "{} runs already", self.name);
         let child = self
             .program()
-            .args(["serve", "--node", &self.name, "--mode", self.mode, "--listen", &self.address])
+            .args(["serve", "--node", &self.name, "--mode", self.mode])
+            .args(["--listen", self.listen.as_ref().unwrap_or(&self.address)])
             .arg("--store")
             .arg(&self.store)
             .envs(self.settings.iter().map(|(variable, value)| (variable, value)))
