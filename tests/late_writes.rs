@@ -1,7 +1,7 @@
 //! What a takeover in database mode makes of what `baton store check --cut` has found out about late writes. The nodes are
 //! in pid namespaces of their own: none of them can know whether another one is dead.
 //!
-//! Needs root and `unshare`; without them it fails.
+//! Needs root, `unshare`, `/dev/fuse` and `bindfs`; without them it fails.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -129,4 +129,26 @@ async fn a_lock_file_that_was_replaced_proves_nothing_about_the_old_master() {
     // A standby that is quick finds the lock free while the master still answers.
     let said = ["but it had the lock of another file", "the lock could be taken while another node held it"];
     assert!(said.iter().any(|said| log.contains(said)), "{log}");
+}
+
+/// A lock that excludes nobody cannot be lost, whatever a check has found.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lock_that_excludes_nobody_proves_nothing_about_the_old_master() {
+    let dir = on_disk();
+    let real = dir.path().join("real");
+    fs::create_dir(&real).unwrap();
+    let views = ["a", "b"]
+        .map(|name| Mount::new(&real, &dir.path().join(format!("view-{name}")), support::mount::FORGETFUL));
+    let store = |view: &Mount| view.path.join("store");
+    fs::create_dir(store(&views[0])).unwrap();
+    remember(&store(&views[0]), "a");
+    let (mut nodes, servers) = two("database", dir.path(), |mut node| {
+        node.store = store(&views[usize::from(node.name == "b")]);
+        apart(node)
+    })
+    .await;
+    nodes[1].wait_for_log("locks do not lock");
+    let log = log_of_the_successor(&mut nodes, &servers, || ()).await;
+    assert!(log.contains(COPIES) && !log.contains(IN_PLACE), "{log}");
+    assert!(log.contains("the old master may still write: the lock could be taken while"), "{log}");
 }
