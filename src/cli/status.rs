@@ -188,8 +188,8 @@ fn table(answers: &[Answer]) -> Table {
 mod tests {
     use batonmq::model::id::Epoch;
     use batonmq::model::version::VersionRange;
+    use batonmq::model::version::{FORMAT_WRITTEN, FORMATS_READ};
     use batonmq::protocol::VERSIONS;
-    use batonmq::store::{FORMAT_WRITTEN, FORMATS_READ};
 
     use super::*;
 

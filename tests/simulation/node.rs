@@ -11,7 +11,7 @@ use std::time::Duration;
 use batonmq::broker::{AutoCreate, Broker, Command, Output, Read};
 use batonmq::disk;
 use batonmq::ha::block::{Address, State};
-use batonmq::ha::claim::{Candidate, ClaimError, Mastership, ReleaseError, claim, predecessors};
+use batonmq::ha::claim::{Candidate, ClaimError, LateWrites, Mastership, ReleaseError, claim, predecessors};
 use batonmq::ha::directory::{Create, Directory};
 use batonmq::ha::fence::{Fence, FenceError, FenceRead};
 use batonmq::ha::identity::Identity;
@@ -169,7 +169,7 @@ impl Process {
     }
 
     fn claim(&self, lock: StoreLock) -> Result<Mastership, End> {
-        store::check::check(&self.dir, &predecessors(&self.dir)?)?;
+        store::check::check(&self.dir, &predecessors(&lock, LateWrites::MayArrive)?)?;
         let boot = Uuid::from_u128(u128::from(self.simulation.lock().chance.next()));
         let identity = Identity {
             node: Name::new(["a", "b"][self.host]).expect("a name"),
