@@ -1,7 +1,7 @@
 //! One file or folder of the shared disk that is open.
 //!
 //! Reads and writes name their place; only [`Read`] goes on from where it was. What this does and how it fails is what
-//! the system's calls do, or those of a [mount](super::mount) where the path leads to one.
+//! the system's calls do, or those of a [`mount`] where the path leads to one.
 
 use std::fs;
 use std::io::{self, ErrorKind, IoSlice, Read};
