@@ -80,7 +80,8 @@ fn main() -> ExitCode {
     if std::env::var_os(INSIDE).is_none() {
         return enter();
     }
-    let dir = tempfile::Builder::new().prefix("baton-gluster-").tempdir().unwrap();
+    // On a disk, as a volume is.
+    let dir = tempfile::Builder::new().prefix("gluster-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let kept = dir.path().to_owned();
     let ran = std::panic::catch_unwind(|| run(&arguments, dir.path()));
     let clean = ran.is_ok_and(|outcomes| outcomes.iter().all(|outcome| outcome.violations.is_empty()));

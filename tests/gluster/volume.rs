@@ -24,6 +24,7 @@ pub const OPTIONS: [(&str, &str); 8] = [
 /// The option of a mount that is fit.
 pub const MOUNT_OPTION: &str = "direct-io-mode=enable";
 
+const DAEMON: &str = "/usr/sbin/glusterd";
 const NUMBER: u8 = 10;
 /// Time between two attempts.
 const INTERVAL: Duration = Duration::from_millis(50);
@@ -50,8 +51,12 @@ impl Volume {
     /// One that is served, as it comes. What it holds is in `dir`. To be made before the hosts that mount it, which
     /// see its folders for logs.
     pub fn new(dir: &Path) -> Self {
+        assert!(
+            Path::new(DAEMON).exists(),
+            "this test needs GlusterFS; as root: \
+             apt-get install -y --no-install-recommends glusterfs-server glusterfs-client"
+        );
         for folder in FOLDERS {
-            fs::create_dir_all(folder).unwrap();
             let mounted = Command::new("mount").args(["-t", "tmpfs", "tmpfs", folder]).status();
             assert!(mounted.is_ok_and(|status| status.success()), "{folder}: this needs root");
         }
@@ -61,7 +66,7 @@ impl Volume {
         let host = Host::new("storage", NUMBER, &[Wire::Storage], dir);
         let log = fs::File::create(dir.join("glusterd.log")).unwrap();
         let daemon = host
-            .command("glusterd")
+            .command(DAEMON)
             .arg("--no-daemon")
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -87,11 +92,7 @@ impl Volume {
     fn until_ready(&self) {
         let deadline = Instant::now() + PATIENCE;
         while let Err(said) = self.gluster(&["list"]) {
-            assert!(
-                Instant::now() < deadline,
-                "{said}; as root: \
-                 apt-get install -y --no-install-recommends glusterfs-server glusterfs-client"
-            );
+            assert!(Instant::now() < deadline, "{said}");
             std::thread::sleep(INTERVAL);
         }
     }
