@@ -221,9 +221,9 @@ mod tests {
         let mut said = |seconds: std::ops::Range<u64>, heard| -> Vec<u64> {
             seconds.filter(|s| silence.is_to_be_said(start + Duration::from_secs(*s), heard)).collect()
         };
-        assert_eq!(said(0..10, Heard::Yes), [0; 0]);
+        assert!(said(0..10, Heard::Yes).is_empty());
         assert_eq!(said(10..140, Heard::No), [14, 74, 134]);
-        assert_eq!(said(140..141, Heard::Yes), [0; 0]);
+        assert!(said(140..141, Heard::Yes).is_empty());
         assert_eq!(said(141..150, Heard::No), [145]);
     }
 }
