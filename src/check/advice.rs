@@ -198,6 +198,7 @@ mod tests {
         }
         assert!(!fail(&[cut(A, vec![])], "ceph"), "another mount");
         assert!(!fail(&[Report { scope: Scope::OneHost, ..cut(A, vec![]) }], "nfs4"), "one mount alone");
+        assert!(!fail(&[Report { sides: vec![], ..cut(A, vec![]) }], "nfs4"), "of no mount at all");
         let mut apart = cut(A, vec![]);
         apart.sides.push(sample(Scope::Cut, "ceph", vec![]).sides.remove(0));
         assert!(!fail(&[apart], "nfs4"), "the other host had it mounted otherwise");

@@ -98,10 +98,10 @@ impl Report {
         self.sides.iter().any(|side| side.mount.is_like(mount))
     }
 
-    /// Whether all of its sides had the directory mounted like this.
+    /// Whether all of its sides, of which there is one at least, had the directory mounted like this.
     #[must_use]
     pub fn is_of_none_but(&self, mount: &Mount) -> bool {
-        self.sides.iter().all(|side| side.mount.is_like(mount))
+        self.is_of(mount) && self.sides.iter().all(|side| side.mount.is_like(mount))
     }
 
     /// The texts of the findings of one level.
