@@ -89,6 +89,8 @@ enum Step {
     Explain(usize, usize, u64),
     Answer(usize),
     Advance(u64),
+    /// A commit takes so long.
+    Stall(u64),
     Finish,
     Restart(Vec<Arrival>),
 }
@@ -217,6 +219,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (topic(), group(), 0_u64..60).prop_map(|(t, g, o)| Step::Explain(t, g, o)),
         8 => (0_usize..4).prop_map(Step::Answer),
         4 => prop_oneof![0_u64..20, 20_u64..3_000].prop_map(Step::Advance),
+        1 => (100_u64..5_000).prop_map(Step::Stall),
         14 => Just(Step::Finish),
         1 => prop::collection::vec(arrival(), 3).prop_map(Step::Restart),
     ]
@@ -389,6 +392,10 @@ fn take(world: &mut World, topics: &mut BTreeMap<usize, TopicId>, step: Step) {
         Step::Advance(ms) => {
             world.finish();
             world.now.0 += ms;
+        }
+        Step::Stall(ms) => {
+            world.finish();
+            world.stand_still(ms);
         }
         Step::Finish => world.finish(),
         Step::Restart(arrivals) => {

@@ -304,6 +304,26 @@ fn a_lease_that_ends_gives_the_message_back_and_keeps_the_consumer() {
     assert_eq!(world.groups[&group][&0].attempts, 1);
 }
 
+/// Messages went out again right behind a commit that had taken longer than their lease, some of them acked by then.
+#[test]
+fn no_lease_runs_while_a_commit_takes_long() {
+    let (mut world, topic) = world();
+    let settings = GroupSettings { lease_ms: 1_000, ..at_once() };
+    let group = world.subscribe(0, 0, "t", "g", messages(2), Some(settings)).unwrap();
+    publish(&mut world, topic, 2);
+    world.finish();
+    world.now.0 += 600;
+    world.finish();
+    world.stand_still(60_000);
+    world.finish();
+    assert_eq!(delivered(&world), []);
+    world.settle(0, 0, Settlement::Ack, range(0, 1));
+    world.now.0 += 400;
+    world.finish();
+    assert_eq!(delivered(&world), [(0, 1)], "what was left of the lease is over");
+    assert_eq!(world.groups[&group][&1].attempts, 1);
+}
+
 /// A lease that was made shorter and then extended ended when the old one would have: the group was next looked at
 /// for the deadlines that it had handed out. Found by the property test.
 #[test]

@@ -4,6 +4,7 @@
 //! bytes are its share of the range's bytes; the shares of all parts add up to the whole.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::model::id::{Offset, OffsetRange, TopicId};
 use crate::model::time::Timestamp;
@@ -108,6 +109,13 @@ impl Flights {
             flight.lease.until = until;
             count + flight.end.0 - start.0
         })
+    }
+
+    /// Has every lease end so much later.
+    pub fn postpone(&mut self, by: Duration) {
+        for flight in self.ranges.values_mut() {
+            flight.lease.until = flight.lease.until.after(by);
+        }
     }
 
     /// Whether all of a range of a topic is in flight, by leases that end after `now`. Where not, answers the first

@@ -166,6 +166,14 @@ impl Broker {
         }
     }
 
+    /// Nothing could be heard or said for so long, because a commit took it: leases do not run meanwhile. Deliveries
+    /// of that commit were still on their way, and nobody could say anything about the others.
+    pub fn stood_still(&mut self, time: Duration) {
+        for group in self.groups.values_mut() {
+            group.members.iter_mut().for_each(|(_, consumer)| consumer.flights.postpone(time));
+        }
+    }
+
     /// Notes how messages came back, and has them handed out again when their time comes, or buried.
     fn give_back(
         &mut self,

@@ -1,6 +1,7 @@
 //! What the broker tells its clients, and the bounds that hold after each cycle, checked against what the model knows.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use batonmq::broker::Content;
 use batonmq::model::chunk::Origin;
@@ -114,6 +115,14 @@ impl World {
             let bytes: u64 = held.iter().map(size).sum();
             assert!(bytes <= window.bytes || held.len() == 1, "more bytes than the window allows");
         }
+    }
+
+    /// A commit takes so long: no lease runs meanwhile.
+    pub fn stand_still(&mut self, ms: u64) {
+        self.now.0 += ms;
+        self.broker.stood_still(Duration::from_millis(ms));
+        let held = self.groups.values_mut().flat_map(BTreeMap::values_mut);
+        held.filter(|known| known.holder.is_some()).for_each(|known| known.deadline.0 += ms);
     }
 
     pub fn check_bounds(&self) {
