@@ -94,8 +94,17 @@ fn the_unit_of_several_pairs_is_the_one_of_a_single_pair() {
     let single = shipped("baton.service")
         .replace("Baton message broker", "Baton message broker (%i)")
         .replace("/var/lib/baton/main", "/var/lib/baton/%i")
+        .replace("var-lib-baton-main", "var-lib-baton-%i")
         .replace("/etc/baton/baton.toml", "/etc/baton/%i.toml");
     assert_eq!(settings(&single), settings(&shipped("baton@.service")));
+}
+
+/// Each attempt at a damaged store claims an epoch. The codes are those of `baton --help`.
+#[test]
+fn what_does_not_get_better_by_trying_is_not_tried() {
+    for name in ["baton.service", "baton@.service"] {
+        assert!(settings(&shipped(name)).contains(&"RestartPreventExitStatus=2 4"), "{name}");
+    }
 }
 
 /// The unit promises room for all connections of the built-in configuration.

@@ -18,7 +18,7 @@ Exit codes:
   2    the command line or the configuration is wrong; nothing was done
   3    no master (store check: no other checker) was reached, nothing moved, or no reply came, within --timeout;
        serve: the mastership or the store was lost
-  4    store salvage: the new store is made, and something is lost
+  4    store salvage: the new store is made, and something is lost; serve: the store is damaged
   5    store check: the directory is unfit
   6    store check: doubts are left
   130  stopped by Ctrl-C (143: by SIGTERM) after settling what was finished";
@@ -64,6 +64,7 @@ pub fn code(result: anyhow::Result<()>) -> ExitCode {
         Some(End::Lost(_)) => 4,
         None if error.downcast_ref::<ConfigError>().is_some() => 2,
         None if error.downcast_ref::<NodeError>().is_some_and(NodeError::is_overtaken) => 3,
+        None if error.downcast_ref::<NodeError>().is_some_and(NodeError::is_damage) => 4,
         None if error.downcast_ref::<ClientError>().is_some_and(timed_out) => 3,
         None => 1,
     };

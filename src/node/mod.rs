@@ -133,6 +133,12 @@ pub enum NodeError {
 }
 
 impl NodeError {
+    /// Whether the store is damaged: another attempt would find the same, and claim an epoch for it.
+    #[must_use]
+    pub const fn is_damage(&self) -> bool {
+        matches!(self, Self::Store(error) if error.is_damage())
+    }
+
     /// Whether another node has overtaken this one while it took over: nothing is wrong with it or with the store, and
     /// it is a clean standby when it is started again.
     #[must_use]

@@ -101,6 +101,16 @@ pub enum StoreError {
         /// The database's own words.
         message: String,
     },
+    /// The database says that its file is not what it has written.
+    #[error(
+        "database: {action}: {message} (the file is damaged: see `baton store verify`, then restore a backup or `baton store salvage`)"
+    )]
+    DatabaseDamaged {
+        /// What was tried.
+        action: &'static str,
+        /// The database's own words.
+        message: String,
+    },
     /// Bytes on disk are not what was written. The node refuses to serve incomplete data.
     #[error("{}: damaged{}: {what}; `baton store verify` lists all damage; then restore a backup, or copy what is left with `baton store salvage`", path.display(), at(*position))]
     Damaged {
@@ -178,6 +188,12 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether what is on the disk is not what was written: it does not get better by trying again.
+    #[must_use]
+    pub const fn is_damage(&self) -> bool {
+        matches!(self, Self::Damaged { .. } | Self::DatabaseDamaged { .. } | Self::Inconsistent { .. })
+    }
+
     /// Whether space was all that was missing. For whoever makes a store that does not count yet, where it is the same
     /// whether a commit, a sync or a new file has met it.
     #[must_use]

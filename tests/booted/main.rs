@@ -96,6 +96,20 @@ fn a_second_pair_has_its_own_store(host: &Host) {
     host.run(&["systemctl", "stop", "baton@orders"]);
 }
 
+/// A node whose mount had gone stayed away when it was mounted again: a failed dependency is no reason for a restart.
+fn a_node_goes_with_its_mount_and_comes_with_it(standby: &Host) {
+    let (store, elsewhere) = ("/var/lib/baton/main", "/mnt/shared");
+    standby.run(&["mkdir", "--parents", elsewhere]);
+    standby.run(&["mount", "--bind", store, elsewhere]);
+    standby.run(&["umount", "--lazy", store]);
+    wait_until("a node that goes with its mount", || {
+        matches!(&*standby.unit("ActiveState"), "inactive" | "failed")
+    });
+    standby.run(&["mount", "--bind", elsewhere, store]);
+    standby.wait_for_status("standby");
+    standby.run(&["umount", elsewhere]);
+}
+
 fn a_pair_goes_through_everything(mode: &str) {
     let mut lab = Lab::boot(mode);
     install(&lab);
@@ -169,6 +183,8 @@ fn a_pair_goes_through_everything(mode: &str) {
     lab.hosts[0].wait_for_status("standby");
     goes_on(&lab, 1, "a boot");
     traffic.into_iter().for_each(|traffic| traffic.finish(&lab));
+
+    a_node_goes_with_its_mount_and_comes_with_it(&lab.hosts[0]);
 
     // The journal knows what is urgent.
     let warnings = lab.hosts[0].run(&["journalctl", "--unit=baton", "--priority=warning", "--no-pager"]);

@@ -156,16 +156,15 @@ pub(super) fn growth_bytes(connection: &Connection, path: &Path) -> rusqlite::Re
 /// Makes the database's error one of the store.
 pub(super) fn failed(action: &'static str) -> impl Fn(rusqlite::Error) -> StoreError {
     move |error| {
-        let hint = match error.sqlite_error_code() {
+        let message = error.to_string();
+        match error.sqlite_error_code() {
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-                " (another process has the database open: end it first)"
+                let message = format!("{message} (another process has the database open: end it first)");
+                StoreError::Database { action, message }
             }
-            _ if is_damage(&error) => {
-                " (the file is damaged: see `baton store verify`, then restore a backup or `baton store salvage`)"
-            }
-            _ => "",
-        };
-        StoreError::Database { action, message: format!("{error}{hint}") }
+            _ if is_damage(&error) => StoreError::DatabaseDamaged { action, message },
+            _ => StoreError::Database { action, message },
+        }
     }
 }
 
