@@ -15,7 +15,7 @@ use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::file::{Attributes, LockKind, Opening};
 
@@ -65,6 +65,9 @@ pub trait Mount: Debug + Send + Sync {
 
     /// The time.
     fn now(&self) -> Instant;
+
+    /// The time by the clock of the host.
+    fn wall(&self) -> SystemTime;
 
     /// Waits for so long.
     fn pause(&self, time: Duration);

@@ -2,7 +2,7 @@
 //! waits for a client or a socket has nothing to do with it.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::mount;
 
@@ -10,6 +10,12 @@ use super::mount;
 #[must_use]
 pub fn now(path: &Path) -> Instant {
     mount::of(path).map_or_else(Instant::now, |mount| mount.now())
+}
+
+/// The time by the clock of the host, at a path.
+#[must_use]
+pub fn wall(path: &Path) -> SystemTime {
+    mount::of(path).map_or_else(SystemTime::now, |mount| mount.wall())
 }
 
 /// Lets time pass at a path.

@@ -4,8 +4,10 @@
 //! where it is further ahead, only after monotonic time has passed for [`CONFIRM_MS`] with the clock still there.
 //! Where it is behind, store time goes on at half speed until the host's clock has caught up.
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::path::{Path, PathBuf};
+use std::time::{Instant, UNIX_EPOCH};
 
+use crate::disk::world;
 use crate::model::time::Timestamp;
 
 /// Largest step of the host's clock that is followed at once, in milliseconds.
@@ -16,6 +18,8 @@ const CONFIRM_MS: u64 = 300_000;
 /// Store time of a master.
 #[derive(Debug)]
 pub struct Clock {
+    /// Where the time is asked for.
+    place: PathBuf,
     started: Instant,
     state: State,
 }
@@ -34,17 +38,28 @@ struct State {
 }
 
 impl Clock {
-    /// A clock that goes on from `last`, the highest store time in the store.
+    /// A clock that goes on from `last`, the highest store time in the store at `place`.
     #[must_use]
-    pub fn starting_after(last: Timestamp) -> Self {
-        let state = State { time: last.0.max(wall_ms()), monotonic: 0, far_ahead_since: None, half: 0 };
-        Self { started: Instant::now(), state }
+    pub fn starting_after(last: Timestamp, place: &Path) -> Self {
+        let state = State { time: last.0.max(wall_ms(place)), monotonic: 0, far_ahead_since: None, half: 0 };
+        Self { place: place.to_owned(), started: world::now(place), state }
     }
 
     /// The store time.
     pub fn now(&mut self) -> Timestamp {
-        let monotonic = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.state.step(monotonic, wall_ms())
+        let elapsed = self.instant().saturating_duration_since(self.started);
+        let monotonic = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+        self.state.step(monotonic, wall_ms(&self.place))
+    }
+
+    /// Monotonic time.
+    pub fn instant(&self) -> Instant {
+        world::now(&self.place)
+    }
+
+    /// Where the time is asked for.
+    pub fn place(&self) -> &Path {
+        &self.place
     }
 }
 
@@ -70,8 +85,9 @@ impl State {
     }
 }
 
-pub(super) fn wall_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+/// Milliseconds since 1970 by the clock of the host, as the store at `place` has it.
+pub(super) fn wall_ms(place: &Path) -> u64 {
+    let since = world::wall(place).duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 

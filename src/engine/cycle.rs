@@ -24,6 +24,24 @@ use crate::protocol::request::{Admin, AdminCommand};
 use crate::protocol::response::Reply;
 use crate::store::{Store, StoreError};
 
+/// How long the engine waits for something to arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// Until something is due.
+    UntilDue,
+    /// Not at all.
+    None,
+}
+
+/// What comes after a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Course {
+    /// Another turn.
+    GoesOn,
+    /// Nothing but the end: a drain is over.
+    Drained,
+}
+
 /// The state of the engine's thread.
 pub(super) struct Cycle {
     shared: Arc<Shared>,
@@ -49,6 +67,8 @@ pub(super) struct Cycle {
     commit_bytes_max: u64,
     /// Taken from the inbox and not worked on yet, last one first.
     backlog: Vec<Input>,
+    /// Empty; kept for its memory.
+    taken: Vec<Input>,
     /// When the guard last looked at fence and lock.
     lock_checked_at: Instant,
     /// Sessions that ended in this cycle: they still get what came of their last commands.
@@ -60,12 +80,12 @@ pub(super) struct Cycle {
 impl Cycle {
     /// Puts the parts together and starts the readers.
     pub(super) fn new(shared: Arc<Shared>, parts: Parts) -> Result<Self, EngineError> {
-        let Parts { store, snapshot, guard, poll_interval, limits, auto_create, free_min } = parts;
+        let Parts { store, snapshot, place, guard, poll_interval, limits, auto_create, free_min } = parts;
+        let clock = Clock::starting_after(snapshot.time, &place);
         Ok(Self {
-            reading: Reading::start(store.as_ref(), &shared.inbox)?,
+            reading: Reading::start(store.as_ref(), &place, &shared.inbox)?,
             querying: Querying::start(store.as_ref(), &shared.inbox)?,
             images: Vec::new(),
-            clock: Clock::starting_after(snapshot.time),
             commit_bytes_max: limits.commit_bytes_max,
             broker: Broker::new(snapshot, limits, auto_create),
             shared,
@@ -80,7 +100,9 @@ impl Cycle {
             output: Output::default(),
             poll_interval,
             backlog: Vec::new(),
-            lock_checked_at: Instant::now(),
+            lock_checked_at: clock.instant(),
+            clock,
+            taken: Vec::new(),
             ended: Vec::new(),
             drain_until: None,
         })
@@ -88,40 +110,58 @@ impl Cycle {
 
     /// Goes round until a drain is over or something fails.
     pub(super) fn run(mut self) -> Result<(), EngineError> {
-        match self.rounds() {
-            Ok(()) => self.stop(),
-            // A drain has waited for space as long as it may. Without one nobody would notice that nobody is served.
-            Err(EngineError::Store(StoreError::Full(bytes))) if self.drain_deadline().is_some() => {
-                self.leave(bytes)
+        loop {
+            self.take(Patience::UntilDue);
+            match self.turn() {
+                Ok(Course::GoesOn) => {}
+                Ok(Course::Drained) => return self.end(),
+                Err(error) => return self.fail(error),
             }
-            Err(error) => Err(error),
         }
     }
 
-    /// Goes round until a drain is over, and then finishes what has arrived.
-    fn rounds(&mut self) -> Result<(), EngineError> {
-        let mut taken = Vec::new();
-        loop {
-            if self.backlog.is_empty() {
-                let deadline = self.wait_until();
-                self.shared.inbox.take(&mut taken, deadline);
-                taken.reverse();
-                std::mem::swap(&mut self.backlog, &mut taken);
-            }
-            self.round()?;
-            self.give_images()?;
-            let counts = self.broker.counts();
-            self.refusing.note(counts.refused_for_space);
-            self.shared.vitals.count(counts);
-            if self.store.maintenance_due() {
-                let Self { broker, store, guard, .. } = &mut *self;
-                store.maintain(&mut || broker.snapshot(), &mut || guard.check())?;
-            }
-            if self.drained() {
-                break;
-            }
+    /// Takes what has arrived, where nothing is left from before.
+    pub(super) fn take(&mut self, patience: Patience) {
+        if !self.backlog.is_empty() {
+            return;
         }
-        self.shared.inbox.take(&mut taken, Instant::now());
+        let mut taken = std::mem::take(&mut self.taken);
+        match patience {
+            Patience::UntilDue => {
+                let deadline = self.due_at();
+                self.shared.inbox.take(&mut taken, deadline);
+            }
+            Patience::None => self.shared.inbox.take_now(&mut taken),
+        }
+        taken.reverse();
+        self.taken = std::mem::replace(&mut self.backlog, taken);
+    }
+
+    /// Goes round once.
+    pub(super) fn turn(&mut self) -> Result<Course, EngineError> {
+        self.round()?;
+        self.give_images()?;
+        let counts = self.broker.counts();
+        self.refusing.note(counts.refused_for_space);
+        self.shared.vitals.count(counts);
+        if self.store.maintenance_due() {
+            let Self { broker, store, guard, .. } = &mut *self;
+            store.maintain(&mut || broker.snapshot(), &mut || guard.check())?;
+        }
+        Ok(if self.drained() { Course::Drained } else { Course::GoesOn })
+    }
+
+    /// Finishes what has arrived, once a drain is over, and closes the store.
+    pub(super) fn end(mut self) -> Result<(), EngineError> {
+        match self.finish() {
+            Ok(()) => self.stop(),
+            Err(error) => self.fail(error),
+        }
+    }
+
+    fn finish(&mut self) -> Result<(), EngineError> {
+        let mut taken = Vec::new();
+        self.shared.inbox.take_now(&mut taken);
         taken.reverse();
         taken.append(&mut self.backlog);
         taken.append(&mut self.staging.close());
@@ -132,9 +172,20 @@ impl Cycle {
         Ok(())
     }
 
+    /// Ends with an error, but for that of a drain that has waited for space as long as it may: without a drain nobody
+    /// would notice that nobody is served.
+    pub(super) fn fail(self, error: EngineError) -> Result<(), EngineError> {
+        match error {
+            EngineError::Store(StoreError::Full(bytes)) if self.drain_deadline().is_some() => {
+                self.leave(bytes)
+            }
+            error => Err(error),
+        }
+    }
+
     /// When the thread must wake up though nothing arrives.
-    fn wait_until(&mut self) -> Instant {
-        let now = Instant::now();
+    pub(super) fn due_at(&mut self) -> Instant {
+        let now = self.clock.instant();
         if self.store.maintenance_due() {
             return now;
         }
@@ -281,7 +332,7 @@ impl Cycle {
             self.store.unstage(&block)?;
         }
         let idle = self.output.effects.is_empty() && self.output.reads.is_empty();
-        let started = Instant::now();
+        let started = self.clock.instant();
         if self.lock_checked_at + self.poll_interval <= started {
             self.check_lock()?;
         } else if !idle {
@@ -337,18 +388,18 @@ impl Cycle {
     fn wait_for_space(&mut self, wait: &mut SpaceWait, bytes: u64) -> Result<(), EngineError> {
         wait.warn(bytes);
         let until = self.drain_deadline();
-        if until.is_some_and(|until| Instant::now() >= until) {
+        if until.is_some_and(|until| self.clock.instant() >= until) {
             return Err(StoreError::Full(bytes).into());
         }
         self.check_lock()?;
         let Self { store, guard, .. } = &mut *self;
         store.make_space(&mut || guard.check())?;
-        SpaceWait::pause(self.poll_interval, until);
+        SpaceWait::pause(&self.clock, self.poll_interval, until);
         Ok(())
     }
 
     fn check_lock(&mut self) -> Result<(), EngineError> {
-        let started = Instant::now();
+        let started = self.clock.instant();
         self.guard.check_lock()?;
         self.lock_checked_at = started;
         self.shared.vitals.checked(started);
@@ -389,7 +440,8 @@ impl Cycle {
     }
 
     fn drained(&self) -> bool {
-        self.drain_until.is_some_and(|until| self.broker.counts().in_flight == 0 || Instant::now() >= until)
+        self.drain_until
+            .is_some_and(|until| self.broker.counts().in_flight == 0 || self.clock.instant() >= until)
     }
 
     /// The end of a drain: every session is told to go elsewhere.

@@ -185,6 +185,11 @@ impl Inbox {
         std::mem::swap(&mut *waiting, taken);
     }
 
+    /// Takes everything that is there. `taken` is empty before; its memory is used again.
+    pub(super) fn take_now(&self, taken: &mut Vec<Input>) {
+        std::mem::swap(&mut *self.lock(), taken);
+    }
+
     /// When a drain whose order waits here ends at the latest.
     pub(super) fn drain_deadline(&self) -> Option<Instant> {
         self.lock().iter().filter_map(Input::drain_deadline).min()

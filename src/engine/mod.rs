@@ -34,8 +34,10 @@ mod space_wait;
 mod staging;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -43,9 +45,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub use backup::{Backup, none_under_way};
+pub use cycle::Course;
 pub use inbox::{Budget, Turn};
 pub use memory::Memory;
 pub use outbox::{Outbox, Sent};
+pub use turns::Turns;
 
 use crate::broker::{AutoCreate, Command, Counts};
 use crate::model::free_min::FreeMin;
@@ -116,6 +120,8 @@ pub struct Parts {
     pub store: Box<dyn Store>,
     /// What was recovered from it.
     pub snapshot: Snapshot,
+    /// Where it is: the time that counts, and the threads that read, are those of this place.
+    pub place: PathBuf,
     /// The check of the mastership.
     pub guard: Box<dyn Guard>,
     /// How often the guard is asked while nothing else happens.
@@ -135,6 +141,7 @@ pub struct Engine {
 }
 
 struct Shared {
+    place: PathBuf,
     inbox: Arc<Inbox>,
     vitals: Vitals,
     /// Backups that are under way.
@@ -188,9 +195,7 @@ impl Engine {
         parts: Parts,
         ended: impl FnOnce(Result<(), EngineError>) + Send + 'static,
     ) -> Result<Self, EngineError> {
-        let shared =
-            Arc::new(Shared { inbox: Arc::default(), vitals: Vitals::new(), backups: Arc::default() });
-        let cycle = Cycle::new(Arc::clone(&shared), parts)?;
+        let (engine, cycle) = Self::new(parts)?;
         thread::Builder::new()
             .name("engine".into())
             .spawn(move || {
@@ -199,7 +204,27 @@ impl Engine {
                 ended(end.unwrap_or(Err(EngineError::Panicked)));
             })
             .map_err(EngineError::Thread)?;
-        Ok(Self { shared })
+        Ok(engine)
+    }
+
+    /// An engine without a thread of its own: it goes round when its [`Turns`] are taken.
+    ///
+    /// # Errors
+    /// Where readers cannot be started.
+    pub fn without_thread(parts: Parts) -> Result<(Self, Turns), EngineError> {
+        let (engine, cycle) = Self::new(parts)?;
+        Ok((engine, Turns::of(cycle)))
+    }
+
+    fn new(parts: Parts) -> Result<(Self, Cycle), EngineError> {
+        let shared = Arc::new(Shared {
+            place: parts.place.clone(),
+            inbox: Arc::default(),
+            vitals: Vitals::new(),
+            backups: Arc::default(),
+        });
+        let cycle = Cycle::new(Arc::clone(&shared), parts)?;
+        Ok((Self { shared }, cycle))
     }
 
     /// Begins a session whose effects go to `outbox`.
@@ -238,7 +263,7 @@ impl Engine {
         mode: Mode,
         respond: Box<dyn Fn(Response) + Send>,
     ) -> Result<Backup, Refusal> {
-        let origin = Origin { store_id, mode, made_at: Timestamp(clock::wall_ms()) };
+        let origin = Origin { store_id, mode, made_at: Timestamp(clock::wall_ms(&self.shared.place)) };
         Backup::begin(self.clone(), origin, &self.shared.backups, respond)
     }
 

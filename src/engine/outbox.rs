@@ -7,7 +7,7 @@
 //! may be a small part of what it was read or published with, and a client that reads slowly would hold all of that.
 
 use std::collections::VecDeque;
-use std::io::{ErrorKind, IoSlice};
+use std::io::{self, ErrorKind, IoSlice};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Buf, Bytes};
@@ -26,7 +26,7 @@ const WRITES_PER_TURN: usize = 4;
 /// Output of one connection.
 #[derive(Debug)]
 pub struct Outbox {
-    socket: OwnedWriteHalf,
+    way: Way,
     queue: Mutex<Queue>,
     /// Something was queued, or the outbox was closed.
     changed: Notify,
@@ -37,6 +37,34 @@ pub struct Outbox {
     held: Holding,
     /// Given back with the socket: the engine may hold that longer than the connection's task.
     _place: Option<OwnedSemaphorePermit>,
+}
+
+/// Where the output goes.
+#[derive(Debug)]
+enum Way {
+    Socket(OwnedWriteHalf),
+    /// It is kept here until somebody takes it.
+    Kept(Mutex<Vec<u8>>),
+}
+
+impl Way {
+    fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Self::Socket(socket) => socket.try_write_vectored(slices),
+            Self::Kept(kept) => {
+                let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+                slices.iter().for_each(|slice| kept.extend_from_slice(slice));
+                Ok(slices.iter().map(|slice| slice.len()).sum())
+            }
+        }
+    }
+
+    async fn writable(&self) {
+        if let Self::Socket(socket) = self {
+            // A failed socket shows itself in the next write.
+            let _ = socket.writable().await;
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -83,8 +111,27 @@ impl Outbox {
     /// taken, or at its share while memory is scarce.
     #[must_use]
     pub fn new(socket: OwnedWriteHalf, bytes_max: usize, memory: &Arc<Memory>) -> Self {
+        Self::on(Way::Socket(socket), bytes_max, memory)
+    }
+
+    /// An outbox without a connection: what is sent is kept until it is [taken](Self::take_kept). It is never full.
+    #[must_use]
+    pub fn keeping(memory: &Arc<Memory>) -> Self {
+        Self::on(Way::Kept(Mutex::default()), usize::MAX, memory)
+    }
+
+    /// What was sent and is kept. Nothing where the output goes to a socket.
+    #[must_use]
+    pub fn take_kept(&self) -> Vec<u8> {
+        match &self.way {
+            Way::Socket(_) => Vec::new(),
+            Way::Kept(kept) => std::mem::take(&mut *kept.lock().unwrap_or_else(PoisonError::into_inner)),
+        }
+    }
+
+    fn on(way: Way, bytes_max: usize, memory: &Arc<Memory>) -> Self {
         Self {
-            socket,
+            way,
             queue: Mutex::default(),
             changed: Notify::new(),
             drained: Notify::new(),
@@ -150,9 +197,8 @@ impl Outbox {
                 (Closing::Open, Written::All) => changed.await,
                 (_, Written::Some) => tokio::task::yield_now().await,
                 (_, Written::Blocked) => {
-                    // A failed socket shows itself in the next write.
                     tokio::select! {
-                        _ = self.socket.writable() => {}
+                        () = self.way.writable() => {}
                         () = changed => {}
                     }
                 }
@@ -234,7 +280,7 @@ impl Outbox {
             for (slice, piece) in slices.iter_mut().zip(&queue.pieces) {
                 *slice = IoSlice::new(piece);
             }
-            match self.socket.try_write_vectored(&slices[..count]) {
+            match self.way.try_write(&slices[..count]) {
                 Ok(written) if written > 0 => queue.advance(written),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Written::Blocked,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}

@@ -4,24 +4,25 @@
 //! what is read and not taken is bounded, over all readers: beyond it they wait.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Sender, channel};
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
 
 use super::inbox::{Inbox, Input};
 use crate::broker::Read;
+use crate::disk::helper::Helper;
 use crate::model::chunk::Chunk;
 use crate::model::limits::LOADED_BYTES_MAX;
 use crate::store::{Reader, Store, StoreError};
 
 /// Threads that read. A topic is always read by the same one, so that it stays at its place.
-const READER_COUNT: usize = 2;
+const READERS: [&str; 2] = ["reader-0", "reader-1"];
 
 /// The readers of a store.
 ///
-/// The broker has a bounded number of reads under way, so the channels are bounded by it.
+/// The broker has a bounded number of reads under way, so what waits for them is bounded by it.
 pub(super) struct Reading {
-    readers: Vec<(Sender<Read>, JoinHandle<()>)>,
+    /// Their answers say nothing: what they have read goes to the inbox.
+    readers: Vec<Helper<Read, ()>>,
     gate: Arc<Gate>,
 }
 
@@ -88,53 +89,45 @@ impl Drop for Loaded {
 }
 
 impl Reading {
-    /// Starts the threads.
-    pub(super) fn start(store: &dyn Store, inbox: &Arc<Inbox>) -> Result<Self, StoreError> {
-        let mut readers = Vec::with_capacity(READER_COUNT);
+    /// Starts the threads, for the store at `place`.
+    pub(super) fn start(store: &dyn Store, place: &Path, inbox: &Arc<Inbox>) -> Result<Self, StoreError> {
+        let mut readers = Vec::with_capacity(READERS.len());
         let gate = Arc::new(Gate::default());
-        for number in 0..READER_COUNT {
-            let (sender, reads) = channel::<Read>();
+        for name in READERS {
             let mut reader: Box<dyn Reader> = store.reader()?;
             let (inbox, gate) = (Arc::clone(inbox), Arc::clone(&gate));
-            let thread = thread::Builder::new()
-                .name(format!("reader-{number}"))
-                .spawn(move || {
-                    for read in reads {
-                        if gate.wait().is_none() {
-                            break;
-                        }
-                        let answer = catch_unwind(AssertUnwindSafe(|| {
-                            reader.read(read.topic, read.from, read.bytes_max)
-                        }));
-                        let answer = answer.unwrap_or_else(|_| Err(panicked()));
-                        let loaded = gate.pass(&answer);
-                        inbox.put(Input::Loaded(read, answer, loaded));
-                    }
-                })
-                .map_err(|source| StoreError::Io {
-                    action: "start a thread for",
-                    path: "reader".into(),
-                    source,
-                })?;
-            readers.push((sender, thread));
+            let work = move |read: Read| {
+                if gate.wait().is_none() {
+                    return;
+                }
+                let answer =
+                    catch_unwind(AssertUnwindSafe(|| reader.read(read.topic, read.from, read.bytes_max)));
+                let answer = answer.unwrap_or_else(|_| Err(panicked()));
+                let loaded = gate.pass(&answer);
+                inbox.put(Input::Loaded(read, answer, loaded));
+            };
+            readers.push(Helper::start(place, name, work).map_err(|source| StoreError::Io {
+                action: "start a thread for",
+                path: name.into(),
+                source,
+            })?);
         }
         Ok(Self { readers, gate })
     }
 
     /// Has something read; the answer comes into the inbox.
     pub(super) fn start_read(&self, read: Read) {
-        let (reader, _) = &self.readers[read.topic.0 as usize % self.readers.len()];
+        let reader = &self.readers[read.topic.0 as usize % self.readers.len()];
         // A reader ends only with this.
-        let _ = reader.send(read);
+        let _ = reader.give(read);
     }
 
     /// Ends the threads, so that nothing of this process has the store open when it is closed.
     pub(super) fn stop(self) {
         self.gate.close();
-        for (sender, thread) in self.readers {
-            drop(sender);
+        for reader in self.readers {
             // One that has panicked has closed its reader all the same.
-            let _ = thread.join();
+            let _ = reader.end();
         }
     }
 }
@@ -150,6 +143,7 @@ mod tests {
     use super::*;
     use crate::model::id::Offset;
     use crate::model::message::{Message, MessageBlock};
+    use std::thread;
 
     fn answer(bytes: usize) -> Result<Option<Chunk>, StoreError> {
         let block = MessageBlock::encode(&[Message::new(vec![0; bytes])]);

@@ -62,8 +62,11 @@ impl Sending {
         self.sessions.get(&id).is_some_and(|session| session.outbox.is_full())
     }
 
+    /// All sessions, in order.
     pub(super) fn ids(&self) -> Vec<SessionId> {
-        self.sessions.keys().copied().collect()
+        let mut ids: Vec<SessionId> = self.sessions.keys().copied().collect();
+        ids.sort_unstable();
+        ids
     }
 
     /// Writes the frames of an effect. It is sent with [`flush`](Self::flush).

@@ -1,7 +1,9 @@
 //! A shared disk that is full: what the log says of it, and how often a commit that waits for space is tried.
 
-use std::thread;
 use std::time::{Duration, Instant};
+
+use super::clock::Clock;
+use crate::disk::world;
 
 /// How long a commit that found no space waits before it is tried again, where the poll interval is not shorter.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
@@ -57,11 +59,10 @@ impl SpaceWait {
     }
 
     /// Waits before the next attempt, not beyond `until`.
-    pub(super) fn pause(poll_interval: Duration, until: Option<Instant>) {
+    pub(super) fn pause(clock: &Clock, poll_interval: Duration, until: Option<Instant>) {
         let pause = RETRY_INTERVAL.min(poll_interval);
-        thread::sleep(
-            until.map_or(pause, |until| pause.min(until.saturating_duration_since(Instant::now()))),
-        );
+        let left = until.map(|until| until.saturating_duration_since(clock.instant()));
+        world::pause(clock.place(), left.map_or(pause, |left| pause.min(left)));
     }
 
     /// Says that it is over.

@@ -91,7 +91,9 @@ impl Staging {
     pub(super) fn close(&mut self) -> Vec<Input> {
         self.admission = Admission::Closed;
         let mut inputs = Vec::new();
-        for (session, Waiting { command, mut batches, .. }) in self.waiting.drain() {
+        let mut waiting: Vec<(SessionId, Waiting)> = self.waiting.drain().collect();
+        waiting.sort_unstable_by_key(|(session, _)| *session);
+        for (session, Waiting { command, mut batches, .. }) in waiting {
             let mut first = Some(command);
             let start = inputs.len();
             while let Some(batch) = batches.pop_front() {

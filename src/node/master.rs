@@ -223,6 +223,7 @@ impl Node {
         let parts = Parts {
             store,
             snapshot,
+            place: mastership.lock().directory().path().to_owned(),
             guard: Box::new(self.guard(mastership)),
             poll_interval: self.config.poll_interval,
             limits: self.config.limits.clone(),

@@ -211,6 +211,7 @@ impl Scene {
         let parts = Parts {
             store: Box::new(NoStore),
             snapshot: Snapshot::default(),
+            place: "/".into(),
             guard: Box::new(hanging.clone()),
             poll_interval: Duration::from_millis(5),
             limits: Limits::default(),
