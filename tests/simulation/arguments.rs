@@ -22,7 +22,7 @@ pub struct Arguments {
     /// Go on after a failure
     #[arg(long)]
     pub keep_going: bool,
-    /// Show the last events of each seed
+    /// Show all events of each seed
     #[arg(long)]
     pub trace: bool,
     /// Threads; without it one for each processor

@@ -2,14 +2,17 @@
 //! answers as master, an old one too, as long as that is of no lower epoch than they have seen.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use batonmq::broker::{Command, Content, Delivery, Ending};
+use batonmq::broker::{Command, Ending};
+use batonmq::engine::{Memory, Outbox};
 use batonmq::model::id::{Offset, OffsetRange, ProducerId, Sequence, SessionId, TopicId};
 use batonmq::model::message::{Message, MessageBlock};
 use batonmq::model::settings::Start;
+use batonmq::protocol::frame::RawFrame;
 use batonmq::protocol::request::{FindTopic, OpenProducer, Publish, Settle, Settlement, Subscribe, Window};
-use batonmq::protocol::response::Reply;
-use bytes::Bytes;
+use batonmq::protocol::response::{Deliver, Reply, Response};
+use bytes::{Bytes, BytesMut};
 
 use crate::chance::Chance;
 use crate::history::{GROUP, History, KEPT, MessageId, QUEUE, body, identify};
@@ -18,6 +21,8 @@ use crate::tally::Tally;
 
 /// Messages that a producer sends before the first of them is confirmed.
 const WINDOW: u64 = 24;
+/// The largest message where there are large ones: some are staged, and some just not.
+const LARGE_BYTES: u64 = 6 << 20;
 /// Messages that a consumer may have.
 const CREDIT: u32 = 32;
 
@@ -40,8 +45,12 @@ pub struct Notes<'a> {
 struct Connection {
     node: Node,
     session: SessionId,
+    /// Where the node sends to.
+    outbox: Arc<Outbox>,
     /// When the client was last told something.
     heard_at: u64,
+    /// How long it stays without being told anything.
+    patience: u64,
 }
 
 #[derive(Debug, Default)]
@@ -77,6 +86,7 @@ pub struct Clients {
     sessions: u64,
     kept_percent: u64,
     body_bytes: u64,
+    has_large: bool,
     seed: u64,
     /// Producers publish nothing more.
     pub is_over: bool,
@@ -87,13 +97,23 @@ impl Clients {
         let (kept_percent, body_bytes) = (setting.kept_percent, setting.body_bytes);
         let producers = (0..2).map(|_| Producer { next: 1, ..Producer::default() }).collect();
         let consumers = (0..2).map(|_| Consumer::default()).collect();
-        Self { producers, consumers, sessions: 0, kept_percent, body_bytes, seed, is_over: false }
+        Self {
+            producers,
+            consumers,
+            sessions: 0,
+            kept_percent,
+            body_bytes,
+            has_large: setting.has_large,
+            seed,
+            is_over: false,
+        }
     }
 
     /// What one message is like, the same each time it is sent: whether it stays, and its bytes.
     fn kind(&self, id: MessageId) -> (bool, u64) {
         let mut chance = Chance::new(self.seed ^ (id.1 << 8) ^ id.0 as u64);
-        (chance.percent(self.kept_percent), chance.between(1, self.body_bytes))
+        let bytes = if self.has_large && chance.one_in(60) { LARGE_BYTES } else { self.body_bytes };
+        (chance.percent(self.kept_percent), chance.between(bytes / 2, bytes))
     }
 
     /// What the clients of a node want in its next cycle. Some connect for that, and some go elsewhere.
@@ -238,6 +258,43 @@ impl Clients {
         commands.push((session, Command::Settle(settle)));
     }
 
+    /// Where a node sends to for a session.
+    pub fn outbox(&self, session: SessionId) -> Option<Arc<Outbox>> {
+        let mut connections = self.connections();
+        let connection = connections.find(|connection| connection.session == session)?;
+        Some(Arc::clone(&connection.outbox))
+    }
+
+    fn connections(&self) -> impl Iterator<Item = &Connection> {
+        let producers = self.producers.iter().filter_map(|producer| producer.connection.as_ref());
+        producers.chain(self.consumers.iter().filter_map(|consumer| consumer.connection.as_ref()))
+    }
+
+    /// Clients read what a process has sent to them.
+    pub fn hear(&mut self, process: u64, now: u64, notes: &mut Notes<'_>) {
+        let connections = self.connections().filter(|connection| connection.node.process == process);
+        let sent: Vec<(SessionId, Vec<u8>)> =
+            connections.map(|connection| (connection.session, connection.outbox.take_kept())).collect();
+        for (session, bytes) in sent {
+            let mut input = BytesMut::from(&bytes[..]);
+            while let Ok(Some(frame)) = RawFrame::cut(&mut input, u64::MAX) {
+                match Response::decode(&frame) {
+                    Ok(response) => self.told(session, response, now, notes),
+                    Err(error) => drop(notes.wrong.get_or_insert(format!("a frame makes no sense: {error}"))),
+                }
+            }
+        }
+    }
+
+    /// Whoever is told nothing goes elsewhere from now on.
+    pub fn lose_patience(&mut self) {
+        let producers = self.producers.iter_mut().map(|producer| &mut producer.connection);
+        let consumers = self.consumers.iter_mut().map(|consumer| &mut consumer.connection);
+        for connection in producers.chain(consumers).flatten() {
+            connection.patience = 0;
+        }
+    }
+
     /// A process has ended: its connections break.
     pub fn lose(&mut self, process: u64) {
         let producers = self.producers.iter_mut().map(|producer| &mut producer.connection);
@@ -248,46 +305,54 @@ impl Clients {
     }
 
     /// A client is told something.
-    pub fn told(&mut self, session: SessionId, content: Content, now: u64, notes: &mut Notes<'_>) {
+    fn told(&mut self, session: SessionId, response: Response, now: u64, notes: &mut Notes<'_>) {
         let is_of = |connection: &Option<Connection>| {
             connection.as_ref().is_some_and(|connection| connection.session == session)
         };
         if let Some(index) = self.producers.iter().position(|producer| is_of(&producer.connection)) {
             heard(&mut self.producers[index].connection, now);
-            self.tell_producer(index, content, notes);
+            self.tell_producer(index, response, notes);
         } else if let Some(index) = self.consumers.iter().position(|consumer| is_of(&consumer.connection)) {
             heard(&mut self.consumers[index].connection, now);
-            self.tell_consumer(index, content, notes);
+            self.tell_consumer(index, response, notes);
         }
     }
 
-    fn tell_producer(&mut self, index: usize, content: Content, notes: &mut Notes<'_>) {
+    fn tell_producer(&mut self, index: usize, response: Response, notes: &mut Notes<'_>) {
         let producer = &mut self.producers[index];
-        let confirmed = match content {
-            Content::Reply(1, Ok(Reply::Producer { id, last })) => {
+        let confirmed = match response {
+            Response::Reply(1, Ok(Reply::Producer { id, last })) => {
                 let before = notes.history.confirmed.get(&index).copied().unwrap_or(0);
                 if last.0 < before {
                     let what =
                         format!("producer {index} was confirmed {before}, and the store has {}", last.0);
                     notes.wrong.get_or_insert(what);
                 }
-                (producer.id, producer.is_open, producer.next) = (Some(id), true, last.0 + 1);
+                (producer.id, producer.is_open) = (Some(id), true);
+                // Some go on behind what is stored, and some send again all that was not confirmed.
+                if last.0 % 2 == 0 {
+                    producer.next = before + 1;
+                    return;
+                }
+                producer.next = last.0 + 1;
                 last.0
             }
-            Content::Reply(request @ 2..=3, Ok(Reply::Topic { id })) => {
+            Response::Reply(request @ 2..=3, Ok(Reply::Topic { id })) => {
                 producer.topics[request as usize - 2] = Some(id);
                 return;
             }
-            Content::Confirm(confirm) => confirm.sequence.0,
-            Content::PublishRefused(refused) => {
+            Response::Confirm(confirm) => confirm.sequence.0,
+            Response::PublishRefused(refused) => {
                 producer.next = refused.expected.0;
                 return;
             }
-            Content::Reply(_, Err(refusal)) => {
-                // A producer that was never durable is not known to the next master.
-                producer.id = None;
+            Response::Goodbye(_) => {
                 producer.connection = None;
-                let _ = refusal;
+                return;
+            }
+            Response::Reply(_, Err(_)) => {
+                // A producer that was never durable is not known to the next master.
+                (producer.id, producer.connection) = (None, None);
                 return;
             }
             _ => return,
@@ -298,11 +363,11 @@ impl Clients {
         producer.next = producer.next.max(confirmed + 1);
     }
 
-    fn tell_consumer(&mut self, index: usize, content: Content, notes: &mut Notes<'_>) {
+    fn tell_consumer(&mut self, index: usize, response: Response, notes: &mut Notes<'_>) {
         let consumer = &mut self.consumers[index];
-        match content {
-            Content::Reply(1, Ok(Reply::Subscribed { topic, .. })) => consumer.topic = topic,
-            Content::Reply(request, Ok(Reply::Settled { count })) => {
+        match response {
+            Response::Reply(1, Ok(Reply::Subscribed { topic, .. })) => consumer.topic = topic,
+            Response::Reply(request, Ok(Reply::Settled { count })) => {
                 let Some(acked) = consumer.acks.remove(&request) else { return };
                 if count == acked.len() as u64 {
                     notes.tally.acked += count;
@@ -310,12 +375,13 @@ impl Clients {
                     notes.history.acked.extend(acked.into_iter().map(|id| (id, epoch)));
                 }
             }
-            Content::Reply(_, Err(_)) | Content::ConsumerClosed(_) => consumer.connection = None,
-            Content::ConsumerRecalled(recalled) => {
+            Response::Reply(_, Err(_)) | Response::ConsumerClosed(_) => consumer.connection = None,
+            Response::ConsumerRecalled(recalled) => {
                 consumer.generation = recalled.generation;
                 consumer.holds.clear();
             }
-            Content::Deliver(delivery) => consumer.take(delivery, notes),
+            Response::Deliver(head, messages) => consumer.take(&head, messages, notes),
+            Response::Goodbye(_) => consumer.connection = None,
             _ => {}
         }
     }
@@ -330,13 +396,12 @@ impl Clients {
 }
 
 impl Consumer {
-    fn take(&mut self, delivery: Delivery, notes: &mut Notes<'_>) {
-        let bytes: Vec<u8> = delivery.messages.iter().flat_map(|piece| piece.iter().copied()).collect();
-        let Ok(block) = MessageBlock::from_store(Bytes::from(bytes)) else {
+    fn take(&mut self, head: &Deliver, messages: Bytes, notes: &mut Notes<'_>) {
+        let Ok(block) = MessageBlock::from_store(messages) else {
             notes.wrong.get_or_insert("a delivery is not made of messages".to_owned());
             return;
         };
-        let offsets = delivery.runs.iter().flat_map(|run| run.offset.0..run.offset.0 + u64::from(run.count));
+        let offsets = head.runs.iter().flat_map(|run| run.offset.0..run.offset.0 + u64::from(run.count));
         for (encoded, offset) in block.iter().zip(offsets) {
             let message = Message::decode(&encoded).ok();
             let Some(id) = message.and_then(|message| identify(&message.body)) else {
@@ -387,7 +452,7 @@ fn connect(
             return Connected::Already(session);
         }
         // One that says nothing is left after a while.
-        Some(known) if now < known.heard_at + 500 * MS && !chance.one_in(50) => return Connected::Not,
+        Some(known) if now < known.heard_at + known.patience => return Connected::Not,
         _ => {}
     }
     if node.epoch < epoch_seen || chance.one_in(2) {
@@ -395,7 +460,9 @@ fn connect(
     }
     *sessions += 1;
     let session = SessionId(*sessions);
-    *connection = Some(Connection { node, session, heard_at: now });
+    let outbox = Arc::new(Outbox::keeping(&Memory::new(u64::MAX)));
+    let patience = chance.pick(&[300, 3000, 60_000]) * MS;
+    *connection = Some(Connection { node, session, outbox, heard_at: now, patience });
     commands.push((session, Command::Begin));
     Connected::New(session)
 }

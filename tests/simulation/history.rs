@@ -7,9 +7,9 @@ use batonmq::model::chunk::Chunk;
 use batonmq::model::id::{Epoch, Offset, TopicId};
 use batonmq::model::message::Message;
 use batonmq::model::snapshot::Snapshot;
+use batonmq::store::StoreError;
 use batonmq::store::image::{look, walk};
 use batonmq::store::manifest::Manifest;
-use batonmq::store::{Fenced, StoreError};
 
 /// The topic of messages that stay.
 pub const KEPT: &str = "kept";
@@ -132,9 +132,4 @@ impl Found {
             self.messages.insert(id, (topic, Offset(offset)));
         }
     }
-}
-
-/// Whether this error is that of one who has lost.
-pub fn has_lost(error: &StoreError) -> bool {
-    matches!(error, StoreError::Fenced(Fenced::Superseded(_)))
 }

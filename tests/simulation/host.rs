@@ -39,6 +39,8 @@ pub struct Host {
     pages: BTreeMap<(Inode, u64), Vec<u8>>,
     names: BTreeMap<PathBuf, (Option<Inode>, u64)>,
     listings: BTreeMap<PathBuf, (Vec<OsString>, u64)>,
+    /// Which it is.
+    id: usize,
     /// Whether anything is kept that others may change.
     pub keeps: bool,
     /// Nothing on it goes on before.
@@ -50,8 +52,8 @@ pub struct Host {
 }
 
 impl Host {
-    pub fn new(keeps: bool) -> Self {
-        Self { keeps, ..Self::default() }
+    pub fn new(id: usize, keeps: bool) -> Self {
+        Self { id, keeps, ..Self::default() }
     }
 
     /// The length of a file, as the host knows it.
@@ -87,7 +89,9 @@ impl Host {
             if self.keeps {
                 self.pages.entry((inode, page)).or_insert_with(|| page_of(bytes, page));
             }
-            match self.pages.get(&(inode, page)) {
+            // What a failed sync has left in memory is seen there until another host writes.
+            let is_right = self.keeps || server.stored(inode).writer == self.id;
+            match self.pages.get(&(inode, page)).filter(|_| is_right) {
                 Some(kept) => into.copy_from_slice(&kept[within..within + into.len()]),
                 None => copy_from(bytes, start, into),
             }
@@ -126,11 +130,12 @@ impl Host {
         self.lengths.insert(inode, (length.max(end), now));
     }
 
-    /// Sends what was written to a file.
+    /// Sends what was written to a file, durably.
     pub fn send_all(&mut self, server: &mut Server, inode: Inode) {
         while let Some((&key, _)) = self.dirty.range((inode, 0)..=(inode, u64::MAX)).next() {
             self.settle(server, key, Fate::Sent);
         }
+        server.sync(inode);
     }
 
     /// A sync fails: what was to be sent arrives or not, and the host takes it for sent.
@@ -162,13 +167,13 @@ impl Host {
         let piece = Piece { inode: key.0, at: key.1 * BLOCK + from as u64, bytes: bytes[from..to].to_vec() };
         match fate {
             Fate::Lost => {}
-            Fate::Late => server.late.push(Late::Piece(piece)),
+            Fate::Late => server.late.push(Late::Piece(piece, self.id)),
             Fate::Sent => {
                 if let Some(kept) = self.pages.get_mut(&(key.0, piece.at / PAGE)) {
                     let within = (piece.at % PAGE) as usize;
                     kept[within..within + piece.bytes.len()].copy_from_slice(&piece.bytes);
                 }
-                server.write(&piece);
+                server.write(&piece, self.id);
             }
         }
     }
@@ -187,7 +192,9 @@ impl Host {
 
     /// A file is opened: what is kept of its bytes is dropped.
     pub fn open(&mut self, inode: Inode) {
-        self.pages.retain(|(of, _), _| *of != inode);
+        if self.keeps {
+            self.pages.retain(|(of, _), _| *of != inode);
+        }
     }
 
     /// What is kept of a file from `from` on is dropped.

@@ -2,7 +2,7 @@
 //!
 //!     cargo test --locked --release --test simulation -- --seeds 10000 --seed 1
 //!
-//! Lock, claim, fence, the file store with its threads, and the broker are the real ones; they get to the disk through
+//! Lock, claim, fence, the file store with its threads, engine and broker are the real ones; they get to the disk through
 //! `batonmq::disk`, where a mount takes the place of the system. The disk has leases for locks, or locks that lie; caches
 //! on each host; writes that arrive late; and faults, which the seed draws. At the end of each seed, and after each
 //! takeover, everything that clients were promised must be in the store.
@@ -36,7 +36,9 @@ use arguments::Arguments;
 use tally::Tally;
 
 /// Seeds that every run of the tests tries.
-const SEEDS: u64 = 60;
+const SEEDS: u64 = 40;
+/// Events that are shown before a failure.
+const EVENTS_SHOWN: usize = 120;
 /// Seeds that are run twice, to show that they determine what happens.
 const SEEDS_TWICE: u64 = 3;
 
@@ -51,16 +53,17 @@ fn main() -> ExitCode {
     let next = AtomicU64::new(arguments.seed);
     let end = arguments.seed + seeds;
     let result = Mutex::new((Tally::default(), Vec::new(), 0));
+    let events_max = if arguments.trace { usize::MAX } else { EVENTS_SHOWN };
     let work = || {
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= end || (!arguments.keep_going && !result.lock().unwrap().1.is_empty()) {
                 break;
             }
-            let outcome = run::run(seed, &faults);
+            let outcome = run::run(seed, &faults, events_max);
             let mut same = true;
             if seed < arguments.seed + SEEDS_TWICE {
-                let again = run::run(seed, &faults);
+                let again = run::run(seed, &faults, events_max);
                 same = (again.digest, again.steps) == (outcome.digest, outcome.steps);
             }
             let mut result = result.lock().unwrap();

@@ -5,7 +5,7 @@ use std::fmt::{self, Debug, Formatter};
 use std::io::{self, ErrorKind, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use batonmq::disk::file::{Attributes, Kind, LockKind, Opening};
 use batonmq::disk::mount::{Mount, MountedFile};
@@ -17,6 +17,9 @@ use crate::world::{Meets, Operation, World};
 /// Errors, as the system numbers them.
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
+
+/// When simulations begin, by the clocks of their hosts.
+const START_MS: u64 = 1_700_000_000_000;
 
 /// A mount of the disk on one host.
 pub struct SimulatedMount {
@@ -150,6 +153,12 @@ impl Mount for SimulatedMount {
         self.simulation.now()
     }
 
+    fn wall(&self) -> SystemTime {
+        let world = self.simulation.lock();
+        let skew = if self.host == 1 { world.setting.skew_ms } else { 0 };
+        SystemTime::UNIX_EPOCH + Duration::from_millis(START_MS + skew) + Duration::from_micros(world.clock)
+    }
+
     fn pause(&self, time: Duration) {
         self.simulation.pause(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
     }
@@ -273,7 +282,6 @@ impl MountedFile for SimulatedFile {
     fn set_length(&self, bytes: u64) -> io::Result<()> {
         let mut world = self.operate(&Operation::Write, format_args!("set length {bytes}"))?;
         let World { hosts, server, clock, .. } = &mut *world;
-        hosts[self.host].send_all(server, self.inode);
         server.set_length(self.inode, bytes);
         hosts[self.host].set_length(self.inode, bytes, *clock);
         Ok(())

@@ -1,15 +1,16 @@
 //! A node: from the lock to the release, with the steps of the real one in their order.
 //!
-//! Lock, claim, fence, store and broker are the real ones. What goes between them is written anew here: it does in one
-//! thread and with virtual time what `node` and `engine` do, in the same order.
+//! Lock, claim, fence, store, engine and broker are the real ones; the engine goes round on the thread of the node, which
+//! decides nothing but when. What goes before it, from the lock to the open store, and the release behind it, are written
+//! anew here: in one thread what `node` does with tasks, and in its order.
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use batonmq::broker::{AutoCreate, Broker, Command, Output, Read};
+use batonmq::broker::{AutoCreate, Command};
 use batonmq::disk;
+use batonmq::engine::{Budget, Course, Engine, EngineError, Guard, Memory, Parts};
 use batonmq::ha::block::{Address, State};
 use batonmq::ha::claim::{Candidate, ClaimError, LateWrites, Mastership, ReleaseError, claim, predecessors};
 use batonmq::ha::directory::{Create, Directory};
@@ -17,18 +18,14 @@ use batonmq::ha::fence::{Fence, FenceError, FenceRead};
 use batonmq::ha::identity::Identity;
 use batonmq::ha::lock::{LockAttempt, StoreLock};
 use batonmq::model::free_min::FreeMin;
-use batonmq::model::id::SessionId;
 use batonmq::model::limits::Limits;
-use batonmq::model::message::MessageBlock;
 use batonmq::model::name::Name;
 use batonmq::model::snapshot::Snapshot;
-use batonmq::model::time::Timestamp;
 use batonmq::store::manifest::Manifest;
-use batonmq::store::{self, Fenced, Mode, OpenOptions, Reader, Store, StoreError, conversion};
+use batonmq::store::{self, Fenced, Mode, OpenOptions, Store, StoreError, conversion};
 use uuid::Uuid;
 
-use crate::clients::{Node, Notes};
-use crate::history::has_lost;
+use crate::clients::Node;
 use crate::scheduler::{Simulation, quietly};
 use crate::setting::MS;
 use crate::world::{Master, World};
@@ -37,8 +34,8 @@ use crate::world::{Master, World};
 const POLL_US: u64 = 100 * MS;
 /// A check that is older than this does not make a master healthy.
 const FENCE_AGE_MAX_US: u64 = 1000 * MS;
-/// Turns that a drain takes at the most.
-const DRAIN_TURNS: u32 = 40;
+/// How long a drain takes at the most.
+const DRAIN_TIME: Duration = Duration::from_millis(500);
 
 /// How a node has ended.
 #[derive(Debug)]
@@ -51,14 +48,26 @@ pub enum End {
 
 impl From<StoreError> for End {
     fn from(error: StoreError) -> Self {
-        let is_fenced = matches!(error, StoreError::Fenced(_)) || has_lost(&error);
-        if is_fenced { Self::Lost(error.to_string()) } else { Self::Failed(error.to_string()) }
+        match error {
+            StoreError::Fenced(_) => Self::Lost(error.to_string()),
+            _ => Self::Failed(error.to_string()),
+        }
     }
 }
 
 impl From<Fenced> for End {
     fn from(error: Fenced) -> Self {
         Self::Lost(error.to_string())
+    }
+}
+
+impl From<EngineError> for End {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::Store(error) => error.into(),
+            EngineError::Fenced(error) => error.into(),
+            other => Self::Failed(other.to_string()),
+        }
     }
 }
 
@@ -107,7 +116,7 @@ impl Process {
         match end {
             Err(End::Failed(what)) => {
                 // One that has lost may find anything. Errors that were made to happen are what they are.
-                let is_expected = superseded || world.tally_errors() || is_space(&what);
+                let is_expected = superseded || world.has_errors() || is_space(&what);
                 if !is_expected {
                     world.fail(format!("a node has failed for no reason: {what}"));
                 }
@@ -131,10 +140,11 @@ impl Process {
         let directory = Directory::open(&self.dir, Create::Allowed, None).map_err(failed)?;
         let lock = self.stand_by(&directory)?;
         let mastership = self.claim(lock)?;
-        let mut guard = Guard::new(self, &mastership);
-        let (store, snapshot) = self.open(&mastership, &mut guard)?;
+        let (store, snapshot) = self.open(&mastership)?;
         self.check_takeover();
-        self.serve(&mastership, store, snapshot, &mut guard)?;
+        let guard = self.guard(&mastership);
+        self.serve(&mastership, store, snapshot, guard)?;
+        let mastership = Arc::into_inner(mastership).expect("the engine has ended");
         mastership.release(FenceRead::Reopen)?;
         Ok(End::Released)
     }
@@ -168,7 +178,7 @@ impl Process {
         is_reachable && world.masters[other].is_some_and(is_healthy)
     }
 
-    fn claim(&self, lock: StoreLock) -> Result<Mastership, End> {
+    fn claim(&self, lock: StoreLock) -> Result<Arc<Mastership>, End> {
         store::check::check(&self.dir, &predecessors(&lock, LateWrites::MayArrive)?)?;
         let boot = Uuid::from_u128(u128::from(self.simulation.lock().chance.next()));
         let identity = Identity {
@@ -196,14 +206,20 @@ impl Process {
         if let Some(newest) = Manifest::newest(&self.dir, mastership.epoch())? {
             mastership.note_mode(newest.mode, FenceRead::Reopen)?;
         }
-        Ok(mastership)
+        Ok(Arc::new(mastership))
     }
 
-    fn open(
-        &self,
-        mastership: &Mastership,
-        guard: &mut Guard<'_>,
-    ) -> Result<(Box<dyn Store>, Snapshot), End> {
+    fn guard(&self, mastership: &Arc<Mastership>) -> MastershipGuard {
+        MastershipGuard {
+            simulation: Arc::clone(&self.simulation),
+            host: self.host,
+            mastership: Arc::clone(mastership),
+            fence: mastership.fence(FenceRead::Reopen),
+        }
+    }
+
+    fn open(&self, mastership: &Arc<Mastership>) -> Result<(Box<dyn Store>, Snapshot), End> {
+        let mut guard = self.guard(mastership);
         let options = OpenOptions {
             dir: self.dir.clone(),
             mode: Mode::File,
@@ -227,35 +243,66 @@ impl Process {
         check_store(&self.simulation, &self.checked_dir, "after a takeover");
     }
 
+    /// Serves until the node is to hand over and has drained; the store is closed then.
     fn serve(
         &self,
-        mastership: &Mastership,
+        mastership: &Arc<Mastership>,
         store: Box<dyn Store>,
         snapshot: Snapshot,
-        guard: &mut Guard<'_>,
+        guard: MastershipGuard,
     ) -> Result<(), End> {
-        let time = snapshot.time;
-        let reader = store.reader()?;
-        let broker = Broker::new(snapshot, Limits::default(), AutoCreate::Allowed);
-        let node = Node { process: self.process, epoch: mastership.epoch().0 };
-        let mut serving = Serving {
-            process: self,
-            node,
-            broker,
+        let parts = Parts {
             store,
-            reader,
-            time,
-            output: Output::default(),
-            reads: Vec::new(),
-            sessions: Vec::new(),
-            staged: None,
-            idle_since: 0,
+            snapshot,
+            place: self.dir.clone(),
+            guard: Box::new(guard),
+            poll_interval: Duration::from_micros(POLL_US),
+            limits: Limits::default(),
+            auto_create: AutoCreate::Allowed,
+            free_min: FreeMin::Bytes(0),
         };
-        serving.run(guard)?;
-        let Serving { broker, store, reader, .. } = serving;
-        drop(reader);
-        store.close(&mut || broker.snapshot(), &mut || guard.check())?;
+        let (engine, mut turns) = Engine::without_thread(parts)?;
+        let node = Node { process: self.process, epoch: mastership.epoch().0 };
+        let budget = Budget::new(u64::MAX, &Memory::new(u64::MAX));
+        let mut is_draining = false;
+        let failed = loop {
+            self.submit(&engine, node, &budget);
+            match turns.take() {
+                Ok(Course::GoesOn) => {}
+                Ok(Course::Drained) => break None,
+                Err(error) => break Some(error),
+            }
+            let (is_told, rest) = {
+                let mut world = self.simulation.lock();
+                world.hear(self.process);
+                (world.handing_over[self.host], world.chance.between(1, 10) * MS)
+            };
+            let now = disk::world::now(&self.dir);
+            if is_told && !is_draining {
+                is_draining = true;
+                engine.drain(now + DRAIN_TIME);
+            }
+            let due = turns.due_at().saturating_duration_since(now);
+            disk::world::pause(&self.dir, due.min(Duration::from_micros(rest)));
+        };
+        turns.end(failed)?;
+        self.simulation.lock().hear(self.process);
         Ok(())
+    }
+
+    /// Hands over what clients want.
+    fn submit(&self, engine: &Engine, node: Node, budget: &Arc<Budget>) {
+        let mut world = self.simulation.lock();
+        let World { clients, chance, history, clock, .. } = &mut *world;
+        for (session, command) in clients.commands(node, *clock, chance, history) {
+            match command {
+                Command::Begin => {
+                    let outbox = clients.outbox(session).expect("it has just connected");
+                    engine.begin(session, outbox);
+                }
+                command => engine.submit(session, vec![command], 1, budget),
+            }
+        }
     }
 }
 
@@ -274,26 +321,22 @@ fn is_space(what: &str) -> bool {
     what.contains("no space") || what.contains("No space") || what.contains("before it can serve")
 }
 
-/// The check of a mastership.
-struct Guard<'a> {
-    process: &'a Process,
-    mastership: &'a Mastership,
+/// The check of a mastership, as `node::guard` has it.
+struct MastershipGuard {
+    simulation: Arc<Simulation>,
+    host: usize,
+    mastership: Arc<Mastership>,
     fence: Fence,
 }
 
-impl<'a> Guard<'a> {
-    fn new(process: &'a Process, mastership: &'a Mastership) -> Self {
-        let fence = mastership.fence(FenceRead::Reopen);
-        Self { process, mastership, fence }
-    }
-
+impl Guard for MastershipGuard {
     fn check(&mut self) -> Result<(), Fenced> {
-        let began_at = self.process.simulation.lock().clock;
+        let began_at = self.simulation.lock().clock;
         self.fence.check().map_err(|error| match error {
             FenceError::Superseded(epoch) => Fenced::Superseded(epoch),
             other => Fenced::Unknown(other.to_string()),
         })?;
-        if let Some(master) = &mut self.process.simulation.lock().masters[self.process.host] {
+        if let Some(master) = &mut self.simulation.lock().masters[self.host] {
             master.checked_at = began_at;
         }
         Ok(())
@@ -302,163 +345,5 @@ impl<'a> Guard<'a> {
     fn check_lock(&mut self) -> Result<(), Fenced> {
         self.mastership.lock().verify().map_err(|error| Fenced::Unknown(error.to_string()))?;
         self.check()
-    }
-}
-
-/// A publish whose block is being written ahead.
-struct Staged {
-    session: SessionId,
-    command: Command,
-    block: MessageBlock,
-    is_done: Arc<AtomicBool>,
-    /// What the session wants behind it.
-    behind: Vec<Command>,
-}
-
-struct Serving<'a> {
-    process: &'a Process,
-    node: Node,
-    broker: Broker,
-    store: Box<dyn Store>,
-    reader: Box<dyn Reader>,
-    time: Timestamp,
-    output: Output,
-    reads: Vec<Read>,
-    sessions: Vec<SessionId>,
-    staged: Option<Staged>,
-    idle_since: u64,
-}
-
-impl Serving<'_> {
-    /// Goes round until the node is to hand over and has drained.
-    fn run(&mut self, guard: &mut Guard<'_>) -> Result<(), End> {
-        let mut draining = None;
-        loop {
-            let ended = self.round(guard, draining.is_some())?;
-            if self.store.maintenance_due() {
-                let Self { broker, store, .. } = self;
-                store.maintain(&mut || broker.snapshot(), &mut || guard.check())?;
-            }
-            let is_told = self.process.simulation.lock().handing_over[self.process.host];
-            match &mut draining {
-                None if is_told => draining = Some(DRAIN_TURNS),
-                None => {}
-                Some(0) => return Ok(()),
-                Some(_) if ended && self.staged.is_none() => return Ok(()),
-                Some(turns) => *turns -= 1,
-            }
-        }
-    }
-
-    fn now(&mut self) -> Timestamp {
-        let clock = self.process.simulation.lock().clock;
-        self.time = self.time.max(Timestamp(1_000_000 + clock / MS));
-        self.time
-    }
-
-    /// One cycle. Answers whether nothing is in flight.
-    fn round(&mut self, guard: &mut Guard<'_>, draining: bool) -> Result<bool, End> {
-        let now = self.now();
-        let space = self.store.space(FreeMin::Bytes(0))?;
-        self.broker.begin_cycle(space);
-        let used = self.work(now, draining)?;
-        self.broker.finish(now, &mut self.output);
-        self.commit(guard)?;
-        if let Some(block) = used {
-            self.store.unstage(block.bytes())?;
-        }
-        self.release(guard)?;
-        Ok(self.broker.counts().in_flight == 0)
-    }
-
-    /// Lets the broker work. Answers the block that its commit finds written ahead.
-    fn work(&mut self, now: Timestamp, draining: bool) -> Result<Option<MessageBlock>, End> {
-        for read in std::mem::take(&mut self.reads) {
-            let chunk = self.reader.read(read.topic, read.from, read.bytes_max)?;
-            self.broker.loaded(now, read, chunk, &mut self.output);
-        }
-        let (commands, stages) = {
-            let mut world = self.process.simulation.lock();
-            let World { clients, chance, history, clock, .. } = &mut *world;
-            let commands = clients.commands(self.node, *clock, chance, history);
-            (commands, chance.one_in(8))
-        };
-        if draining {
-            for &session in &self.sessions {
-                self.broker.handle(now, session, Command::OutputFull, &mut self.output);
-            }
-        }
-        for (session, command) in commands {
-            if matches!(command, Command::Begin) {
-                self.sessions.push(session);
-            }
-            match (&mut self.staged, command) {
-                (Some(staged), command) if staged.session == session => staged.behind.push(command),
-                (staged @ None, Command::Publish(publish, block)) if stages => {
-                    let is_done = Arc::new(AtomicBool::new(false));
-                    let told = Arc::clone(&is_done);
-                    let word = Box::new(move || told.store(true, Ordering::Release));
-                    self.store.stage(block.bytes().clone(), word);
-                    let command = Command::Publish(publish, block.clone());
-                    *staged = Some(Staged { session, command, block, is_done, behind: Vec::new() });
-                }
-                (_, command) => self.broker.handle(now, session, command, &mut self.output),
-            }
-        }
-        let Some(staged) = self.staged.take_if(|staged| staged.is_done.load(Ordering::Acquire)) else {
-            return Ok(None);
-        };
-        self.broker.grant(self.store.staged_bytes(staged.block.bytes()));
-        for command in std::iter::once(staged.command).chain(staged.behind) {
-            self.broker.handle(now, staged.session, command, &mut self.output);
-        }
-        Ok(Some(staged.block))
-    }
-
-    /// Makes the records durable; holds them as long as there is no space.
-    fn commit(&mut self, guard: &mut Guard<'_>) -> Result<(), End> {
-        if self.output.records.is_empty() {
-            return Ok(());
-        }
-        loop {
-            match self.store.commit(&self.output.records) {
-                Err(StoreError::Full(_)) => {
-                    self.process.simulation.lock().tally.held_commits += 1;
-                    guard.check_lock()?;
-                    self.store.make_space(&mut || guard.check())?;
-                    self.process.pause(POLL_US);
-                }
-                committed => break committed?,
-            }
-        }
-        self.output.records.clear();
-        Ok(())
-    }
-
-    /// Lets out what depends on the commit, after a check that began after it.
-    fn release(&mut self, guard: &mut Guard<'_>) -> Result<(), End> {
-        let idle = self.output.effects.is_empty() && self.output.reads.is_empty();
-        let clock = self.process.simulation.lock().clock;
-        if self.idle_since + POLL_US <= clock {
-            guard.check_lock()?;
-            self.idle_since = clock;
-        } else if !idle {
-            guard.check()?;
-        }
-        let mut world = self.process.simulation.lock();
-        let World { clients, history, tally, clock, .. } = &mut *world;
-        let mut wrong = None;
-        let mut notes = Notes { history, tally, wrong: &mut wrong };
-        for effect in self.output.effects.drain(..) {
-            clients.told(effect.session, effect.content, *clock, &mut notes);
-        }
-        if let Some(what) = wrong {
-            world.fail(what);
-        }
-        let pause = world.chance.between(1, if idle { 20 } else { 2 }) * MS;
-        drop(world);
-        self.reads.append(&mut self.output.reads);
-        self.process.pause(pause);
-        Ok(())
     }
 }

@@ -9,7 +9,6 @@ use batonmq::disk::mount::{Installed, install};
 use crate::mount::SimulatedMount;
 use crate::node::{Process, check_store};
 use crate::scheduler::Simulation;
-use crate::server::NameChange;
 use crate::setting::{Fault, MS};
 use crate::tally::Tally;
 use crate::world::{CHECKER, HOSTS, World};
@@ -30,8 +29,9 @@ pub struct Outcome {
 /// Paths of mounts in this process, so that several simulations can run at a time.
 static RUNS: AtomicU64 = AtomicU64::new(0);
 
-pub fn run(seed: u64, allowed: &[Fault]) -> Outcome {
-    let simulation = Simulation::new(World::new(seed, allowed));
+/// Runs a seed, with these faults; the outcome shows so many events at the most.
+pub fn run(seed: u64, allowed: &[Fault], events_max: usize) -> Outcome {
+    let simulation = Simulation::new(World::new(seed, allowed, events_max));
     let root = PathBuf::from(format!("/simulated/{}", RUNS.fetch_add(1, Ordering::Relaxed)));
     let paths: Vec<PathBuf> = (0..=CHECKER).map(|host| root.join(host.to_string())).collect();
     let mounted: Vec<Installed> = paths
@@ -82,6 +82,7 @@ impl Pair {
             if rest_by.is_none() && world.steps >= world.setting.steps {
                 world.note(format_args!("faults cease"));
                 world.calm_down();
+                world.clients.lose_patience();
                 start_at = [world.clock; HOSTS];
                 rest_by = Some(world.steps + STEPS_TO_REST);
             }
@@ -134,15 +135,5 @@ impl Pair {
             checked_dir: self.store(CHECKER),
         };
         self.simulation.start(Some((host, process)), "node", Box::new(move || node.run()));
-    }
-}
-
-/// So that a change of names is readable where it is shown.
-impl std::fmt::Display for NameChange {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Rename(from, to) => write!(f, "rename {} to {}", from.display(), to.display()),
-            Self::Remove(path) => write!(f, "remove {}", path.display()),
-        }
     }
 }

@@ -3,7 +3,7 @@
 //! A name that is made, given or removed is there at once for everybody, and lasts through a loss of power only once its
 //! folder was synced. Bytes are there once a host has sent them, which it does when it syncs, or some time.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -24,6 +24,10 @@ pub struct Stored {
     pub kind: Kind,
     pub bytes: Vec<u8>,
     pub links: u64,
+    /// The host that has written last.
+    pub writer: usize,
+    /// What stood where bytes have arrived that nobody has synced, oldest first.
+    unsynced: Vec<(u64, Vec<u8>)>,
 }
 
 /// A change of names that is not durable yet.
@@ -33,6 +37,19 @@ enum Change {
     Removed(PathBuf, Inode),
     /// What had the second name before.
     Renamed(PathBuf, PathBuf, Option<Inode>),
+}
+
+impl Change {
+    fn names(&self) -> [&Path; 2] {
+        match self {
+            Self::Made(path) | Self::Removed(path, _) => [path, path],
+            Self::Renamed(from, to, _) => [from, to],
+        }
+    }
+
+    fn shares_a_name(&self, other: &Self) -> bool {
+        self.names().iter().any(|name| other.names().contains(name))
+    }
 }
 
 #[derive(Debug)]
@@ -61,7 +78,7 @@ pub struct Piece {
 /// Something that a host has sent and that arrives after its end.
 #[derive(Debug)]
 pub enum Late {
-    Piece(Piece),
+    Piece(Piece, usize),
     Names(NameChange, usize),
 }
 
@@ -100,7 +117,8 @@ impl Server {
     fn put(&mut self, path: &Path, kind: Kind) -> Inode {
         let inode = self.next;
         self.next += 1;
-        self.stored.insert(inode, Stored { kind, bytes: Vec::new(), links: 1 });
+        self.stored
+            .insert(inode, Stored { kind, bytes: Vec::new(), links: 1, writer: 0, unsynced: Vec::new() });
         self.names.insert(path.to_owned(), inode);
         inode
     }
@@ -114,7 +132,7 @@ impl Server {
     }
 
     pub fn attributes(&self, inode: Inode) -> Attributes {
-        let Stored { kind, bytes, links } = self.stored(inode);
+        let Stored { kind, bytes, links, .. } = self.stored(inode);
         let length = bytes.len() as u64;
         Attributes { kind: *kind, length, links: *links, identity: (1, inode), changed_at: 1 }
     }
@@ -123,11 +141,7 @@ impl Server {
     pub fn seen(&mut self, path: &Path, by: usize) {
         let Some(log) = self.unsynced.get_mut(&folder_of(path)) else { return };
         for logged in log {
-            let is_it = match &logged.change {
-                Change::Made(at) | Change::Removed(at, _) => at == path,
-                Change::Renamed(from, to, _) => from == path || to == path,
-            };
-            logged.seen |= is_it && logged.by != by;
+            logged.seen |= logged.by != by && logged.change.names().contains(&path);
         }
     }
 
@@ -185,40 +199,43 @@ impl Server {
         self.unsynced.retain(|folder, _| names.get(folder) != Some(&inode));
     }
 
-    /// A host has lost power: its last changes of names, which nobody has seen, may be gone.
+    /// A host has lost power: of its changes of names, each that nobody has seen may be gone.
     pub fn lose_names_of(&mut self, host: usize, chance: &mut Chance) {
-        for folder in self.folders() {
-            while self.unsynced[&folder].last().is_some_and(|logged| logged.by == host && !logged.seen)
-                && chance.percent(70)
-            {
-                self.undo_last(&folder);
-            }
-        }
+        self.lose(chance, |logged| logged.by == host && !logged.seen);
     }
 
-    /// The disk has lost power: the last changes of names in each folder may be gone.
+    /// The disk has lost power: each change of names may be gone.
     pub fn lose_names(&mut self, chance: &mut Chance) {
-        for folder in self.folders() {
-            while !self.unsynced[&folder].is_empty() && chance.percent(70) {
-                self.undo_last(&folder);
-            }
-        }
+        self.lose(chance, |_| true);
         self.unsynced.clear();
     }
 
-    fn folders(&self) -> Vec<PathBuf> {
-        // Inner ones first: what is in a folder goes before the folder.
+    /// Undoes changes, the last ones first; none of a name that a later one has to do with which stays.
+    fn lose(&mut self, chance: &mut Chance, may_go: impl Fn(&Logged) -> bool) {
+        // Inner folders first: what is in a folder goes before the folder.
         let mut folders: Vec<PathBuf> = self.unsynced.keys().cloned().collect();
         folders.sort_by_key(|folder| std::cmp::Reverse(folder.components().count()));
-        folders
+        for folder in folders {
+            let mut stays: Vec<Logged> = Vec::new();
+            let mut log = self.unsynced.remove(&folder).unwrap_or_default();
+            while let Some(logged) = log.pop() {
+                let is_free = !stays.iter().any(|later| later.change.shares_a_name(&logged.change));
+                if is_free && may_go(&logged) && chance.percent(60) {
+                    self.undo(logged.change);
+                } else {
+                    stays.push(logged);
+                }
+            }
+            stays.reverse();
+            self.unsynced.insert(folder, stays);
+        }
     }
 
-    fn undo_last(&mut self, folder: &Path) {
-        let Some(logged) = self.unsynced.get_mut(folder).and_then(Vec::pop) else { return };
-        match logged.change {
+    fn undo(&mut self, change: Change) {
+        match change {
             Change::Made(path) => {
                 // A folder goes with all that is in it.
-                let inside: BTreeSet<PathBuf> =
+                let inside: Vec<PathBuf> =
                     self.names.keys().filter(|name| name.starts_with(&path)).cloned().collect();
                 for name in inside {
                     if let Some(inode) = self.names.remove(&name) {
@@ -226,7 +243,6 @@ impl Server {
                     }
                 }
                 self.unsynced.retain(|folder, _| !folder.starts_with(&path));
-                self.unsynced.entry(folder.to_owned()).or_default();
             }
             Change::Removed(path, inode) => self.restore(path, inode),
             Change::Renamed(from, to, replaced) => {
@@ -245,13 +261,35 @@ impl Server {
         self.stored.get_mut(&inode).expect("no file is ever forgotten").links += 1;
     }
 
-    /// Bytes arrive.
-    pub fn write(&mut self, piece: &Piece) {
+    /// What has arrived of a file is durable.
+    pub fn sync(&mut self, inode: Inode) {
+        self.stored.get_mut(&inode).expect("no file is ever forgotten").unsynced.clear();
+    }
+
+    /// The disk has lost power: each block that has arrived and that nobody has synced may be what it was before.
+    pub fn lose_bytes(&mut self, chance: &mut Chance) {
+        for stored in self.stored.values_mut() {
+            while let Some((at, before)) = stored.unsynced.pop() {
+                if chance.percent(40) {
+                    let at = at as usize;
+                    let end = stored.bytes.len().min(at + before.len());
+                    if at < end {
+                        stored.bytes[at..end].copy_from_slice(&before[..end - at]);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Bytes arrive from a host. They are durable once somebody syncs the file.
+    pub fn write(&mut self, piece: &Piece, by: usize) {
         let stored = self.stored.get_mut(&piece.inode).expect("no file is ever forgotten");
         let (at, end) = (piece.at as usize, piece.at as usize + piece.bytes.len());
         if stored.bytes.len() < end {
             stored.bytes.resize(end, 0);
         }
+        stored.writer = by;
+        stored.unsynced.push((piece.at, stored.bytes[at..end].to_vec()));
         stored.bytes[at..end].copy_from_slice(&piece.bytes);
     }
 
@@ -263,7 +301,7 @@ impl Server {
     /// Something arrives that was sent by one who is gone.
     pub fn arrive(&mut self, late: Late) {
         match late {
-            Late::Piece(piece) => self.write(&piece),
+            Late::Piece(piece, by) => self.write(&piece, by),
             // What it was about may be gone.
             Late::Names(change, by) => drop(self.change(&change, by)),
         }

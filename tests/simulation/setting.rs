@@ -46,6 +46,16 @@ pub enum Caches {
     Stale,
 }
 
+/// Which operations meet faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Focus {
+    All,
+    /// Those that change something.
+    Changes,
+    /// Those of the threads that work beside the engine.
+    Upkeep,
+}
+
 #[derive(Clone, Debug)]
 pub struct Setting {
     pub locks: Locks,
@@ -56,6 +66,10 @@ pub struct Setting {
     pub faults_max: u64,
     /// One in so many operations meets a fault, as long as there are some left.
     pub fault_rate: u64,
+    /// Which operations do.
+    pub focus: Focus,
+    /// One in so many operations is a moment at which something that was sent arrives.
+    pub drift_rate: u64,
     /// Operations before faults cease.
     pub steps: u64,
     /// Percent of the steps at which the same thread goes on.
@@ -66,8 +80,12 @@ pub struct Setting {
     pub segment_bytes: u64,
     /// Percent of the messages that stay for good, in old files too.
     pub kept_percent: u64,
-    /// Largest message.
+    /// Largest message,
     pub body_bytes: u64,
+    /// but for a few that are so large that they are written ahead of their commits.
+    pub has_large: bool,
+    /// By how much the clock of the second host is ahead, in milliseconds.
+    pub skew_ms: u64,
 }
 
 impl Setting {
@@ -86,13 +104,17 @@ impl Setting {
             caches,
             faults,
             faults_max: chance.between(1, 12),
-            fault_rate: chance.pick(&[60, 150, 300]),
+            fault_rate: chance.pick(&[60, 150, 300, 600]),
+            focus: chance.pick(&[Focus::All, Focus::Changes, Focus::Upkeep]),
+            drift_rate: chance.pick(&[10, 50, 400]),
             steps: chance.pick(&[1500, 3000, 5000]),
             steadiness: chance.pick(&[30, 60, 90]),
             operation_us: chance.pick(&[100, 1000, 5000]),
             segment_bytes: chance.pick(&[8 << 10, 24 << 10, 64 << 10]),
             kept_percent: chance.pick(&[5, 20, 50]),
             body_bytes: chance.pick(&[200, 2000, 8000]),
+            has_large: chance.one_in(10),
+            skew_ms: chance.pick(&[0, 1000, 3_600_000]),
         }
     }
 }

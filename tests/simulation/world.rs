@@ -4,12 +4,12 @@ use std::collections::VecDeque;
 use std::fmt::Write as _;
 
 use crate::chance::Chance;
-use crate::clients::Clients;
+use crate::clients::{Clients, Notes};
 use crate::history::History;
 use crate::host::{Fate, Host};
 use crate::scheduler::{CONTROLLER, Task, TaskId};
 use crate::server::{Late, NameChange, Server};
-use crate::setting::{Caches, Fault, Locks, MS, Setting};
+use crate::setting::{Caches, Fault, Focus, Locks, MS, Setting};
 use crate::tally::Tally;
 
 /// Hosts on which nodes run.
@@ -17,11 +17,11 @@ pub const HOSTS: usize = 2;
 /// The host from which the store is checked; nothing goes wrong on it.
 pub const CHECKER: usize = HOSTS;
 
+/// Operations behind a change of names at which more goes wrong.
+const HOT_OPERATIONS: u64 = 12;
+
 /// Bytes of the disk.
 pub const DISK_BYTES: u64 = 256 << 20;
-
-/// Events that a failure shows.
-const SHOWN: usize = 120;
 
 pub struct World {
     pub seed: u64,
@@ -44,9 +44,12 @@ pub struct World {
     /// The node on each host that has claimed, and when its fence held last.
     pub masters: [Option<Master>; HOSTS],
     pub failure: Option<String>,
+    /// Operations that come behind a change of names, where more goes wrong: much depends on their order.
+    hot: u64,
     handles: u64,
     processes: u64,
     events: VecDeque<String>,
+    events_max: usize,
     digest: u64,
 }
 
@@ -79,7 +82,7 @@ pub enum Meets {
 }
 
 impl World {
-    pub fn new(seed: u64, allowed: &[Fault]) -> Self {
+    pub fn new(seed: u64, allowed: &[Fault], events_max: usize) -> Self {
         let mut chance = Chance::new(seed);
         let setting = Setting::draw(&mut chance, allowed);
         let keeps = setting.caches == Caches::Stale;
@@ -90,7 +93,7 @@ impl World {
             tasks: Vec::new(),
             running: CONTROLLER,
             server: Server::new(DISK_BYTES),
-            hosts: vec![Host::new(keeps), Host::new(keeps), Host::new(false)],
+            hosts: vec![Host::new(0, keeps), Host::new(1, keeps), Host::new(CHECKER, false)],
             clients: Clients::new(&setting, seed),
             history: History::default(),
             tally: Tally::default(),
@@ -98,9 +101,11 @@ impl World {
             handing_over: [false; HOSTS],
             masters: [None; HOSTS],
             failure: None,
+            hot: 0,
             handles: 0,
             processes: 0,
             events: VecDeque::new(),
+            events_max,
             digest: 0xcbf2_9ce4_8422_2325,
             chance,
             setting,
@@ -116,7 +121,7 @@ impl World {
         for byte in text.bytes() {
             self.digest = (self.digest ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
         }
-        if self.events.len() == SHOWN && std::env::var_os("SIM_ALL").is_none() {
+        if self.events.len() == self.events_max {
             self.events.pop_front();
         }
         self.events.push_back(text);
@@ -151,7 +156,17 @@ impl World {
     pub fn begin(&mut self, host: usize, operation: &Operation) -> Meets {
         self.clock += self.chance.between(1, self.setting.operation_us);
         self.drift();
-        if self.faults_left == 0 || !self.chance.one_in(self.setting.fault_rate) {
+        let is_meant = match self.setting.focus {
+            Focus::All => true,
+            Focus::Changes => !matches!(operation, Operation::Look | Operation::Read),
+            Focus::Upkeep => self.tasks[self.running].name != "node",
+        };
+        if matches!(operation, Operation::Names(_)) {
+            self.hot = HOT_OPERATIONS;
+        }
+        self.hot = self.hot.saturating_sub(1);
+        let rate = if self.hot > 0 { self.setting.fault_rate.div_ceil(8) } else { self.setting.fault_rate };
+        if self.faults_left == 0 || !is_meant || !self.chance.one_in(rate) {
             return Meets::Nothing;
         }
         let fault = self.chance.pick(&self.setting.faults.clone());
@@ -160,7 +175,7 @@ impl World {
 
     /// What was sent arrives some time.
     fn drift(&mut self) {
-        if self.chance.one_in(12) {
+        if self.chance.one_in(self.setting.drift_rate) {
             let host = self.chance.below(HOSTS as u64) as usize;
             let is_stale = self.masters[host]
                 .is_some_and(|one| self.masters[1 - host].is_some_and(|two| two.epoch > one.epoch));
@@ -169,7 +184,7 @@ impl World {
                 self.tally.late_writes += 1;
             }
         }
-        if !self.server.late.is_empty() && self.chance.one_in(40) {
+        if !self.server.late.is_empty() && self.chance.one_in(4 * self.setting.drift_rate) {
             self.let_arrive();
         }
     }
@@ -178,13 +193,13 @@ impl World {
         let index = self.chance.below(self.server.late.len() as u64) as usize;
         let late = self.server.late.swap_remove(index);
         match late {
-            Late::Piece(_) => self.tally.late_writes += 1,
+            Late::Piece(..) => self.tally.late_writes += 1,
             Late::Names(..) => self.tally.late_names += 1,
         }
         self.note(format_args!(
             "late: {}",
             match &late {
-                Late::Piece(piece) =>
+                Late::Piece(piece, _) =>
                     format!("{} bytes of {} at {}", piece.bytes.len(), piece.inode, piece.at),
                 Late::Names(change, _) => format!("{change:?}"),
             }
@@ -212,7 +227,7 @@ impl World {
                 Meets::Death
             }
             Fault::Pause => {
-                let time = self.chance.pick(&[50, 500, 3000, 20_000]);
+                let time = self.chance.pick(&[100, 1000, 5000, 5000, 20_000]);
                 let time = self.chance.between(time / 2, time) * MS;
                 self.hosts[host].paused_until = self.clock + time;
                 self.hosts[host].silent_since = Some(self.clock);
@@ -228,6 +243,7 @@ impl World {
                     self.lose_power(host, &[Fate::Lost, Fate::Sent]);
                 }
                 let Self { server, chance, .. } = &mut *self;
+                server.lose_bytes(chance);
                 server.lose_names(chance);
                 server.late.clear();
                 server.locks.clear();
@@ -272,14 +288,25 @@ impl World {
         }
         self.hosts[host].paused_until = 0;
         self.masters[host] = None;
+        self.hear(process);
         self.clients.lose(process);
         for locks in self.server.locks.values_mut() {
             locks.retain(|lock| lock.host != host);
         }
     }
 
+    /// Clients read what a process has sent by now.
+    pub fn hear(&mut self, process: u64) {
+        let Self { clients, history, tally, clock, .. } = &mut *self;
+        let mut wrong = None;
+        clients.hear(process, *clock, &mut Notes { history, tally, wrong: &mut wrong });
+        if let Some(what) = wrong {
+            self.fail(what);
+        }
+    }
+
     /// Whether operations were made to fail.
-    pub fn tally_errors(&self) -> bool {
+    pub fn has_errors(&self) -> bool {
         self.tally.has(Fault::Error)
     }
 
