@@ -23,6 +23,8 @@
 mod copying;
 pub mod file;
 pub mod helper;
+#[cfg(test)]
+pub(crate) mod hooked;
 pub mod mount;
 pub mod naming;
 pub mod world;
@@ -187,5 +189,26 @@ mod tests {
         std::os::unix::fs::symlink("nowhere", &path).unwrap();
         let error = open_within(&path, 2).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::StaleNetworkFileHandle);
+    }
+
+    /// A host that stood still for longer than the attempts may take, between one of them and its look at the clock, took
+    /// that for a name that can never be opened, and its node ended.
+    #[test]
+    fn a_host_that_stands_still_has_tried_no_more_often() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("store");
+        fs::create_dir(&folder).unwrap();
+        let mut attempts = 0;
+        let late = move |mount: &hooked::Hooked, path: &Path| {
+            attempts += u32::from(path.ends_with("late"));
+            if path.ends_with("late") && attempts == 1 {
+                fs::write(path, "there by now").unwrap();
+                mount.stand_still(STALE_ATTEMPTS_MAX * STALE_STEP * 2);
+                return Err(ErrorKind::NotFound.into());
+            }
+            Ok(())
+        };
+        let (path, _installed) = hooked::Hooked::mount(&folder, Box::new(late));
+        assert_eq!(read(&path.join("late")).unwrap(), b"there by now");
     }
 }

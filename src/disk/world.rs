@@ -1,5 +1,5 @@
-//! Time and chance, as those have them who use the shared disk. Only what is written there and when goes by these: what
-//! waits for a client or a socket has nothing to do with it.
+//! Time and chance, as those have them who use the shared disk: the stores, and the engine that goes round over one. What
+//! waits for a socket has nothing to do with it.
 
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};

@@ -271,4 +271,24 @@ mod tests {
             assert!(matches!(read, Err(StoreError::Damaged { .. } | StoreError::NewerFormat { .. })), "{at}");
         }
     }
+
+    /// The one that was listed was removed before it was read, since a newer one was there: a node that only looked ended
+    /// with a file that cannot be found.
+    #[test]
+    fn a_manifest_that_goes_while_it_is_looked_for_has_made_way_for_a_newer_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("store");
+        fs::create_dir(&folder).unwrap();
+        manifest(1).write(&folder).unwrap();
+        let store = folder.clone();
+        let meanwhile = move |_: &disk::hooked::Hooked, path: &Path| {
+            if *path == Manifest::path(&store, Epoch(1)) && path.exists() {
+                manifest(2).write(&store).unwrap();
+                fs::remove_file(path).unwrap();
+            }
+            Ok(())
+        };
+        let (path, _installed) = disk::hooked::Hooked::mount(&folder, Box::new(meanwhile));
+        assert_eq!(Manifest::newest(&path, Epoch(9)).unwrap(), Some(manifest(2)));
+    }
 }

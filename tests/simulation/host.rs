@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::chance::Chance;
 use crate::server::{BLOCK, Inode, Late, Piece, Server};
-use crate::setting::MS;
+use crate::setting::{Caches, MS};
 
 /// Bytes that are kept of a file as one.
 const PAGE: u64 = 4096;
@@ -42,7 +42,7 @@ pub struct Host {
     /// Which it is.
     id: usize,
     /// Whether anything is kept that others may change.
-    pub keeps: bool,
+    keeps: bool,
     /// Nothing on it goes on before.
     pub paused_until: u64,
     /// Since when the disk has not heard of it.
@@ -52,8 +52,8 @@ pub struct Host {
 }
 
 impl Host {
-    pub fn new(id: usize, keeps: bool) -> Self {
-        Self { id, keeps, ..Self::default() }
+    pub fn new(id: usize, caches: Caches) -> Self {
+        Self { id, keeps: caches == Caches::Stale, ..Self::default() }
     }
 
     /// The length of a file, as the host knows it.

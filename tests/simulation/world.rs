@@ -85,7 +85,6 @@ impl World {
     pub fn new(seed: u64, allowed: &[Fault], events_max: usize) -> Self {
         let mut chance = Chance::new(seed);
         let setting = Setting::draw(&mut chance, allowed);
-        let keeps = setting.caches == Caches::Stale;
         Self {
             seed,
             clock: 0,
@@ -93,7 +92,11 @@ impl World {
             tasks: Vec::new(),
             running: CONTROLLER,
             server: Server::new(DISK_BYTES),
-            hosts: vec![Host::new(0, keeps), Host::new(1, keeps), Host::new(CHECKER, false)],
+            hosts: vec![
+                Host::new(0, setting.caches),
+                Host::new(1, setting.caches),
+                Host::new(CHECKER, Caches::Coherent),
+            ],
             clients: Clients::new(&setting, seed),
             history: History::default(),
             tally: Tally::default(),
