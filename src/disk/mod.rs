@@ -1,8 +1,8 @@
 //! The shared disk: the one door through which `ha` and the file store get to it, and how to read afresh what another
 //! host may just have written.
 //!
-//! [`mod@file`] and [`naming`] are what the system's calls do, [`world`] the time and the chance that go with it, [`helper`]
-//! the threads that work on it beside others. A [`mount`] can take the place of the system, for a simulation. The
+//! [`mod@file`] and [`naming`] are what the system's calls do, [`world`] the time and the chance that go with it,
+//! [`helper`] the threads that work on it beside others. A [`mount`] can take the place of the system, for a simulation. The
 //! database has a door of its own, that of its library, and uses what is here for all else.
 //!
 //! # Reading afresh
