@@ -122,31 +122,14 @@ impl Staging {
     /// # Errors
     /// [`StoreError::Full`] where there is no space, with nothing changed; other errors are final.
     pub fn complete(&self, records: &[Record]) -> Result<Vec<Complete>, StoreError> {
-        let mut results = lock(&self.results);
-        if results.staged.is_empty() {
+        // Taken out meanwhile: the thread is not to wait for what is written here.
+        let mut staged = std::mem::take(&mut lock(&self.results).staged);
+        if staged.is_empty() {
             return Ok(Vec::new());
         }
-        let mut complete = Vec::new();
-        for (index, record) in records.iter().enumerate() {
-            let Record::Published(published) = record else { continue };
-            let Some(at) = results.staged.iter().position(|staged| is_same(&staged.block, published)) else {
-                continue;
-            };
-            let Staged { block, place } = results.staged.swap_remove(at);
-            let (pack, checksum) = match place {
-                Place::Written(written) => {
-                    let checksum = written.checksum();
-                    let Some(pack) = written.finish(published)? else { continue };
-                    (pack, checksum)
-                }
-                Place::Complete(pack, checksum) => (pack, checksum),
-            };
-            let place = Place::Complete(pack.clone(), checksum);
-            results.staged.push(Staged { block, place });
-            let elsewhere = Elsewhere { pack: pack.id.number, index: pack.index, bytes: pack.bytes };
-            complete.push(Complete { index, elsewhere, checksum, pack });
-        }
-        Ok(complete)
+        let complete = complete_among(&mut staged, records);
+        lock(&self.results).staged.append(&mut staged);
+        complete
     }
 
     /// Bytes of a block that are written.
@@ -162,13 +145,14 @@ impl Staging {
     /// # Errors
     /// Where the file of one that has no commit cannot be removed.
     pub fn forget(&self, block: &Bytes) -> Result<(), StoreError> {
-        let mut results = lock(&self.results);
-        let Some(at) = results.staged.iter().position(|staged| is_at(&staged.block, block)) else {
-            return Ok(());
+        let forgotten = {
+            let mut results = lock(&self.results);
+            let at = results.staged.iter().position(|staged| is_at(&staged.block, block));
+            at.map(|at| results.staged.swap_remove(at).place)
         };
-        match results.staged.swap_remove(at).place {
-            Place::Written(written) => written.abandon(),
-            Place::Complete(..) => Ok(()),
+        match forgotten {
+            Some(Place::Written(written)) => written.abandon(),
+            Some(Place::Complete(..)) | None => Ok(()),
         }
     }
 
@@ -177,6 +161,31 @@ impl Staging {
         // What the thread could not do is not needed any more.
         let _ = self.thread.end();
     }
+}
+
+/// Completes the packs of those records whose blocks are among those that were staged.
+fn complete_among(all: &mut Vec<Staged>, records: &[Record]) -> Result<Vec<Complete>, StoreError> {
+    let mut complete = Vec::new();
+    for (index, record) in records.iter().enumerate() {
+        let Record::Published(published) = record else { continue };
+        let Some(at) = all.iter().position(|staged| is_same(&staged.block, published)) else {
+            continue;
+        };
+        let Staged { block, place } = all.swap_remove(at);
+        let (pack, checksum) = match place {
+            Place::Written(written) => {
+                let checksum = written.checksum();
+                let Some(pack) = written.finish(published)? else { continue };
+                (pack, checksum)
+            }
+            Place::Complete(pack, checksum) => (pack, checksum),
+        };
+        let place = Place::Complete(pack.clone(), checksum);
+        all.push(Staged { block, place });
+        let elsewhere = Elsewhere { pack: pack.id.number, index: pack.index, bytes: pack.bytes };
+        complete.push(Complete { index, elsewhere, checksum, pack });
+    }
+    Ok(complete)
 }
 
 fn note(results: &mut Results, block: Bytes, written: Result<BlockPack, StoreError>) {
