@@ -18,11 +18,16 @@ use crate::broker::{Broker, Command, Content, Output};
 use crate::model::free_min::FreeMin;
 use crate::model::id::SessionId;
 use crate::model::message::MessageBlock;
+use crate::model::settings::LEASE_MS_MIN;
 use crate::model::time::Timestamp;
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::request::{Admin, AdminCommand};
 use crate::protocol::response::Reply;
 use crate::store::{Store, StoreError};
+
+/// A turn that takes so long counts as a stall: no lease runs meanwhile. Less than the shortest lease.
+const STALL_MIN: Duration = Duration::from_millis(50);
+const _: () = assert!(STALL_MIN.as_millis() < LEASE_MS_MIN as u128, "no lease is over before it is a stall");
 
 /// How long the engine waits for something to arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,6 +144,7 @@ impl Cycle {
 
     /// Goes round once.
     pub(super) fn turn(&mut self) -> Result<Course, EngineError> {
+        let began = self.clock.instant();
         self.round()?;
         self.give_images()?;
         let counts = self.broker.counts();
@@ -147,6 +153,10 @@ impl Cycle {
         if self.store.maintenance_due() {
             let Self { broker, store, guard, .. } = &mut *self;
             store.maintain(&mut || broker.snapshot(), &mut || guard.check())?;
+        }
+        let took = self.clock.instant().saturating_duration_since(began);
+        if took >= STALL_MIN {
+            self.broker.stood_still(took);
         }
         Ok(if self.drained() { Course::Drained } else { Course::GoesOn })
     }

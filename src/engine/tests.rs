@@ -19,6 +19,7 @@ use crate::model::id::{Epoch, Offset, Sequence, TopicId};
 use crate::model::limits::QUERIES_MAX;
 use crate::model::message::{Message, MessageBlock};
 use crate::model::record::Record;
+use crate::model::settings::{Backoff, GroupSettings, Start};
 use crate::model::table::Table;
 use crate::protocol::error::ErrorCode;
 use crate::protocol::frame::RawFrame;
@@ -717,5 +718,48 @@ async fn what_is_staged_needs_no_space_again() {
     match client.next() {
         Response::PublishRefused(refused) => assert_eq!(refused.refusal.code, ErrorCode::StoreFull),
         other => panic!("{other:?}"),
+    }
+}
+
+/// What was handed out in a commit that took longer than the lease was handed out again at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_lease_runs_while_a_commit_takes_long() {
+    let (scene, mut client) = publishing().await;
+    // Longer than anything else here takes.
+    let lease = Duration::from_secs(2);
+    let at_once = Backoff { initial_ms: 0, maximum_ms: 0, ..Backoff::default() };
+    let settings =
+        GroupSettings { lease_ms: lease.as_millis() as u64, backoff: at_once, ..GroupSettings::default() };
+    let subscribe = Subscribe {
+        request: 5,
+        consumer: 1,
+        topic: "t".into(),
+        group: "g".into(),
+        start: Start::Earliest,
+        priority: 0,
+        settings: Some(settings),
+        window: Window { messages: 10, bytes: 1 << 20 },
+    };
+    scene.submit(&client, vec![Command::Subscribe(subscribe)]);
+    assert!(matches!(client.next(), Response::Reply(5, Ok(_))));
+    let (open_gate, gate) = channel();
+    scene.script.lock().unwrap().gate = Some(gate);
+    scene.submit(&client, vec![publish(1, 1, 10)]);
+    // It is the commit that takes this long.
+    std::thread::sleep(lease + lease / 10);
+    open_gate.send(()).unwrap();
+    let mut delivered = 0;
+    for _ in 0..2 {
+        match client.next() {
+            Response::Deliver(..) => delivered += 1,
+            Response::Confirm(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(delivered, 1);
+    for _ in 0..2 {
+        scene.submit(&client, vec![find()]);
+        let next = client.next();
+        assert!(matches!(next, Response::Reply(3, _)), "its lease has just begun: {next:?}");
     }
 }
