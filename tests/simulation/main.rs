@@ -39,6 +39,8 @@ use tally::Tally;
 const SEEDS: u64 = 40;
 /// Events that are shown before a failure.
 const EVENTS_SHOWN: usize = 120;
+/// Seeds that have found something, run each time too: a name that a new master had accepted before it was durable.
+const SEEDS_FOUND: &[u64] = &[21_120];
 /// Seeds that are run twice, to show that they determine what happens.
 const SEEDS_TWICE: u64 = 3;
 
@@ -54,10 +56,17 @@ fn main() -> ExitCode {
     let end = arguments.seed + seeds;
     let result = Mutex::new((Tally::default(), Vec::new(), 0));
     let events_max = if arguments.trace { usize::MAX } else { EVENTS_SHOWN };
+    let found = if arguments.seeds.is_none() { SEEDS_FOUND } else { &[] };
     let work = || {
         loop {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= end || (!arguments.keep_going && !result.lock().unwrap().1.is_empty()) {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let seed = number
+                .checked_sub(end)
+                .and_then(|index| found.get(index as usize).copied())
+                .unwrap_or(number);
+            if number >= end + found.len() as u64
+                || (!arguments.keep_going && !result.lock().unwrap().1.is_empty())
+            {
                 break;
             }
             let outcome = run::run(seed, &faults, events_max);

@@ -160,6 +160,7 @@ fn read(
     recovery.places.trim_all(&recovery.snapshot);
     if purpose == Purpose::TakeOver {
         recovery.check_complete()?;
+        recovery.sync_names()?;
     }
     let manifest = recovery.manifest(epoch, &sealed);
     Ok(Recovered {
@@ -433,6 +434,15 @@ impl Recovery {
     fn publish(&mut self, head: &PublishedHead) -> Result<(), SnapshotError> {
         let PublishedHead { targets, source, at, count, bytes, .. } = head;
         self.snapshot.apply_published(targets, source, *at, u64::from(*count), u64::from(*bytes))
+    }
+
+    /// Makes the names durable of all that is accepted: whoever gave one may have died, or stand still, before it did so.
+    /// A manifest that names a file which a power loss then takes back would be that of a store that cannot be opened.
+    fn sync_names(&self) -> Result<(), StoreError> {
+        match disk::sync_folder(&self.journal) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(io_error("sync", &self.journal)(error)),
+            _ => Ok(()),
+        }
     }
 
     /// Refuses a journal where a file that is still needed is missing or too short, or where messages are.
