@@ -110,7 +110,8 @@ impl Process {
         let end = self.live();
         let mut world = self.simulation.lock();
         // The same in every run, wherever it is mounted.
-        let text = format!("{end:?}").replace(&*self.dir.to_string_lossy(), "store");
+        let mounted = self.dir.parent().unwrap_or(&self.dir).to_string_lossy();
+        let text = format!("{end:?}").replace(&*mounted, "");
         world.note(format_args!("ends: {text}"));
         let superseded = self.is_superseded(&world);
         match end {
