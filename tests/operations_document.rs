@@ -16,21 +16,27 @@ const DOCUMENT: &str = include_str!("../docs/operations.md");
 /// What differs from one time to the next in what is quoted.
 const DIFFERS: char = '…';
 /// Words that commands begin with.
-const COMMANDS: [&str; 11] = [
+const COMMANDS: [&str; 12] = [
     "baton",
     "ceph",
     "cp",
     "echo",
     "findmnt",
+    "fuser",
     "journalctl",
     "kill",
-    "lslocks",
+    "rm",
     "runuser",
     "systemctl",
     "umount",
 ];
 /// What the system says, or others.
-const NOT_OURS: [&str; 3] = ["Input/output error", "connect: Connection refused", "code=exited, status=…"];
+const NOT_OURS: [&str; 4] = [
+    "Input/output error",
+    "connect: Connection refused",
+    "code=exited, status=…",
+    "failed with result 'dependency'",
+];
 
 /// What stands below a heading of the second level.
 fn section(heading: &str) -> &'static str {
