@@ -302,8 +302,8 @@ impl Journal {
         self.preallocation.ask(next, planned, self.kept_bytes);
     }
 
-    /// Writes and syncs the entry whose heads are in `front`, behind room for its head.
-    /// Writes an entry behind the last one and syncs it. Steps `Append` and `Sync` of `tests/ha_model`.
+    /// Writes and syncs the entry whose heads are in `front`, behind room for its head, behind the last one. Steps `Append` and
+    /// `Sync` of `tests/ha_model`.
     fn append(&mut self, kind: Kind, blocks: &[&Bytes], blocks_bytes: u64) -> Result<(), StoreError> {
         let heads = &self.front[ENTRY_HEAD_BYTES..];
         let head = EntryHead {
