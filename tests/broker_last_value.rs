@@ -490,6 +490,9 @@ enum Step {
     Settle(u8, u8, u64, u64),
     Cycle,
     Answer(bool),
+    /// So many messages from one on cannot be read.
+    Damage(usize, usize),
+    Heal,
     Advance(u64),
     Restart,
 }
@@ -502,6 +505,8 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(consumer, how, back, count)| Step::Settle(consumer, how, back, count)),
         6 => Just(Step::Cycle),
         4 => any::<bool>().prop_map(Step::Answer),
+        1 => (0_usize..100, 1_usize..9).prop_map(|(from, count)| Step::Damage(from, count)),
+        1 => Just(Step::Heal),
         4 => prop_oneof![0_u64..1_000, 30_000_u64..200_000, Just(LAST_VALUE_TOMBSTONE_MS)].prop_map(Step::Advance),
         1 => Just(Step::Restart),
     ]
@@ -618,6 +623,8 @@ impl Random {
                     self.scene.world.answer(0);
                 }
             }
+            Step::Damage(from, count) => self.scene.world.damage(0, from, count),
+            Step::Heal => self.scene.world.heal(),
             Step::Advance(ms) => {
                 self.finish();
                 self.scene.world.now = Timestamp(self.scene.world.now.0 + ms);
@@ -637,6 +644,7 @@ impl Random {
 
     /// In the end every group has the newest value of each key, no two messages of a key are there, and few gaps.
     fn end(&mut self) {
+        self.scene.world.heal();
         self.finish();
         for _ in 0..200 {
             for handle in [0, 1] {

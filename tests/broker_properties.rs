@@ -88,6 +88,9 @@ enum Step {
     List,
     Explain(usize, usize, u64),
     Answer(usize),
+    /// Of a topic, so many messages from one on cannot be read.
+    Damage(usize, usize, usize),
+    Heal,
     Advance(u64),
     /// A commit takes so long.
     Stall(u64),
@@ -218,6 +221,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::List),
         2 => (topic(), group(), 0_u64..60).prop_map(|(t, g, o)| Step::Explain(t, g, o)),
         8 => (0_usize..4).prop_map(Step::Answer),
+        2 => (0_usize..6, 0_usize..60, 1_usize..9).prop_map(|(t, from, count)| Step::Damage(t, from, count)),
+        1 => Just(Step::Heal),
         4 => prop_oneof![0_u64..20, 20_u64..3_000].prop_map(Step::Advance),
         1 => (100_u64..5_000).prop_map(Step::Stall),
         14 => Just(Step::Finish),
@@ -389,6 +394,8 @@ fn take(world: &mut World, topics: &mut BTreeMap<usize, TopicId>, step: Step) {
             }
         }
         Step::Answer(index) if index < world.reads.len() => world.answer(index),
+        Step::Damage(topic, from, count) => world.damage(topic, from, count),
+        Step::Heal => world.heal(),
         Step::Advance(ms) => {
             world.finish();
             world.now.0 += ms;
@@ -416,6 +423,7 @@ fn capped(world: &World, window: Window) -> Window {
 
 /// Settles everything there is, with time passing only as the broker asks for it.
 fn drain(world: &mut World) {
+    world.heal();
     world.finish();
     for session in world.clients.keys().copied().collect::<Vec<_>>() {
         world.end(session.0, Ending::Closed);

@@ -101,7 +101,10 @@ impl Scene {
             match reader.read(topic, at, 1 << 20) {
                 Ok(Some(chunk)) => at = chunk.range().end,
                 Ok(None) => break None,
-                Err(error) => break Some(error),
+                Err(unread) => {
+                    assert_eq!(unread.range, OffsetRange::one(at));
+                    break Some(unread.error);
+                }
             }
         };
         drop(reader);

@@ -11,7 +11,7 @@ use batonmq::model::id::{Epoch, Offset, OffsetRange, TopicId};
 use batonmq::model::record::Record;
 use batonmq::store::file::recovery::recover;
 use batonmq::store::manifest::Manifest;
-use batonmq::store::{Mode, Predecessor, StoreError, file};
+use batonmq::store::{Mode, Predecessor, StoreError, Unreadable, file};
 use scene::{Scene, bodies, copy_dir};
 
 const SEGMENT: u64 = 64 << 10;
@@ -435,7 +435,8 @@ fn a_file_with_a_damaged_message_is_left_as_it_is() {
     assert!(!scene.store().maintenance_due());
     assert!(first.exists() && !paths(&scene, "pack").is_empty());
     let mut reader = scene.store().reader().unwrap();
-    assert!(matches!(reader.read(topic, Offset(24), 1), Err(StoreError::Damaged { .. })));
+    let read = reader.read(topic, Offset(24), 1);
+    assert!(matches!(read, Err(Unreadable { error: StoreError::Damaged { .. }, .. })));
     let rest = scene.model.snapshot.topics[&topic].next_run(Offset(25)).start;
     scene.model.check_read(reader.as_mut(), topic, rest, 1);
 }

@@ -8,10 +8,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use batonmq::disk::{File, Opening};
-use batonmq::model::id::{Epoch, Offset, TopicId};
+use batonmq::model::id::{Epoch, Offset, OffsetRange, TopicId};
 use batonmq::store::file::entry::{ENTRY_HEAD_BYTES, EntryHead, Kind};
 use batonmq::store::file::segment::{ENTRIES_START, Position, SegmentHead, SegmentId};
-use batonmq::store::{Mode, Predecessor, StoreError, file};
+use batonmq::store::{Mode, Predecessor, StoreError, Unreadable, file};
 use scene::{Scene, bodies};
 
 const FIRST: SegmentId = SegmentId { epoch: Epoch(1), number: 1 };
@@ -78,8 +78,13 @@ fn changed_message_is_named_and_not_delivered() {
         let before = reader.read(sealed.topic, Offset(0), 10).unwrap().unwrap();
         assert_eq!(before.block.count(), 1);
         match reader.read(sealed.topic, Offset(2), bytes_max) {
-            Err(StoreError::Damaged { path, position, .. }) => {
+            Err(Unreadable { range, error: StoreError::Damaged { path, position, .. } }) => {
                 assert_eq!((path, position), (sealed.path, entry.blocks_at()));
+                assert!(range.contains(Offset(2)) && range.len() > 1, "{range:?}: all of the block");
+                let whole = reader.read(sealed.topic, range.end, bytes_max).unwrap();
+                assert_eq!(whole.map(|chunk| chunk.first), Some(range.end), "what is behind it is read");
+                let before = reader.read(sealed.topic, Offset(0), 1 << 20).unwrap().unwrap();
+                assert_eq!(before.range(), OffsetRange { start: Offset(0), end: range.start });
             }
             other => panic!("{other:?}"),
         }

@@ -89,7 +89,7 @@ fn a_changed_byte_of_a_staged_block_is_never_delivered() {
             for offset in [0, 3] {
                 scene.model.check_read(reader.as_mut(), topic, Offset(offset), 1);
             }
-            match reader.read(topic, Offset(1), 1) {
+            match reader.read(topic, Offset(1), 1).map_err(StoreError::from) {
                 Ok(_) => {
                     scene.model.check_read(reader.as_mut(), topic, Offset(1), 1 << 20);
                     right += 1;

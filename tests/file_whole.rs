@@ -15,7 +15,7 @@ use batonmq::model::topic_kind::{TopicKind, Waiting};
 use batonmq::store::file::checkpoint::CheckpointId;
 use batonmq::store::image::Image;
 use batonmq::store::manifest::Manifest;
-use batonmq::store::{Mode, OpenOptions, Predecessor, Predecessors, Reader, StoreError, file};
+use batonmq::store::{Mode, OpenOptions, Predecessor, Predecessors, Reader, StoreError, Unreadable, file};
 use scene::whole::files;
 use scene::{
     Model, Scene, bodies, copy_dir, group_created, middle, producer_opened, published, topic_created,
@@ -27,8 +27,8 @@ const SEGMENT: u64 = 64 << 10;
 struct Reading(Box<dyn Image>);
 
 impl Reader for Reading {
-    fn read(&mut self, topic: TopicId, from: Offset, bytes_max: usize) -> Result<Option<Chunk>, StoreError> {
-        self.0.read(topic, from, bytes_max)
+    fn read(&mut self, topic: TopicId, from: Offset, bytes_max: usize) -> Result<Option<Chunk>, Unreadable> {
+        self.0.read(topic, from, bytes_max).map_err(|error| Unreadable::of_one(from, error))
     }
 }
 

@@ -14,7 +14,8 @@ use batonmq::model::limits::{
     LETTERS_MAX, LIMITS, LISTED_MAX, LOADED_BYTES_MAX, LimitRow, Limits, NAME_BYTES_MAX, PRIORITY_MAX,
     PUBLISH_PARTS_MAX, QUERIES_MAX, QUERY_BYTES_MAX, QUERY_COLUMNS_MAX, QUERY_ROWS_MAX, QUERY_SECONDS_MAX,
     QUERY_TEXT_BYTES_MAX, QUERY_VALUE_BYTES_MAX, REPLAYS_MAX, ROUTE_COPIES_MAX, ROUTE_STEPS_MAX,
-    ROUTE_TARGETS_MAX, TRANSACTION_RANGES_MAX, TRANSACTION_SETTLEMENTS_MAX, WATCHES_MAX,
+    ROUTE_TARGETS_MAX, TRANSACTION_RANGES_MAX, TRANSACTION_SETTLEMENTS_MAX, UNREADABLE_RANGES_MAX,
+    WATCHES_MAX,
 };
 use batonmq::protocol::frame::HEAD_BYTES_MAX as FRAME_HEAD_BYTES_MAX;
 use batonmq::server::{FENCE_AGE_MAX, HANDSHAKE_MAX, STALLED_MIN};
@@ -120,6 +121,11 @@ fn document() -> String {
             "browses of one connection that wait in line",
             BROWSES_PER_CONNECTION_MAX,
             "a further one is refused with `limit`",
+        ),
+        (
+            "ranges of messages that could not be read from the store and are remembered",
+            UNREADABLE_RANGES_MAX,
+            "what cannot be read besides is asked for again every 100 ms, and nothing overtakes it in its group",
         ),
         (
             "reads from the store for browses at a time, each of 1 MiB or one larger message",

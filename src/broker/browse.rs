@@ -167,8 +167,12 @@ impl Broker {
                 self.answer_browse(browse, answer, out);
             }
             None if is_there => {
-                let text = format!("offset {} cannot be read now; ask again", read.from);
-                let refusal = Refusal::new(ErrorCode::Invalid, text);
+                let why = self.unreadable.find(read.topic, read.from).map(|known| known.why.as_str());
+                let text = match why {
+                    Some(why) => format!("offset {} cannot be read, go on behind it: {why}", read.from),
+                    None => format!("offset {} cannot be read now; ask again", read.from),
+                };
+                let refusal = Refusal::new(ErrorCode::Unreadable, text);
                 out.effect(browse.session, Content::Reply(browse.request, Err(refusal)));
             }
             // Dropped or settled meanwhile, the whole topic is gone, or others have used up what may be done.

@@ -259,6 +259,9 @@ impl Broker {
                 break;
             }
             let Some(chunk) = cached.and_then(|cached| cached.at(offset)) else {
+                if self.unreadable.held_to(topic_id, offset, self.now).is_some() {
+                    continue;
+                }
                 missing.push(offset);
                 if missing.len() >= RETRY_READS_MAX {
                     break;

@@ -112,6 +112,7 @@ impl Broker {
             members,
             sieve: Sieve::new(filter.as_ref(), self.now),
             reads: &mut self.reads,
+            unreadable: &self.unreadable,
             records: &mut out.records,
             effects: &mut out.effects,
             read_list: &mut out.reads,

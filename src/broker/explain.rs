@@ -113,6 +113,11 @@ impl Broker {
         if let Some(known) = known {
             return Ok(Ok(known));
         }
+        if let (Message::Missing, Some(known)) = (message, self.unreadable.find(lane, offset)) {
+            let (since, again_at, why) = (known.since, known.again_at, &known.why);
+            let text = format!("it cannot be read since {since}, and is tried again at {again_at}: {why}");
+            return Ok(Ok(Explanation { state: MessageState::Unreadable, text }));
+        }
         let by_content = by_content(group, part, offset, message, self.now);
         Ok(by_content.unwrap_or_else(|| Ok(self.what_it_waits_for(group, part, position))))
     }
@@ -175,6 +180,11 @@ impl Broker {
                 Waiting,
                 format!("message {first} waits for another attempt, and an exclusive group keeps the order"),
             )
+        } else if let Some(first) = self.unreadable_before(group, part, position.offset) {
+            (
+                Waiting,
+                format!("message {first} comes first and cannot be read, and the group keeps the order"),
+            )
         } else if let Some(known) = self.by_key(group, part, position.offset) {
             return known;
         } else if members.turns.is_empty() {
@@ -194,6 +204,13 @@ impl Broker {
             }
         };
         Explanation { state, text }
+    }
+
+    /// The message that keeps the group from coming to this one, because it cannot be read.
+    fn unreadable_before(&self, group: &Group, part: &Part, offset: Offset) -> Option<Offset> {
+        let next = part.cursor;
+        let stands_before = next < offset && group.settings.policy.keeps_order();
+        self.unreadable.find(part.topic(), next).filter(|_| stands_before).map(|_| next)
     }
 
     /// What a message waits for because of its key, as far as the group has come.

@@ -1,7 +1,8 @@
 //! One group's turn to hand out: messages of one part after the other, to the consumers whose turn it is.
 //!
 //! A message whose body is not in memory is read first; what stands behind it in the line of retries does not wait for
-//! that, and neither does what is new.
+//! that, and neither does what is new. One that the store [cannot read](super::unreadable) is put aside where the group
+//! keeps no order, and waits as if it had come back.
 
 use super::cache::{CachedChunk, TopicCache};
 use super::consumer::{DELIVERY_BYTES, HandOut, Redelivered};
@@ -11,6 +12,7 @@ use super::part::Part;
 use super::reading::{READ_BYTES, READ_ONE_BYTES, RETRY_READS_MAX, Reads, Want};
 use super::sieve::{Sieve, Verdict};
 use super::turns::{Slot, Turn};
+use super::unreadable::Unreadable;
 use super::{Content, Effect, Read};
 use crate::model::id::{GroupId, Offset, OffsetRange, TopicId};
 use crate::model::limits::Limits;
@@ -44,6 +46,7 @@ pub(super) struct Dispatch<'a> {
     pub members: &'a mut Members,
     pub sieve: Sieve<'a>,
     pub reads: &'a mut Reads,
+    pub unreadable: &'a Unreadable,
     pub records: &'a mut Vec<Record>,
     pub effects: &'a mut Vec<Effect>,
     pub read_list: &'a mut Vec<Read>,
@@ -97,7 +100,7 @@ impl Dispatch<'_> {
     pub fn may_go_on(&self, part: &Part) -> bool {
         let waiting = part.redelivery.count();
         let oldest_at_cursor = self.members.in_flight == 0 && waiting == 0;
-        let keeps_order = matches!(self.settings.policy, Policy::Exclusive | Policy::Key);
+        let keeps_order = self.settings.policy.keeps_order();
         let within_limits = waiting < self.limits.retries_max
             && ((part.state.settled.range_count() as u64) < self.limits.settled_ranges_max
                 || oldest_at_cursor);
@@ -113,6 +116,10 @@ impl Dispatch<'_> {
         {
             let start = ready.start.max(at);
             let Some(chunk) = log.cached.and_then(|cached| cached.at(start)) else {
+                if let Some(end) = self.held_to(part, start) {
+                    at = end;
+                    continue;
+                }
                 if !self.want_retry(part, start, ready.end) {
                     break;
                 }
@@ -141,7 +148,13 @@ impl Dispatch<'_> {
             return end;
         }
         let (retry, end) = part.retry_run(start, end);
-        let handed = self.hand_out(log, chunk, OffsetRange { start, end }, retry, Redelivered::Yes);
+        // What never came back was put aside.
+        let (redelivered, end) = match retry {
+            Some(_) => (Redelivered::Yes, end),
+            None if start < part.known_from => (Redelivered::Yes, end.min(part.known_from)),
+            None => (Redelivered::No, end),
+        };
+        let handed = self.hand_out(log, chunk, OffsetRange { start, end }, retry, redelivered);
         part.redelivery.take_ready(OffsetRange { start, end: handed });
         handed
     }
@@ -159,6 +172,12 @@ impl Dispatch<'_> {
                 until
             };
             let Some(chunk) = log.cached.and_then(|cached| cached.at(start)) else {
+                if let Some(end) = self.held_to(part, start)
+                    && !self.settings.policy.keeps_order()
+                {
+                    part.put_aside(end.min(stop));
+                    continue;
+                }
                 self.want_at_cursor(part, start);
                 return;
             };
@@ -341,9 +360,17 @@ impl Dispatch<'_> {
         }
     }
 
+    /// Where the messages end that cannot be read for now, if this is one of them.
+    fn held_to(&self, part: &Part, offset: Offset) -> Option<Offset> {
+        self.unreadable.held_to(part.topic(), offset, self.now)
+    }
+
     /// Has a message read that waits for another attempt, with its neighbours if they wait too. Answers whether the
     /// part may have more of that kind read.
     pub fn want_retry(&mut self, part: &mut Part, from: Offset, ready_end: Offset) -> bool {
+        if self.held_to(part, from).is_some() {
+            return true;
+        }
         if part.wants.not_before.is_some() || part.wants.retries.len() >= RETRY_READS_MAX {
             return false;
         }
@@ -355,7 +382,8 @@ impl Dispatch<'_> {
     }
 
     pub fn want_at_cursor(&mut self, part: &mut Part, from: Offset) {
-        if part.wants.cursor.is_none() && part.wants.not_before.is_none() {
+        let may_be_read = part.wants.not_before.is_none() && self.held_to(part, from).is_none();
+        if part.wants.cursor.is_none() && may_be_read {
             part.wants.cursor = Some(from);
             self.want(part.topic(), from, READ_BYTES);
         }

@@ -21,6 +21,7 @@ use super::session::Session;
 use super::time_search::Searches;
 use super::topic::Topic;
 use super::turns::Slot;
+use super::unreadable::Unreadable;
 use super::{Command, Output, Read};
 use crate::model::chunk::Chunk;
 use crate::model::id::{GroupId, ProducerId, SessionId, TopicId};
@@ -63,6 +64,8 @@ pub struct Counts {
     pub cache_bytes: u64,
     /// Publishes that were refused because there was no space for them.
     pub refused_for_space: u64,
+    /// Messages that the store could not read when they were last asked for.
+    pub unreadable: u64,
 }
 
 impl Counts {
@@ -149,6 +152,7 @@ pub struct Broker {
     pub(super) sessions: BTreeMap<SessionId, Session>,
     pub(super) cache: Cache,
     pub(super) reads: Reads,
+    pub(super) unreadable: Unreadable,
     pub(super) browses: Browses,
     pub(super) replays: Replays,
     pub(super) schedule: Schedule,
@@ -197,6 +201,7 @@ impl Broker {
             reads: Reads::new((limits.cache_bytes_max / 2 / READ_BYTES as u64).clamp(2, 64) as usize),
             browses: Browses::default(),
             replays: Replays::default(),
+            unreadable: Unreadable::default(),
             schedule: Schedule::new(limits.scheduled_known_max, limits.cache_bytes_max),
             last_values: LastValues::default(),
             cycle: Cycle::default(),
@@ -337,7 +342,8 @@ impl Broker {
         let topic = self.topic_timers.first().map(|(at, _)| *at);
         let replay = self.replays.next_timeout();
         let last_values = self.last_values.next_timeout();
-        [group, pull, producer, scheduled, topic, replay, last_values].into_iter().flatten().min()
+        let again = self.unreadable.next_timeout();
+        [group, pull, producer, scheduled, topic, replay, last_values, again].into_iter().flatten().min()
     }
 
     /// The durable state: the fold of all records put out. To be asked for between cycles.
@@ -363,11 +369,12 @@ impl Broker {
             groups: self.groups.len() as u64,
             producers: self.producers.by_id.len() as u64,
             cache_bytes: self.cache.bytes(),
+            unreadable: self.unreadable.count(),
             ..self.totals
         }
     }
 
-    fn set_time(&mut self, now: Timestamp) {
+    pub(super) fn set_time(&mut self, now: Timestamp) {
         self.now = self.now.max(now);
         self.producers.start(self.now);
     }
@@ -379,6 +386,7 @@ impl Broker {
     /// Does what is due by time.
     fn fire_timers(&mut self, out: &mut Output) {
         self.note_vacancies(out);
+        self.ask_again();
         while let Some(&(at, id)) = self.timers.first() {
             if at > self.now {
                 break;

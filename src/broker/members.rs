@@ -41,11 +41,6 @@ pub(super) struct Members {
     pub overdue: BTreeMap<u64, Slot>,
 }
 
-/// Whether a policy keeps messages in order.
-const fn keeps_order(policy: Policy) -> bool {
-    matches!(policy, Policy::Exclusive | Policy::Key)
-}
-
 impl Members {
     pub fn new(policy: Policy) -> Self {
         Self { policy, ..Self::default() }
@@ -58,7 +53,7 @@ impl Members {
         if old == policy {
             return;
         }
-        self.changing |= keeps_order(old) || keeps_order(policy);
+        self.changing |= old.keeps_order() || policy.keeps_order();
         self.active = None;
         self.elect();
         let candidates = if policy == Policy::Key { self.candidates() } else { Vec::new() };

@@ -59,6 +59,7 @@ mod topic_admin;
 mod topic_parts;
 mod transaction;
 mod turns;
+mod unreadable;
 mod waiting_line;
 
 pub use machine::{AutoCreate, Broker, Counts};

@@ -105,6 +105,9 @@ impl Part {
 
     /// Goes through everything from the floor on again, to be handed out by this policy. Nothing of it is in flight.
     pub fn rewind(&mut self, policy: Policy) {
+        for range in self.aside() {
+            self.redelivery.take_ready(range);
+        }
         self.fresh_from = self.fresh_from.max(self.cursor);
         self.cursor = self.state.floor;
         self.wants.ahead = Offset(0);
@@ -230,6 +233,28 @@ impl Part {
         }
     }
 
+    /// What was [put aside](Self::put_aside): all else that is ready came back, and is known for that.
+    fn aside(&self) -> Vec<OffsetRange> {
+        let mut aside = Vec::new();
+        for ready in self.redelivery.ready.iter() {
+            let mut at = ready.start;
+            for (came_back, _) in self.state.retries.within(ready) {
+                aside.push(OffsetRange { start: at, end: came_back.start });
+                at = came_back.end;
+            }
+            aside.push(OffsetRange { start: at, end: ready.end });
+        }
+        aside.retain(|range| !range.is_empty());
+        aside
+    }
+
+    /// Passes what cannot be read now, from the cursor up to `end`, none of which is settled: it waits like what came back.
+    pub fn put_aside(&mut self, end: Offset) {
+        self.redelivery.make_ready(OffsetRange { start: self.cursor, end });
+        self.cursor = end;
+        self.note_handed_out(end);
+    }
+
     /// What of `range` is neither settled yet, nor dying, nor among the `flights`, ranges in flight.
     pub fn unheld(&self, range: OffsetRange, flights: impl Iterator<Item = OffsetRange>) -> Vec<OffsetRange> {
         self.unheld_of(&[range], flights)
@@ -286,9 +311,7 @@ impl Part {
         for offset in dying {
             self.settle(OffsetRange::one(offset));
         }
-        if self.state.retries.within(range).next().is_some() {
-            self.redelivery.forget(range);
-        }
+        self.redelivery.forget(range);
     }
 
     /// Goes on at another place, where nothing is in flight: what is before it is settled, and what is from there on

@@ -226,6 +226,9 @@ impl Broker {
         debug_assert!(chunk.iter().all(|chunk| {
             chunk.stamps.iter().map(|stamp| stamp.count as usize).sum::<usize>() == chunk.block.count()
         }));
+        if let Some(chunk) = &chunk {
+            self.could_read(read.topic, chunk.range());
+        }
         if let Some(chunk) = chunk
             && let Some(topic) = self.topics.get_mut(&read.topic)
             && !chunk.stamps.is_empty()
@@ -261,7 +264,8 @@ impl Broker {
     }
 
     /// Where messages were dropped meanwhile, the group is done with them. Where the read began at one that is there, the
-    /// group, which waited for it or for one behind it, asks again a little later.
+    /// group, which waited for it or for one behind it, asks again a little later. Of what could not be read it is
+    /// [known](super::unreadable) when it may.
     fn read_in_vain(&mut self, id: GroupId, read: Read, from: Offset) {
         let Some(group) = self.groups.get_mut(&id) else { return };
         let Some(topic) = self.topics.get(&read.topic) else { return };
@@ -272,7 +276,10 @@ impl Broker {
         let Some(part) = group.parts.get_mut(&read.topic) else { return };
         if from < start {
             part.cursor = part.cursor.max(start);
-        } else if read.from >= start && !topic.state.removed.contains(read.from) {
+        } else if read.from >= start
+            && !topic.state.removed.contains(read.from)
+            && self.unreadable.find(read.topic, read.from).is_none()
+        {
             part.wants.not_before = Some(Timestamp(self.now.0.saturating_add(READ_AGAIN_MS)));
         }
     }

@@ -67,7 +67,7 @@ impl Replays {
         self.line.retain(|replay| replay.session != session);
     }
 
-    /// What was wanted has been read, or could not be.
+    /// What was wanted has been read, or was not there.
     pub fn loaded(&mut self, now: Timestamp, in_vain: bool) {
         self.reading = false;
         self.not_before = in_vain.then(|| Timestamp(now.0.saturating_add(READ_AGAIN_MS)));
@@ -188,6 +188,11 @@ impl Broker {
             } else {
                 let cached = self.cache.topic(replay.topic).and_then(|cached| cached.at(offset));
                 let Some(chunk) = cached else {
+                    if self.unreadable.held_to(replay.topic, offset, self.now).is_some() {
+                        replay.done.unreadable += 1;
+                        replay.left.pop_front();
+                        continue;
+                    }
                     self.read_for_replay(replay.topic, offset, out);
                     break;
                 };

@@ -148,7 +148,7 @@ impl Broker {
             Found::Nothing => {
                 if let Some(seek) = self.seeks.by_number.remove(&number) {
                     let text = "a message could not be read now, and the group stays where it is; ask again";
-                    let refusal = Refusal::new(ErrorCode::Invalid, text);
+                    let refusal = Refusal::new(ErrorCode::Unreadable, text);
                     out.effect(seek.session, Content::Reply(seek.request, Err(refusal)));
                 }
             }

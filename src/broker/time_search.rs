@@ -139,6 +139,11 @@ impl Broker {
             }
             // It is gone meanwhile: on with what is left.
             None if !there => self.search(search, out),
+            // It may be as late as any: what is before it is looked at.
+            None if self.unreadable.find(read.topic, read.from).is_some() => {
+                (search.high, search.high_at) = (read.from, None);
+                self.search(search, out)
+            }
             None => Some(Found::Nothing),
         };
         self.found(search, found, out);

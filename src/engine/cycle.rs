@@ -23,7 +23,7 @@ use crate::model::time::Timestamp;
 use crate::protocol::error::{ErrorCode, Refusal};
 use crate::protocol::request::{Admin, AdminCommand};
 use crate::protocol::response::Reply;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, Unreadable};
 
 /// A turn that takes so long counts as a stall: no lease runs meanwhile. Less than the shortest lease.
 const STALL_MIN: Duration = Duration::from_millis(50);
@@ -246,7 +246,16 @@ impl Cycle {
                 }
                 Input::Staged(session) => bytes += self.go_on(now, session),
                 Input::Loaded(read, answer, loaded) => {
-                    self.broker.loaded(now, read, answer?, &mut self.output);
+                    match answer? {
+                        Ok(chunk) => self.broker.loaded(now, read, chunk, &mut self.output),
+                        Err(Unreadable { range, error }) => {
+                            let why = error.to_string();
+                            let news = self.broker.could_not_read(now, read, range, &why, &mut self.output);
+                            if let Some(news) = news {
+                                tracing::error!("{news}");
+                            }
+                        }
+                    }
                     drop(loaded);
                 }
                 Input::Answered(session, request, answer) => {

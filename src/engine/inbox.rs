@@ -12,9 +12,8 @@ use tokio::sync::{Notify, OwnedSemaphorePermit};
 
 use super::memory::{Holding, Memory};
 use super::outbox::Outbox;
-use super::reading::Loaded;
+use super::reading::{Answer, Loaded};
 use crate::broker::{Command, Read};
-use crate::model::chunk::Chunk;
 use crate::model::id::SessionId;
 use crate::model::table::Table;
 use crate::protocol::request::RequestId;
@@ -38,7 +37,7 @@ pub(super) enum Input {
     /// The store has written the block that a session waits for.
     Staged(SessionId),
     /// A read is answered; what it brought is held against the readers until it is taken.
-    Loaded(Read, Result<Option<Chunk>, StoreError>, Loaded),
+    Loaded(Read, Answer, Loaded),
     /// A query of a session is answered.
     Answered(SessionId, RequestId, Result<Table, QueryError>),
     /// Somebody wants an image of the store, as of the end of a cycle.

@@ -12,10 +12,13 @@ use crate::broker::Read;
 use crate::disk::helper::Helper;
 use crate::model::chunk::Chunk;
 use crate::model::limits::LOADED_BYTES_MAX;
-use crate::store::{Reader, Store, StoreError};
+use crate::store::{Reader, Store, StoreError, Unreadable};
 
 /// Threads that read. A topic is always read by the same one, so that it stays at its place.
 const READERS: [&str; 2] = ["reader-0", "reader-1"];
+
+/// What came of a read; a reader that panics answers with the outer error.
+pub(super) type Answer = Result<Result<Option<Chunk>, Unreadable>, StoreError>;
 
 /// The readers of a store.
 ///
@@ -62,8 +65,8 @@ impl Gate {
         (!passed.closed).then_some(())
     }
 
-    fn pass(self: &Arc<Self>, answer: &Result<Option<Chunk>, StoreError>) -> Loaded {
-        let chunk = answer.as_ref().ok().and_then(Option::as_ref);
+    fn pass(self: &Arc<Self>, answer: &Answer) -> Loaded {
+        let chunk = answer.as_ref().ok().and_then(|read| read.as_ref().ok()?.as_ref());
         let bytes = chunk.map_or(0, |chunk| chunk.block.bytes().len() as u64);
         self.lock().bytes += bytes;
         Loaded { gate: Arc::clone(self), bytes }
@@ -102,7 +105,7 @@ impl Reading {
                 }
                 let answer =
                     catch_unwind(AssertUnwindSafe(|| reader.read(read.topic, read.from, read.bytes_max)));
-                let answer = answer.unwrap_or_else(|_| Err(panicked()));
+                let answer = answer.map_err(|_| panicked());
                 let loaded = gate.pass(&answer);
                 inbox.put(Input::Loaded(read, answer, loaded));
             };
@@ -145,9 +148,9 @@ mod tests {
     use crate::model::message::{Message, MessageBlock};
     use std::thread;
 
-    fn answer(bytes: usize) -> Result<Option<Chunk>, StoreError> {
+    fn answer(bytes: usize) -> Answer {
         let block = MessageBlock::encode(&[Message::new(vec![0; bytes])]);
-        Ok(Some(Chunk { first: Offset(0), block, stamps: Vec::new() }))
+        Ok(Ok(Some(Chunk { first: Offset(0), block, stamps: Vec::new() })))
     }
 
     #[test]

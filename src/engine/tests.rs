@@ -27,7 +27,7 @@ use crate::protocol::request::{Admin, AdminCommand, FindTopic, OpenProducer, Pub
 use crate::protocol::response::{Reply, Response};
 use crate::store::image::Image;
 use crate::store::query::{Inspector, QueryBounds, QueryError};
-use crate::store::{FenceCheck, Reader};
+use crate::store::{FenceCheck, Reader, Unreadable};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -187,7 +187,7 @@ impl Store for FakeStore {
 struct FakeReader;
 
 impl Reader for FakeReader {
-    fn read(&mut self, _: TopicId, _: Offset, _: usize) -> Result<Option<Chunk>, StoreError> {
+    fn read(&mut self, _: TopicId, _: Offset, _: usize) -> Result<Option<Chunk>, Unreadable> {
         Ok(None)
     }
 }

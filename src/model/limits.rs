@@ -46,6 +46,9 @@ pub const BROWSES_MAX: usize = 64;
 pub const BROWSES_PER_CONNECTION_MAX: usize = 16;
 /// Seeks of groups to a time that are under way, over all clients.
 pub const SEEKS_MAX: usize = 64;
+/// Ranges of messages that could not be read from the store and are remembered, over all topics. Those beyond it are
+/// asked for again at short intervals.
+pub const UNREADABLE_RANGES_MAX: usize = 1024;
 /// Reads from the store for browses at a time; each brings a mebibyte or one larger message.
 pub const BROWSE_READS_MAX: usize = 2;
 /// Bytes of answers to browses that clients have not taken yet, over all clients. One answer may go over it.

@@ -115,6 +115,14 @@ pub enum Policy {
     Key,
 }
 
+impl Policy {
+    /// Whether a message waits for those before it, or some of them, to be done with.
+    #[must_use]
+    pub const fn keeps_order(self) -> bool {
+        matches!(self, Self::Exclusive | Self::Key)
+    }
+}
+
 /// When a group goes by itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -57,6 +57,8 @@ pub enum ErrorCode {
     TransactionAborted,
     /// There is no such route.
     UnknownRoute,
+    /// A message is there and cannot be read from the store: it is damaged, or the storage fails. The text names the place.
+    Unreadable,
     /// A code of a newer version.
     Other(u16),
 }
@@ -89,6 +91,7 @@ impl From<ErrorCode> for u16 {
             ErrorCode::TopicBlocked => 23,
             ErrorCode::TransactionAborted => 24,
             ErrorCode::UnknownRoute => 25,
+            ErrorCode::Unreadable => 26,
             ErrorCode::Other(code) => code,
         }
     }
@@ -122,6 +125,7 @@ impl From<u16> for ErrorCode {
             23 => Self::TopicBlocked,
             24 => Self::TransactionAborted,
             25 => Self::UnknownRoute,
+            26 => Self::Unreadable,
             code => Self::Other(code),
         }
     }
@@ -156,6 +160,7 @@ impl std::fmt::Display for ErrorCode {
             Self::TopicBlocked => "topic-blocked",
             Self::TransactionAborted => "transaction-aborted",
             Self::UnknownRoute => "unknown-route",
+            Self::Unreadable => "unreadable",
             Self::Other(code) => return write!(f, "code-{code}"),
         })
     }

@@ -364,8 +364,6 @@ pub enum MessageState {
     Delayed,
     /// It is on its way to the dead letters.
     Dying,
-    /// It is among the dead letters. Nodes say that it is settled, or gone; whoever asks may look for its letter.
-    Dead,
     /// Its time is over.
     Expired,
     /// The filter of the group does not match it.
@@ -382,6 +380,10 @@ pub enum MessageState {
     Waiting,
     /// It is about to be handed out.
     Ready,
+    /// The store cannot read it.
+    Unreadable,
+    /// It is among the dead letters. Nodes say that it is settled, or gone; whoever asks may look for its letter.
+    Dead,
 }
 
 impl MessageState {
@@ -404,6 +406,7 @@ impl MessageState {
             Self::Limited => "limited",
             Self::Waiting => "waiting",
             Self::Ready => "ready",
+            Self::Unreadable => "unreadable",
         }
     }
 }
@@ -479,6 +482,8 @@ pub struct Replayed {
     /// They were for the group in which they died, and the topic keeps last values, which are the same for all groups:
     /// they stay.
     pub last_values: u64,
+    /// The store cannot read them: they stay.
+    pub unreadable: u64,
 }
 
 /// Where browsing goes on: in this topic, with this offset.

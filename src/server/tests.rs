@@ -21,7 +21,7 @@ use crate::protocol::preface;
 use crate::protocol::request::{Admin, AdminCommand, Hello, Purpose, Request};
 use crate::protocol::response::{NotMaster, Reply, Response};
 use crate::store::image::Image;
-use crate::store::{FenceCheck, Fenced, Reader, Store, StoreError};
+use crate::store::{FenceCheck, Fenced, Reader, Store, StoreError, Unreadable};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -80,7 +80,7 @@ impl Store for NoStore {
 }
 
 impl Reader for NoStore {
-    fn read(&mut self, _: TopicId, _: Offset, _: usize) -> Result<Option<Chunk>, StoreError> {
+    fn read(&mut self, _: TopicId, _: Offset, _: usize) -> Result<Option<Chunk>, Unreadable> {
         Ok(None)
     }
 }

@@ -36,7 +36,7 @@ use bytes::Bytes;
 
 use crate::model::chunk::Chunk;
 use crate::model::free_min::FreeMin;
-use crate::model::id::{Epoch, Offset, TopicId};
+use crate::model::id::{Epoch, Offset, OffsetRange, TopicId};
 pub use crate::model::mode::Mode;
 pub use crate::model::predecessor::{Predecessor, Predecessors};
 use crate::model::record::Record;
@@ -355,8 +355,33 @@ pub trait Reader: Send {
     /// encoded messages but at least one message. `None` where that offset is trimmed, removed or not yet committed.
     ///
     /// # Errors
-    /// Where the store cannot be read or is damaged there.
-    fn read(&mut self, topic: TopicId, from: Offset, bytes_max: usize) -> Result<Option<Chunk>, StoreError>;
+    /// Where the message at `from` cannot be read or is damaged. One behind it only ends what is read.
+    fn read(&mut self, topic: TopicId, from: Offset, bytes_max: usize) -> Result<Option<Chunk>, Unreadable>;
+}
+
+/// Why messages could not be read, and which.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct Unreadable {
+    /// The messages that cannot be read for this reason, as far as is known: the wanted one is among them, and of the
+    /// others some may be gone.
+    pub range: OffsetRange,
+    /// The reason.
+    pub error: StoreError,
+}
+
+impl Unreadable {
+    /// For this reason the message at an offset cannot be read; nothing is known of others.
+    #[must_use]
+    pub const fn of_one(offset: Offset, error: StoreError) -> Self {
+        Self { range: OffsetRange::one(offset), error }
+    }
+}
+
+impl From<Unreadable> for StoreError {
+    fn from(error: Unreadable) -> Self {
+        error.error
+    }
 }
 
 #[cfg(test)]

@@ -28,6 +28,9 @@ enum Step {
     /// Time goes on while there is next to no space.
     Full(u64),
     Answer,
+    /// Of a topic or slot, so many messages from one on cannot be read.
+    Damage(usize, usize, usize),
+    Heal,
     Finish,
     Cancel(usize),
     /// The second group begins, or its consumer comes back.
@@ -54,6 +57,8 @@ fn step() -> impl Strategy<Value = Step> {
         6 => time().prop_map(Step::Advance),
         1 => time().prop_map(Step::Full),
         6 => Just(Step::Answer),
+        3 => (0_usize..20, 0_usize..30, 1_usize..6).prop_map(|(t, from, count)| Step::Damage(t, from, count)),
+        1 => Just(Step::Heal),
         12 => Just(Step::Finish),
         2 => (0_usize..40).prop_map(Step::Cancel),
         2 => Just(Step::Join),
@@ -178,6 +183,9 @@ impl Run {
         let late_max = if self.plan.known == 100_000 { 0 } else { 1 << 10 };
         for (topic, stored) in world.store.iter().filter(|(topic, _)| world.is_slot(**topic)) {
             for (offset, stored) in stored {
+                if world.was_unread.contains(&(*topic, *offset)) {
+                    continue;
+                }
                 let due = stored.message.deliver_at.unwrap();
                 assert!(due.0 + late_max > world.now.0, "{topic}:{offset} is late: {due}");
             }
@@ -273,6 +281,8 @@ impl Run {
             }
             Step::Answer if !self.scene.world.reads.is_empty() => self.scene.world.answer(0),
             Step::Answer => {}
+            Step::Damage(topic, from, count) => self.scene.world.damage(topic, from, count),
+            Step::Heal => self.scene.world.heal(),
             Step::Finish => self.finish(),
             Step::Cancel(index) => {
                 self.finish();
@@ -320,6 +330,7 @@ impl Run {
 
     /// In the end all that has not expired has been delivered, and nothing waits any more.
     fn end(mut self) {
+        self.scene.world.heal();
         self.scene.world.flow(0, 0, ALL);
         for _ in 0..300 {
             self.settle_down();

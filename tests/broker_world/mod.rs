@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use batonmq::broker::{AutoCreate, Broker, Output, Read};
 use batonmq::model::chunk::{Chunk, Origin, Stamp};
-use batonmq::model::id::{GroupId, Offset, ProducerId, Sequence, SessionId, TopicId};
+use batonmq::model::id::{GroupId, Offset, OffsetRange, ProducerId, Sequence, SessionId, TopicId};
 use batonmq::model::limits::Limits;
 use batonmq::model::message::{Message, MessageBlock};
 use batonmq::model::record::Record;
@@ -95,6 +95,9 @@ pub struct World {
     pub now: Timestamp,
     pub fold: Snapshot,
     pub store: BTreeMap<TopicId, BTreeMap<u64, Stored>>,
+    /// Messages that the store cannot read for now, and those that it ever could not.
+    pub unread: BTreeSet<(TopicId, u64)>,
+    pub was_unread: BTreeSet<(TopicId, u64)>,
     /// The sizes that messages of each topic have ever had.
     sizes: BTreeMap<TopicId, BTreeSet<u64>>,
     pub groups: BTreeMap<GroupId, BTreeMap<u64, Known>>,
@@ -151,6 +154,8 @@ impl World {
             now: Timestamp(1_000_000),
             fold: Snapshot::default(),
             store: BTreeMap::new(),
+            unread: BTreeSet::new(),
+            was_unread: BTreeSet::new(),
             sizes: BTreeMap::new(),
             groups: BTreeMap::new(),
             fresh_from: BTreeMap::new(),
@@ -222,13 +227,19 @@ impl World {
     /// Answers a read.
     pub fn answer(&mut self, index: usize) {
         let read = self.reads.remove(index);
+        if let Some(range) = self.unread_at(read.topic, read.from.0) {
+            self.broker.could_not_read(self.now, read, range, "damaged", &mut self.out);
+            return;
+        }
         let mut messages = Vec::new();
         let mut bytes = 0;
         let stored = self.store.get(&read.topic);
         while let Some(stored) = stored.and_then(|stored| stored.get(&(read.from.0 + messages.len() as u64)))
         {
             bytes += stored.message.encoded_len();
-            if bytes > read.bytes_max && !messages.is_empty() {
+            let at = read.from.0 + messages.len() as u64;
+            let fits = bytes <= read.bytes_max && !self.unread.contains(&(read.topic, at));
+            if !fits && !messages.is_empty() {
                 break;
             }
             messages.push(stored.clone());
@@ -248,6 +259,29 @@ impl World {
         while !self.reads.is_empty() {
             self.answer(0);
         }
+    }
+
+    /// Has so many messages of a topic unreadable from now on. Numbers pick among what there is.
+    pub fn damage(&mut self, topic: usize, from: usize, count: usize) {
+        let topics: Vec<_> = self.store.iter().filter(|(_, stored)| !stored.is_empty()).collect();
+        let Some((id, stored)) = topics.get(topic % topics.len().max(1)) else { return };
+        let places = stored.keys().skip(from % stored.len()).take(count).map(|offset| (**id, *offset));
+        self.unread.extend(places);
+        self.was_unread.extend(&self.unread);
+    }
+
+    /// All can be read again.
+    pub fn heal(&mut self) {
+        self.unread.clear();
+    }
+
+    /// The messages around this one that cannot be read, if it is there and cannot.
+    fn unread_at(&self, topic: TopicId, offset: u64) -> Option<OffsetRange> {
+        let is_unread = |offset: u64| self.unread.contains(&(topic, offset));
+        self.store.get(&topic)?.get(&offset).filter(|_| is_unread(offset))?;
+        let start = (0..offset).rev().take_while(|at| is_unread(*at)).last().unwrap_or(offset);
+        let end = (offset..).take_while(|at| is_unread(*at)).last().unwrap_or(offset) + 1;
+        Some(OffsetRange::new(start, end))
     }
 
     /// The process ends, and another broker goes on from what is durable. What this cycle has done is gone.

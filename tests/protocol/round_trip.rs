@@ -409,8 +409,18 @@ fn reply() -> impl Strategy<Value = Reply> {
         ),
         any::<u64>().prop_map(|count| Reply::Dropped { count }),
         text().prop_map(|text| { Reply::Explanation(Explanation { state: MessageState::BehindKey, text }) }),
-        any::<[u64; 7]>().prop_map(|[replayed, gone, held, homeless, groupless, unwanted, last_values]| {
-            Reply::Replayed(Replayed { replayed, gone, held, homeless, groupless, unwanted, last_values })
+        any::<[u64; 8]>().prop_map(|counts| {
+            let [replayed, gone, held, homeless, groupless, unwanted, last_values, unreadable] = counts;
+            Reply::Replayed(Replayed {
+                replayed,
+                gone,
+                held,
+                homeless,
+                groupless,
+                unwanted,
+                last_values,
+                unreadable,
+            })
         }),
         (vec(text(), 0..4), vec(vec(value(), 0..4), 0..4))
             .prop_map(|(columns, rows)| Reply::Table(Table { columns, rows })),

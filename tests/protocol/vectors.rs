@@ -396,6 +396,7 @@ pub fn responses() -> Vec<Response> {
             groupless: 4,
             unwanted: 5,
             last_values: 6,
+            unreadable: 7,
         })),
         reply(Reply::Routes { routes: vec![route(RouteMode::Copy, None)], more: false }),
         Response::Confirm(Confirm { producer: 1, sequence: Sequence(252) }),

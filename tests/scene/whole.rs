@@ -18,7 +18,7 @@ use batonmq::model::topic_kind::{TopicKind, Waiting};
 use batonmq::store::digest::Digest;
 use batonmq::store::image::{self, Image};
 use batonmq::store::manifest::Manifest;
-use batonmq::store::{Mode, OpenOptions, Predecessor, Predecessors, Reader, StoreError};
+use batonmq::store::{Mode, OpenOptions, Predecessor, Predecessors, Reader, StoreError, Unreadable};
 
 use super::{
     Model, Open, Scene, bodies, group_created, next_of, part_created, producer_opened, published,
@@ -42,8 +42,8 @@ pub fn scene(mode: Mode) -> Scene {
 pub struct Reading(pub Box<dyn Image>);
 
 impl Reader for Reading {
-    fn read(&mut self, topic: TopicId, from: Offset, bytes_max: usize) -> Result<Option<Chunk>, StoreError> {
-        self.0.read(topic, from, bytes_max)
+    fn read(&mut self, topic: TopicId, from: Offset, bytes_max: usize) -> Result<Option<Chunk>, Unreadable> {
+        self.0.read(topic, from, bytes_max).map_err(|error| Unreadable::of_one(from, error))
     }
 }
 

@@ -96,7 +96,16 @@ impl Broker {
             return Progress::Waiting;
         }
         pass.not_before = None;
-        let (run, end) = (topic.state.next_run(pass.at), topic.state.end);
+        let (mut run, end) = (topic.state.next_run(pass.at), topic.state.end);
+        while let Some(held_to) = self.unreadable.held_to(id, run.start, self.now) {
+            // Its key is not known: it stays, and so do tombstones, of which one may be its key's.
+            let table = self.last_values.tables.get_mut(&id);
+            if let Some(round) = table.and_then(|table| table.round.as_mut()) {
+                round.left = round.left.into_iter().chain([run.start]).min();
+            }
+            pass.at = held_to.min(run.end);
+            run = topic.state.next_run(pass.at);
+        }
         let range_count = topic.state.removed.range_count() as u64;
         let at = At { topic: id, run, end, range_count };
         match pass.phase {

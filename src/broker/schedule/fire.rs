@@ -76,6 +76,11 @@ impl Broker {
                 continue;
             }
             let Some(chunk) = self.cache.topic(slot).and_then(|cached| cached.at(offset)) else {
+                if self.unreadable.held_to(slot, offset, self.now).is_some() {
+                    // The slot is looked through again from there on when it may be asked for.
+                    self.schedule.agenda(waiting).forget(&known);
+                    continue;
+                }
                 due.is_held_up = true;
                 if !self.schedule.agenda(waiting).is_wanted(slot, offset) {
                     missing.get_or_insert(known);

@@ -145,6 +145,19 @@ impl Schedule {
         agenda.opening.insert((at, id));
     }
 
+    /// Has an open slot looked through again from an offset on: what is there could not be read, and may be now. What else
+    /// of it is known already is learned once more.
+    pub fn look_again(&mut self, id: TopicId, from: Offset) {
+        let Some(slot) = self.slots.get_mut(&id) else { return };
+        let (waiting, begin) = (slot.waiting, slot.window.from);
+        if slot.read_to.is_some_and(|read_to| read_to > from) {
+            slot.read_to = Some(from);
+            if slot.opens_at.is_none() {
+                self.agenda(waiting).reading.insert((begin, id));
+            }
+        }
+    }
+
     /// Whether a topic is a slot with delayed messages.
     pub fn is_delayed(&self, slot: TopicId) -> bool {
         self.slots.get(&slot).is_some_and(|slot| slot.waiting == Waiting::Delayed)
@@ -228,7 +241,8 @@ impl Broker {
             self.schedule.expiring.loaded(slot, from);
             return;
         };
-        let (is_there, now) = (self.is_scheduled(slot, from), self.now);
+        let is_known = self.unreadable.find(slot, from).is_some();
+        let (is_there, now) = (self.is_scheduled(slot, from) && !is_known, self.now);
         let agenda = self.schedule.agenda(waiting);
         agenda.loaded(slot, from);
         if in_vain && is_there {

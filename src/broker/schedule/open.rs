@@ -101,6 +101,13 @@ impl Broker {
             return Progress::Later(window.from);
         }
         let Some(chunk) = self.cache.topic(slot).and_then(|cached| cached.at(run.start)) else {
+            if let Some(end) = self.unreadable.held_to(slot, run.start, now) {
+                // What is behind it is not held up; see `look_again`.
+                if let Some(state) = self.schedule.slots.get_mut(&slot) {
+                    state.read_to = Some(end.min(run.end));
+                }
+                return Progress::More;
+            }
             if self.schedule.agenda(waiting).may_read() {
                 self.read_scheduled(waiting, slot, run, out);
             }

@@ -73,6 +73,7 @@ struct Worked {
     groupless: u64,
     unwanted: u64,
     last_values: u64,
+    unreadable: u64,
 }
 
 impl Worked {
@@ -84,6 +85,7 @@ impl Worked {
         self.groupless += replayed.groupless;
         self.unwanted += replayed.unwanted;
         self.last_values += replayed.last_values;
+        self.unreadable += replayed.unreadable;
     }
 
     /// What is to be said of letters that are still there or were not there any more.
@@ -102,6 +104,7 @@ impl Worked {
                 "kept: their topic keeps last values, and each would be the newest of its key for \
                                 every group; give --all-groups if that is meant",
             ),
+            (self.unreadable, "kept: the store cannot read them, the log of the node says why"),
         ];
         let said = said.into_iter().filter(|(count, _)| *count > 0);
         said.map(|(count, what)| format!("; {} {what}", grouped(count))).collect()

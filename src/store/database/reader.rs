@@ -16,7 +16,7 @@ use bytes::{BufMut, BytesMut};
 use rusqlite::types::FromSqlError;
 use rusqlite::{Connection, Row, Rows};
 
-use super::super::{Reader, StoreError};
+use super::super::{Reader, StoreError, Unreadable};
 use super::bodies::LargeBody;
 use super::checksum::{self, RowHead};
 use super::connection::{self, Access, failed, is_damage};
@@ -98,6 +98,22 @@ impl DatabaseReader {
         rows.next()?.map_or(Ok(false), |row| row.get(0))
     }
 
+    fn chunk(&mut self, topic: TopicId, from: Offset, bytes_max: usize) -> Result<Option<Chunk>, StoreError> {
+        let mut found = self.scan(topic, from, bytes_max)?;
+        if found.is_none() && self.expects(topic, from).map_err(failed("read a topic"))? {
+            // Committed between the two statements, unless it is still not there.
+            found = self.scan(topic, from, bytes_max)?;
+            if found.is_none() && self.expects(topic, from).map_err(failed("read a topic"))? {
+                return Err(self.damaged(topic, from, "its row is missing"));
+            }
+        }
+        let Some((bytes, stamps)) = found else { return Ok(None) };
+        self.last_bytes = bytes.len();
+        let block = MessageBlock::from_store(bytes.freeze())
+            .map_err(|error| self.damaged(topic, from, &error.to_string()))?;
+        Ok(Some(Chunk { first: from, block, stamps }))
+    }
+
     fn damaged(&self, topic: TopicId, offset: Offset, what: &str) -> StoreError {
         damaged(&self.path, topic, offset, what)
     }
@@ -162,20 +178,8 @@ pub(super) fn gather(
 }
 
 impl Reader for DatabaseReader {
-    fn read(&mut self, topic: TopicId, from: Offset, bytes_max: usize) -> Result<Option<Chunk>, StoreError> {
-        let mut found = self.scan(topic, from, bytes_max)?;
-        if found.is_none() && self.expects(topic, from).map_err(failed("read a topic"))? {
-            // Committed between the two statements, unless it is still not there.
-            found = self.scan(topic, from, bytes_max)?;
-            if found.is_none() && self.expects(topic, from).map_err(failed("read a topic"))? {
-                return Err(self.damaged(topic, from, "its row is missing"));
-            }
-        }
-        let Some((bytes, stamps)) = found else { return Ok(None) };
-        self.last_bytes = bytes.len();
-        let block = MessageBlock::from_store(bytes.freeze())
-            .map_err(|error| self.damaged(topic, from, &error.to_string()))?;
-        Ok(Some(Chunk { first: from, block, stamps }))
+    fn read(&mut self, topic: TopicId, from: Offset, bytes_max: usize) -> Result<Option<Chunk>, Unreadable> {
+        self.chunk(topic, from, bytes_max).map_err(|error| Unreadable::of_one(from, error))
     }
 }
 

@@ -27,7 +27,7 @@ use crate::model::chunk::Chunk;
 use crate::model::id::{Offset, OffsetRange, TopicId};
 use crate::model::message::MessageBlock;
 use crate::store::codec::{self, Head, PublishedHead};
-use crate::store::{Reader, StoreError};
+use crate::store::{Reader, StoreError, Unreadable};
 
 /// Bytes of blocks that a reader keeps because only a part of them fitted into a read.
 pub const KEPT_BYTES_MAX: usize = 16 << 20;
@@ -47,14 +47,36 @@ pub struct FileReader {
     kept_bytes: usize,
 }
 
+/// A block of which only a part was taken, and the offset of its first message.
+type Begun = (Offset, MessageBlock, PublishedHead);
+
 /// Where the read after the last one of a topic begins.
 #[derive(Debug)]
 struct Cursor {
     next: Offset,
     /// The entry that has the message, or one before it: the file, and where in it.
     entry: (FileId, u64),
-    /// The block that has it, and the offset of the block's first message.
-    block: Option<(Offset, MessageBlock, PublishedHead)>,
+    /// The block that has it.
+    block: Option<Begun>,
+}
+
+/// What a read has taken, and where it goes on.
+struct Taken {
+    parts: Parts,
+    /// The message that is next.
+    next: Offset,
+    /// The entry that has it, or one before it.
+    at: u64,
+    /// The block that has it.
+    block: Option<Begun>,
+}
+
+impl Taken {
+    /// Whether more is there before `end`, and fits.
+    fn has_room(&self, end: Offset, bytes_max: usize) -> bool {
+        let fits = self.parts.count == 0 || self.parts.byte_len() < bytes_max;
+        self.next < end && fits && self.block.is_none()
+    }
 }
 
 impl Cursor {
@@ -64,12 +86,13 @@ impl Cursor {
 }
 
 impl Reader for FileReader {
-    fn read(&mut self, topic: TopicId, from: Offset, bytes_max: usize) -> Result<Option<Chunk>, StoreError> {
+    fn read(&mut self, topic: TopicId, from: Offset, bytes_max: usize) -> Result<Option<Chunk>, Unreadable> {
+        let of_first = |error| Unreadable::of_one(from, error);
         loop {
             let Some(found) = self.shared.places().find(topic, from) else { return Ok(None) };
-            let Some(file) = self.file(found.file)? else {
+            let Some(file) = self.file(found.file).map_err(of_first)? else {
                 // Its messages were trimmed or copied since they were found; or it is missing.
-                self.refuse_missing(found.file)?;
+                self.refuse_missing(found.file).map_err(of_first)?;
                 continue;
             };
             return self.read_from(topic, from, bytes_max, found, &file, None).map(Some);
@@ -106,7 +129,7 @@ impl FileReader {
         let found = self.shared.places().find(topic, from).filter(|found| found.file == file);
         let Some(found) = found else { return Ok(None) };
         match self.file(file)? {
-            Some(open) => self.read_from(topic, from, bytes_max, found, &open, start).map(Some),
+            Some(open) => Ok(self.read_from(topic, from, bytes_max, found, &open, start).map(Some)?),
             None => self.refuse_missing(file).map(|()| None),
         }
     }
@@ -151,6 +174,7 @@ impl FileReader {
         Ok(opened)
     }
 
+    /// Reads from a file, up to what cannot be read there.
     fn read_from(
         &mut self,
         topic: TopicId,
@@ -159,71 +183,96 @@ impl FileReader {
         found: Found,
         file: &OpenFile,
         start: Option<u64>,
-    ) -> Result<Chunk, StoreError> {
+    ) -> Result<Chunk, Unreadable> {
+        let of_first = |error| Unreadable::of_one(from, error);
         let cursor = self.take_cursor(topic);
         let cursor = cursor.filter(|cursor| cursor.next <= from && cursor.entry.0 == found.file);
         // Offsets ascend in a file: what lies before the message is before it in the file, too.
         let passed = cursor.as_ref().map_or(0, |cursor| cursor.entry.1);
-        let mut parts = Parts::default();
-        let mut next = from;
-        let mut at = match cursor {
+        let mut taken = Taken { parts: Parts::default(), next: from, at: passed, block: None };
+        match cursor {
             Some(Cursor { entry, block: Some((first, block, head)), .. })
                 if from.0 < first.0 + u64::from(head.count) =>
             {
                 let range = OffsetRange::new(first.0, first.0 + u64::from(head.count));
-                let wanted = OffsetRange { start: next, end: found.end.min(range.end) };
-                next.0 += parts.take_part(&block, &head, first, wanted, bytes_max);
-                if next < range.end {
-                    self.keep_cursor(topic, Cursor { next, entry, block: Some((first, block, head)) });
-                    return parts.finish(from, &file.path, entry.1);
+                let wanted = OffsetRange { start: from, end: found.end.min(range.end) };
+                taken.next.0 += taken.parts.take_part(&block, &head, first, wanted, bytes_max);
+                if taken.next < range.end {
+                    self.keep_cursor(
+                        topic,
+                        Cursor { next: taken.next, entry, block: Some((first, block, head)) },
+                    );
+                    return taken.parts.finish(from, &file.path, entry.1).map_err(of_first);
                 }
-                entry.1
             }
-            Some(cursor) if cursor.next == from => cursor.entry.1,
-            _ => match start {
-                Some(start) => start.max(passed),
-                None => self.start_of_walk(topic, from, found, file)?.max(passed),
-            },
-        };
-        let mut block = None;
-        while next < found.end && (parts.count == 0 || parts.byte_len() < bytes_max) && block.is_none() {
-            let (entry, heads) = self.entry(file, at, found.limit)?;
-            let mut block_at = entry.blocks_at();
-            for head in published(&heads) {
-                let range = target_range(head, topic).filter(|range| range.contains(next));
-                if let Some(range) = range.filter(|_| next < found.end) {
-                    let room = bytes_max.saturating_sub(parts.byte_len());
-                    let is_wanted = range.start == next && range.end <= found.end;
-                    if is_wanted && head.bytes as usize <= room {
-                        if parts.count == 0 && range.end < found.end {
-                            parts.pieces.reserve(bytes_max.min(WINDOW_BLOCK_BYTES as usize));
-                        }
-                        self.take_whole(file, block_at, found.limit, head, &mut parts)?;
-                        parts.add(head, 0, u64::from(head.count));
-                        next = range.end;
-                    } else {
-                        let bytes = self.block(file, block_at, found.limit, head)?;
-                        let whole = decode_block(file, block_at, head, bytes)?;
-                        let wanted = OffsetRange { start: next, end: found.end.min(range.end) };
-                        next.0 += parts.take_part(&whole, head, range.start, wanted, bytes_max);
-                        if next < range.end {
-                            block = Some((range.start, whole, head.clone()));
-                            break;
-                        }
-                    }
-                }
-                block_at += u64::from(head.bytes);
-            }
-            // Where the run ends, the entry may have more of the topic behind a gap.
-            let is_passed =
-                published(&heads).filter_map(|head| target_range(head, topic)).all(|range| range.end <= next);
-            if block.is_none() && (is_passed || next < found.end) {
-                at = entry.end();
+            Some(cursor) if cursor.next == from => {}
+            _ => {
+                let start = match start {
+                    Some(start) => start,
+                    None => self.start_of_walk(topic, from, found, file).map_err(of_first)?,
+                };
+                taken.at = start.max(passed);
             }
         }
-        let entry = (found.file, at);
-        self.keep_cursor(topic, Cursor { next, entry, block });
-        parts.finish(from, &file.path, at)
+        while taken.has_room(found.end, bytes_max) {
+            match self.take_entry(topic, found, file, bytes_max, &mut taken) {
+                Ok(()) => {}
+                Err(error) if taken.parts.count == 0 => return Err(error),
+                // Whoever asks for that message is told.
+                Err(_) => return taken.parts.finish(from, &file.path, taken.at).map_err(of_first),
+            }
+        }
+        let Taken { parts, next, at, block } = taken;
+        self.keep_cursor(topic, Cursor { next, entry: (found.file, at), block });
+        parts.finish(from, &file.path, at).map_err(of_first)
+    }
+
+    /// Takes what is wanted and fits of the entry that is next, and goes on to the next one where nothing is left.
+    fn take_entry(
+        &mut self,
+        topic: TopicId,
+        found: Found,
+        file: &OpenFile,
+        bytes_max: usize,
+        taken: &mut Taken,
+    ) -> Result<(), Unreadable> {
+        let next = taken.next;
+        let read = self.entry(file, taken.at, found.limit);
+        let (entry, heads) = read.map_err(|error| Unreadable::of_one(next, error))?;
+        let mut block_at = entry.blocks_at();
+        for head in published(&heads) {
+            let range = target_range(head, topic).filter(|range| range.contains(taken.next));
+            if let Some(range) = range.filter(|_| taken.next < found.end) {
+                let of_block = |error| Unreadable { range, error };
+                let room = bytes_max.saturating_sub(taken.parts.byte_len());
+                let is_wanted = range.start == taken.next && range.end <= found.end;
+                if is_wanted && head.bytes as usize <= room {
+                    if taken.parts.count == 0 && range.end < found.end {
+                        taken.parts.pieces.reserve(bytes_max.min(WINDOW_BLOCK_BYTES as usize));
+                    }
+                    self.take_whole(file, block_at, found.limit, head, &mut taken.parts).map_err(of_block)?;
+                    taken.parts.add(head, 0, u64::from(head.count));
+                    taken.next = range.end;
+                } else {
+                    let bytes = self.block(file, block_at, found.limit, head).map_err(of_block)?;
+                    let whole = decode_block(file, block_at, head, bytes).map_err(of_block)?;
+                    let wanted = OffsetRange { start: taken.next, end: found.end.min(range.end) };
+                    taken.next.0 += taken.parts.take_part(&whole, head, range.start, wanted, bytes_max);
+                    if taken.next < range.end {
+                        taken.block = Some((range.start, whole, head.clone()));
+                        break;
+                    }
+                }
+            }
+            block_at += u64::from(head.bytes);
+        }
+        // Where the run ends, the entry may have more of the topic behind a gap.
+        let mut ranges = published(&heads).filter_map(|head| target_range(head, topic));
+        let is_passed = ranges.all(|range| range.end <= taken.next);
+        if taken.block.is_none() && (is_passed || taken.next < found.end) {
+            taken.at = entry.end();
+        }
+        Ok(())
     }
 
     fn take_cursor(&mut self, topic: TopicId) -> Option<Cursor> {
