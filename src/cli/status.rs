@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 use super::client::ClientArgs;
 use super::exit::End;
-use super::output::{Output, Table, grouped, seconds_text};
+use super::output::{Output, Table, counted, grouped, seconds_text};
 
 /// Longest wait for the answer of one node.
 const WITHIN_MAX: Duration = Duration::from_secs(5);
@@ -22,7 +22,8 @@ const WITHIN_MAX: Duration = Duration::from_secs(5);
 #[command(after_help = "\
 With --json one object a line, a line for each node: server, node, role, epoch, mode, store_id, master, version,
 role_seconds, connections, topics, groups, messages, delayed, addresses (each with address and here), protocol and
-store_formats (each with min and max: the versions that it speaks and reads), store_format (the one that it writes), and
+store_formats (each with min and max: the versions that it speaks and reads), store_format (the one that it writes),
+unreadable (messages that it could not read when they were last asked for), and
 agrees, where several nodes answer: whether it can take over from each of them, and each of them from it; or server and
 error where it does not answer. A floating address in parentheses is one that the node would have as master. FORMAT is the
 format in which a node writes the store, with those that it reads in parentheses where they are others too.
@@ -70,6 +71,7 @@ pub async fn run(args: StatusArgs) -> anyhow::Result<()> {
         answers.iter().try_for_each(|answer| output.json(answer))?;
     } else {
         table(&answers).print(&mut output)?;
+        unreadable(&answers).try_for_each(|said| output.line(said))?;
         differences.iter().try_for_each(|difference| output.line(difference))?;
         if differences.is_empty() && answers.iter().any(|answer| answer.agrees.is_some()) {
             output.line("the nodes speak a common protocol, and each reads what the others write")?;
@@ -81,6 +83,15 @@ pub async fn run(args: StatusArgs) -> anyhow::Result<()> {
     }
     let errors: Vec<String> = answers.into_iter().filter_map(|answer| answer.error).collect();
     Err(End::TimedOut(format!("no node has answered: {}", errors.join("; "))).into())
+}
+
+/// Which nodes could not read messages, and how to know more.
+fn unreadable(answers: &[Answer]) -> impl Iterator<Item = String> {
+    let found = answers.iter().filter_map(|answer| answer.status.as_ref());
+    found.filter(|status| status.unreadable > 0).map(|status| {
+        let messages = counted(status.unreadable, "message");
+        format!("{}: {messages} cannot be read; its log names them, and what they wait for", status.node)
+    })
 }
 
 /// Notes which nodes agree with all others. Answers what keeps one from taking over from another.
@@ -213,6 +224,7 @@ mod tests {
             protocol: range(protocol),
             store_formats: range(reads),
             store_format,
+            unreadable: 0,
         };
         Answer { server: node.to_owned(), status: Some(status), agrees: None, error: None }
     }

@@ -4,6 +4,8 @@
 //! what is behind the fields that it knows, so that a node and a client of different builds understand each other. In a
 //! form for people, as JSON, it is the struct itself.
 //!
+//! A field that was added since is read by [`added`]: whoever is older does not send it.
+//!
 //! Used as `#[serde(with = "growing")]`, and [`list`] for a list of them. Nothing in the middle of a struct grows but what
 //! is marked like that itself.
 
@@ -68,6 +70,16 @@ pub fn serialize<T: Serialize, S: Serializer>(value: &T, serializer: S) -> Resul
 /// Those of the deserializer, and where the fields that are known are not there.
 pub fn deserialize<'de, T: DeserializeOwned, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
     Growing::deserialize(deserializer).map(|growing| growing.0)
+}
+
+/// Reads a field at the end of a struct that may grow, which an older build does not send: its default then.
+///
+/// # Errors
+/// None: what is cut off is taken for what is not there.
+pub fn added<'de, T: Deserialize<'de> + Default, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Ok(T::deserialize(deserializer).unwrap_or_default())
 }
 
 /// Lists of structs that may grow.

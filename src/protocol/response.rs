@@ -254,6 +254,10 @@ pub struct NodeStatus {
     pub store_formats: VersionRange,
     /// The format in which it writes a store.
     pub store_format: u32,
+    /// Messages that it could not read from the store when they were last asked for; 0 from a node that is older than this
+    /// field.
+    #[serde(default, deserialize_with = "growing::added")]
+    pub unreadable: u64,
 }
 
 /// A floating address of a node.
@@ -482,7 +486,8 @@ pub struct Replayed {
     /// They were for the group in which they died, and the topic keeps last values, which are the same for all groups:
     /// they stay.
     pub last_values: u64,
-    /// The store cannot read them: they stay.
+    /// The store cannot read them: they stay. 0 from a node that is older than this field.
+    #[serde(default, deserialize_with = "growing::added")]
     pub unreadable: u64,
 }
 

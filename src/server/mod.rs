@@ -228,6 +228,7 @@ impl Server {
             protocol: VERSIONS,
             store_formats: FORMATS_READ,
             store_format: FORMAT_WRITTEN,
+            unreadable: counts.unreadable,
         }
     }
 }

@@ -492,5 +492,6 @@ fn status(behaviour: &Behaviour) -> NodeStatus {
         protocol: VERSIONS,
         store_formats: FORMATS_READ,
         store_format: FORMAT_WRITTEN,
+        unreadable: 0,
     }
 }

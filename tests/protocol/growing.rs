@@ -73,6 +73,27 @@ fn what_is_added_to_a_greeting_is_passed_over() {
     }
 }
 
+/// What was added since is missing where the sender is older: here the last field, of one byte.
+#[test]
+fn what_an_older_build_does_not_send_is_zero() {
+    let is_one = |response: &&Response| {
+        matches!(response, Response::Reply(_, Ok(Reply::Status(_) | Reply::Replayed(_))))
+    };
+    let mut answers = 0;
+    for response in responses().iter().filter(is_one) {
+        let (kind, whole) = payload(response);
+        let length = whole[3];
+        let older = [&whole[..3], &[length - 1], &whole[4..3 + usize::from(length)]].concat();
+        match decode(kind, &older) {
+            Some(Response::Reply(_, Ok(Reply::Status(status)))) => assert_eq!(status.unreadable, 0),
+            Some(Response::Reply(_, Ok(Reply::Replayed(replayed)))) => assert_eq!(replayed.unreadable, 0),
+            other => panic!("{other:?}"),
+        }
+        answers += 1;
+    }
+    assert_eq!(answers, 2);
+}
+
 #[test]
 fn what_is_known_must_be_there() {
     let (kind, whole) = payload(
@@ -81,7 +102,8 @@ fn what_is_known_must_be_there() {
             .find(|response| matches!(response, Response::Reply(_, Ok(Reply::Status(_)))))
             .unwrap(),
     );
-    for length in 0..whole[3] {
+    // The last field, of one byte, was added.
+    for length in 0..whole[3] - 1 {
         let shorter = [&whole[..3], &[length], &whole[4..4 + usize::from(length)]].concat();
         assert_eq!(decode(kind, &shorter), None, "{length}");
     }

@@ -273,6 +273,7 @@ fn infos() -> impl Strategy<Value = Reply> {
                 protocol: VersionRange { min: numbers[0] as u32, max: numbers[1] as u32 },
                 store_formats: VersionRange { min: numbers[2] as u32, max: numbers[3] as u32 },
                 store_format: numbers[4] as u32,
+                unreadable: numbers[3],
             }))
         },
     );

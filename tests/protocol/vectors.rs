@@ -351,6 +351,7 @@ pub fn responses() -> Vec<Response> {
             protocol: VersionRange { min: 1, max: 2 },
             store_formats: VersionRange { min: 3, max: 5 },
             store_format: 4,
+            unreadable: 9,
         }))),
         reply(Reply::Topics { more: true, topics: vec![topic_info()] }),
         reply(Reply::Groups { more: false, groups: vec![group_info()] }),
