@@ -209,7 +209,8 @@ impl Broker {
         for search in waiters.searches {
             self.searched(read, search, chunk.as_ref(), out);
         }
-        let in_vain = chunk.is_none();
+        // Of what could not be read it is known when it may be asked for again.
+        let in_vain = chunk.is_none() && self.unreadable.find(read.topic, read.from).is_none();
         if waiters.schedule {
             self.loaded_for_schedule(read.topic, read.from, in_vain);
         }
@@ -218,7 +219,7 @@ impl Broker {
             self.work_left = true;
         }
         if waiters.cleaning {
-            let again = Timestamp(self.now.0.saturating_add(READ_AGAIN_MS));
+            let again = in_vain.then(|| Timestamp(self.now.0.saturating_add(READ_AGAIN_MS)));
             let chunk = chunk.as_ref().filter(|chunk| chunk.first == read.from && !chunk.block.is_empty());
             self.last_values.loaded(read.topic, read.from, chunk.map(CachedChunk::of), again);
             self.work_left = true;
@@ -264,8 +265,7 @@ impl Broker {
     }
 
     /// Where messages were dropped meanwhile, the group is done with them. Where the read began at one that is there, the
-    /// group, which waited for it or for one behind it, asks again a little later. Of what could not be read it is
-    /// [known](super::unreadable) when it may.
+    /// group, which waited for it or for one behind it, asks again a little later.
     fn read_in_vain(&mut self, id: GroupId, read: Read, from: Offset) {
         let Some(group) = self.groups.get_mut(&id) else { return };
         let Some(topic) = self.topics.get(&read.topic) else { return };
@@ -276,10 +276,7 @@ impl Broker {
         let Some(part) = group.parts.get_mut(&read.topic) else { return };
         if from < start {
             part.cursor = part.cursor.max(start);
-        } else if read.from >= start
-            && !topic.state.removed.contains(read.from)
-            && self.unreadable.find(read.topic, read.from).is_none()
-        {
+        } else if read.from >= start && !topic.state.removed.contains(read.from) {
             part.wants.not_before = Some(Timestamp(self.now.0.saturating_add(READ_AGAIN_MS)));
         }
     }

@@ -153,18 +153,18 @@ impl LastValues {
         }
     }
 
-    /// A read has been answered.
+    /// A read has been answered. Where it brought nothing, nothing is read before `again`.
     pub fn loaded(
         &mut self,
         id: TopicId,
         from: Offset,
         chunk: Option<super::cache::CachedChunk>,
-        again: Timestamp,
+        again: Option<Timestamp>,
     ) {
         let Some(pass) = self.pass.as_mut().filter(|pass| pass.topic == id) else { return };
         if pass.reading == Some(from) {
             pass.reading = None;
-            pass.not_before = chunk.is_none().then_some(again);
+            pass.not_before = again.filter(|_| chunk.is_none());
             pass.chunk = chunk;
         }
     }

@@ -241,8 +241,7 @@ impl Broker {
             self.schedule.expiring.loaded(slot, from);
             return;
         };
-        let is_known = self.unreadable.find(slot, from).is_some();
-        let (is_there, now) = (self.is_scheduled(slot, from) && !is_known, self.now);
+        let (is_there, now) = (self.is_scheduled(slot, from), self.now);
         let agenda = self.schedule.agenda(waiting);
         agenda.loaded(slot, from);
         if in_vain && is_there {

@@ -1,0 +1,321 @@
+//! What becomes of messages that the store cannot read, and of the others: who needs one waits for it, and nobody else.
+//! The random tests of the broker damage and mend messages too.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod broker_world;
+
+use batonmq::broker::AutoCreate;
+use batonmq::model::id::{Offset, OffsetRange, SessionId, TopicId};
+use batonmq::model::limits::{Limits, UNREADABLE_RANGES_MAX};
+use batonmq::model::message::Message;
+use batonmq::model::settings::{Backoff, GroupSettings, Policy, Retention, Start, TopicSettings};
+use batonmq::model::time::Timestamp;
+use batonmq::protocol::error::ErrorCode;
+use batonmq::protocol::request::{AdminCommand, ReplayTo, RequestId, Settlement, Window};
+use batonmq::protocol::response::{MessageState, Reply};
+use broker_world::{World, browse};
+
+const ALL: Window = Window { messages: 10_000, bytes: u64::MAX };
+
+/// The longest wait until something is asked for again.
+const LONGEST_MS: u64 = 64_000;
+
+/// A world with topic `t`, so many messages in it, and no memory for them.
+fn world(count: u32) -> (World, TopicId) {
+    world_with(0, count)
+}
+
+fn world_with(cache_bytes_max: u64, count: u32) -> (World, TopicId) {
+    let limits = Limits { cache_bytes_max, in_flight_max: 100_000, ..Limits::default() };
+    let mut world = World::new(limits, AutoCreate::Allowed);
+    world.begin(0);
+    world.open(0, 0, "p");
+    let topic = world.find_topic(0, "t").unwrap();
+    world.finish();
+    if count > 0 {
+        publish(&mut world, topic, (0..count).map(|at| Message::new(format!("m{at}"))).collect());
+    }
+    (world, topic)
+}
+
+fn publish(world: &mut World, topic: TopicId, messages: Vec<Message>) {
+    let last = world.last_of(world.clients[&SessionId(0)].producers[&0]).unwrap().0;
+    world.publish_messages(0, 0, last + 1, vec![(topic, messages.len() as u32)], &messages);
+    world.finish();
+}
+
+/// Ends cycles until nothing is left to be done now. Answers the offsets that were delivered.
+fn run(world: &mut World) -> Vec<u64> {
+    let mut offsets = Vec::new();
+    for _ in 0..10_000 {
+        world.answer_all();
+        world.finish();
+        offsets.extend(world.delivered.iter().map(|delivery| delivery.3));
+        let due = world.broker.next_timeout().is_some_and(|at| at <= world.now);
+        if world.reads.is_empty() && !due {
+            return offsets;
+        }
+    }
+    panic!("it never rests");
+}
+
+fn advance(world: &mut World, ms: u64) -> Vec<u64> {
+    world.now = Timestamp(world.now.0 + ms);
+    run(world)
+}
+
+fn consume(world: &mut World, handle: u32, group: &str, policy: Policy) {
+    let backoff = Backoff { initial_ms: 10, multiplier_percent: 100, maximum_ms: 10, jitter_percent: 0 };
+    let settings = GroupSettings { policy, backoff, lease_ms: 10_000_000, ..GroupSettings::default() };
+    world.subscribe(0, handle, "t", group, ALL, Some(settings)).unwrap();
+}
+
+fn damage(world: &mut World, topic: TopicId, offsets: impl IntoIterator<Item = u64>) {
+    world.unread.extend(offsets.into_iter().map(|offset| (topic, offset)));
+    world.was_unread.extend(&world.unread);
+}
+
+fn answer(world: &World, request: RequestId) -> Result<Reply, batonmq::protocol::error::Refusal> {
+    world.replies.iter().find(|reply| reply.1 == request).expect("an answer").2.clone()
+}
+
+fn explained(world: &mut World, group: &str, offset: u64) -> (MessageState, String) {
+    let explanation = world.explain("t", group, offset).unwrap();
+    (explanation.state, explanation.text)
+}
+
+/// The model checks besides that what comes late is not said to be redelivered.
+#[test]
+fn a_group_without_an_order_gets_the_others_at_once_and_the_message_when_it_can_be_read() {
+    for policy in [Policy::RoundRobin, Policy::Fair] {
+        let (mut world, topic) = world(10);
+        damage(&mut world, topic, [3, 4]);
+        consume(&mut world, 0, "g", policy);
+        assert_eq!(run(&mut world), [0, 1, 2, 5, 6, 7, 8, 9]);
+        assert_eq!(world.broker.counts().unreadable, 2);
+        let (state, text) = explained(&mut world, "g", 4);
+        assert_eq!(state, MessageState::Unreadable);
+        assert!(text.starts_with("it cannot be read since ") && text.ends_with(": damaged"), "{text}");
+
+        world.settle(0, 0, Settlement::Ack, vec![OffsetRange::new(0, 10)]);
+        assert!(advance(&mut world, 100_000).is_empty());
+        world.heal();
+        assert_eq!(advance(&mut world, LONGEST_MS), [3, 4]);
+        world.settle(0, 0, Settlement::Ack, vec![OffsetRange::new(3, 5)]);
+        run(&mut world);
+        assert_eq!(world.fold.topics[&topic].start, Offset(10));
+        assert_eq!(world.broker.counts().unreadable, 0);
+    }
+}
+
+#[test]
+fn a_group_that_keeps_an_order_waits_and_others_do_not() {
+    for policy in [Policy::Exclusive, Policy::Key] {
+        let (mut world, topic) = world(10);
+        damage(&mut world, topic, [3]);
+        consume(&mut world, 0, "ordered", policy);
+        assert_eq!(run(&mut world), [0, 1, 2]);
+        let (state, text) = explained(&mut world, "ordered", 7);
+        assert_eq!(state, MessageState::Waiting);
+        assert_eq!(text, "message 3 comes first and cannot be read, and the group keeps the order");
+        assert_eq!(explained(&mut world, "ordered", 3).0, MessageState::Unreadable);
+
+        // One that is behind it already, and shares what is read.
+        let (name, start) = ("behind".to_owned(), Start::Offset(Offset(4)));
+        let settings = GroupSettings::default();
+        world.admin(0, AdminCommand::CreateGroup { topic: "t".into(), name, settings, start });
+        world.subscribe(0, 1, "t", "behind", ALL, None).unwrap();
+        assert_eq!(run(&mut world), [4, 5, 6, 7, 8, 9]);
+
+        world.heal();
+        assert_eq!(advance(&mut world, LONGEST_MS), [3, 4, 5, 6, 7, 8, 9]);
+    }
+}
+
+/// It is asked for again after a second, then after twice as long each time: not in each cycle, and not never.
+#[test]
+fn what_cannot_be_read_is_asked_for_again_and_again_but_not_often() {
+    let (mut world, topic) = world(3);
+    damage(&mut world, topic, [1]);
+    consume(&mut world, 0, "g", Policy::Exclusive);
+    assert_eq!(run(&mut world), [0]);
+    let mut asked = Vec::new();
+    let start = world.now.0;
+    while world.now.0 - start < 200_000 {
+        let next = world.broker.next_timeout().unwrap();
+        assert!(next > world.now);
+        world.now = next;
+        world.finish();
+        asked.extend(world.reads.iter().map(|_| (world.now.0 - start) / 1_000));
+        run(&mut world);
+    }
+    assert_eq!(asked, [1, 3, 7, 15, 31, 63, 127, 191, 255]);
+}
+
+/// Whoever reads a message finds out that it can be read: nobody waits any longer then.
+#[test]
+fn a_question_that_can_be_answered_ends_the_wait_of_all() {
+    let (mut world, topic) = world(3);
+    damage(&mut world, topic, [1]);
+    consume(&mut world, 0, "g", Policy::Exclusive);
+    run(&mut world);
+    advance(&mut world, 1_000);
+    world.heal();
+    explained(&mut world, "g", 1);
+    assert_eq!(run(&mut world), [1, 2]);
+}
+
+#[test]
+fn what_waits_for_another_attempt_or_dies_holds_up_no_other() {
+    let (mut world, topic) = world(6);
+    consume(&mut world, 0, "g", Policy::RoundRobin);
+    assert_eq!(run(&mut world), [0, 1, 2, 3, 4, 5]);
+    damage(&mut world, topic, [1, 4]);
+    let nack = Settlement::Nack { delay_ms: Some(10), reason: None };
+    world.settle(0, 0, nack, vec![OffsetRange::new(0, 3)]);
+    world.settle(0, 0, Settlement::Reject { reason: None }, vec![OffsetRange::new(3, 6)]);
+    let mut again = run(&mut world);
+    again.extend(advance(&mut world, 10));
+    assert_eq!(again, [0, 2]);
+    let dead = world.find_topic(0, "t.dead-letter").unwrap();
+    assert_eq!(world.store[&dead].len(), 2, "the letters of the others are there");
+    world.heal();
+    assert_eq!(advance(&mut world, LONGEST_MS), [1]);
+    assert_eq!(world.store[&dead].len(), 3);
+}
+
+/// A part of a slot that could not be read held up all that was to be delivered later, in every topic.
+#[test]
+fn a_delayed_message_that_cannot_be_read_holds_up_no_other() {
+    let (mut world, topic) = world_with(1 << 20, 0);
+    consume(&mut world, 0, "g", Policy::RoundRobin);
+    let deliver_at = Some(Timestamp(world.now.0 + 500));
+    publish(
+        &mut world,
+        topic,
+        (0..5).map(|at| Message { deliver_at, ..Message::new(at.to_string()) }).collect(),
+    );
+    run(&mut world);
+    let slot = *world.store.iter().find(|(id, stored)| world.is_slot(**id) && stored.len() == 5).unwrap().0;
+    damage(&mut world, slot, [0, 3]);
+    // A broker that has seen none of them.
+    world.restart();
+    world.begin(0);
+    world.open(0, 0, "p");
+    consume(&mut world, 0, "g", Policy::RoundRobin);
+    run(&mut world);
+    assert_eq!(advance(&mut world, 500).len(), 3);
+    assert_eq!(world.broker.counts().delayed, 2);
+    world.heal();
+    assert_eq!(advance(&mut world, LONGEST_MS).len(), 2);
+    assert_eq!(world.broker.counts().delayed, 0);
+}
+
+#[test]
+fn a_replay_leaves_what_cannot_be_read_and_says_so() {
+    let (mut world, _) = world(5);
+    consume(&mut world, 0, "g", Policy::RoundRobin);
+    run(&mut world);
+    world.settle(0, 0, Settlement::Reject { reason: None }, vec![OffsetRange::new(0, 5)]);
+    run(&mut world);
+    let dead = world.find_topic(0, "t.dead-letter").unwrap();
+    damage(&mut world, dead, [1, 2]);
+    world.taken_out.extend((0..5).map(|offset| (dead, offset)));
+    let offsets = (0..5).map(Offset).collect();
+    let request =
+        world.admin(0, AdminCommand::ReplayDeadLetters { topic: dead, offsets, to: ReplayTo::AllGroups });
+    run(&mut world);
+    let Ok(Reply::Replayed(replayed)) = answer(&world, request) else { panic!("an answer") };
+    assert_eq!((replayed.replayed, replayed.unreadable), (3, 2));
+    assert_eq!(world.store[&dead].keys().copied().collect::<Vec<_>>(), [1, 2]);
+}
+
+#[test]
+fn a_browse_says_what_cannot_be_read_and_goes_on_behind_it() {
+    let (mut world, topic) = world(5);
+    damage(&mut world, topic, [2]);
+    let request = world.admin(0, browse("t", 2, 10));
+    run(&mut world);
+    let refusal = answer(&world, request).unwrap_err();
+    assert_eq!(refusal.code, ErrorCode::Unreadable);
+    assert_eq!(refusal.text, "offset 2 cannot be read, go on behind it: damaged");
+    let request = world.admin(0, browse("t", 3, 10));
+    run(&mut world);
+    assert!(matches!(answer(&world, request), Ok(Reply::Browsed { .. })));
+}
+
+/// A seek to a time gave up, and retention by age never dropped anything again.
+#[test]
+fn a_search_for_a_time_goes_by_messages_that_can_be_read() {
+    let (mut world, topic) = world(0);
+    consume(&mut world, 0, "g", Policy::RoundRobin);
+    for at in 0..40 {
+        publish(&mut world, topic, vec![Message::new(at.to_string())]);
+        world.now.0 += 1_000;
+    }
+    run(&mut world);
+    world.settle(0, 0, Settlement::Release, vec![OffsetRange::new(0, 40)]);
+    run(&mut world);
+    let to = world.store[&topic][&30].published_at;
+    damage(&mut world, topic, 12..28);
+    let (topic_name, name) = ("t".to_owned(), "g".to_owned());
+    world.unsubscribe(0, 0);
+    run(&mut world);
+    let request = world.admin(0, AdminCommand::Seek { topic: topic_name, name, to: Start::Time(to) });
+    run(&mut world);
+    assert!(answer(&world, request).is_ok(), "{:?}", answer(&world, request));
+    let part = world.fold.groups.values().find(|group| group.topic == topic).unwrap();
+    assert!(part.floor.0 <= 30, "nothing that was asked for is passed over: {}", part.floor);
+}
+
+#[test]
+fn last_values_are_kept_clean_around_what_cannot_be_read() {
+    let (mut world, _) = world(0);
+    let retention = Retention { acked: false, ..Retention::default() };
+    let settings = TopicSettings { retention, last_value: true, ..TopicSettings::default() };
+    world.admin(0, AdminCommand::CreateTopic { name: "values".into(), settings });
+    let topic = world.find_topic(0, "values").unwrap();
+    let value = |at: u32| Message { key: Some((at % 10).to_string().into()), ..Message::new(at.to_string()) };
+    publish(&mut world, topic, (0..200).map(value).collect());
+    damage(&mut world, topic, [40, 41]);
+    for _ in 0..20 {
+        advance(&mut world, LONGEST_MS);
+    }
+    let there: Vec<u64> = world.store[&topic].keys().copied().collect();
+    assert_eq!(there, [vec![40, 41], (190..200).collect()].concat());
+    world.heal();
+    publish(&mut world, topic, (200..400).map(value).collect());
+    for _ in 0..20 {
+        advance(&mut world, LONGEST_MS);
+    }
+    assert_eq!(world.store[&topic].len(), 10, "what can be read again is no exception");
+}
+
+#[test]
+fn more_than_can_be_remembered_is_asked_for_at_short_intervals() {
+    let ranges = UNREADABLE_RANGES_MAX as u64;
+    let (mut world, topic) = world(2 * ranges as u32 + 20);
+    damage(&mut world, topic, (0..ranges + 5).map(|at| 2 * at));
+    consume(&mut world, 0, "g", Policy::RoundRobin);
+    let got = run(&mut world);
+    assert_eq!(got.len() as u64, ranges, "it stands before the first that has no place");
+    assert_eq!(world.broker.counts().unreadable, ranges);
+    let next = world.broker.next_timeout().unwrap();
+    assert!(next.0 - world.now.0 <= 100);
+    world.heal();
+    assert_eq!((got.len() + advance(&mut world, LONGEST_MS).len()) as u64, 2 * ranges + 20);
+}
+
+#[test]
+fn what_is_dropped_is_not_counted_for_ever() {
+    let (mut world, topic) = world(4);
+    damage(&mut world, topic, [1]);
+    consume(&mut world, 0, "g", Policy::Exclusive);
+    run(&mut world);
+    assert_eq!(world.broker.counts().unreadable, 1);
+    world.purged.insert(topic);
+    world.admin(0, AdminCommand::PurgeTopic { name: "t".into() });
+    advance(&mut world, LONGEST_MS);
+    assert_eq!(world.broker.counts().unreadable, 0);
+}
