@@ -179,7 +179,11 @@ pub(super) fn gather(
 
 impl Reader for DatabaseReader {
     fn read(&mut self, topic: TopicId, from: Offset, bytes_max: usize) -> Result<Option<Chunk>, Unreadable> {
-        self.chunk(topic, from, bytes_max).map_err(|error| Unreadable::of_one(from, error))
+        self.chunk(topic, from, bytes_max).map_err(|error| {
+            // Asked again, it is read again. What pages are kept all the same does no more harm than before.
+            let _ = self.connection.release_memory();
+            Unreadable::of_one(from, error)
+        })
     }
 }
 

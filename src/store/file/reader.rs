@@ -95,7 +95,12 @@ impl Reader for FileReader {
                 self.refuse_missing(found.file).map_err(of_first)?;
                 continue;
             };
-            return self.read_from(topic, from, bytes_max, found, &file, None).map(Some);
+            let read = self.read_from(topic, from, bytes_max, found, &file, None);
+            if read.is_err() {
+                // Asked again, it is read again.
+                self.window.clear();
+            }
+            return read.map(Some);
         }
     }
 }
