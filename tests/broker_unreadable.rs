@@ -307,6 +307,32 @@ fn more_than_can_be_remembered_is_asked_for_at_short_intervals() {
     assert_eq!((got.len() + advance(&mut world, LONGEST_MS).len()) as u64, 2 * ranges + 20);
 }
 
+/// As an operator gives up a message: a group that waits at it goes on behind it, one that has had all others is purged.
+#[test]
+fn a_message_can_be_given_up() {
+    let (mut world, topic) = world(6);
+    damage(&mut world, topic, [2]);
+    consume(&mut world, 0, "ordered", Policy::Exclusive);
+    consume(&mut world, 1, "shared", Policy::RoundRobin);
+    run(&mut world);
+    for handle in 0..2 {
+        world.settle(0, handle, Settlement::Ack, vec![OffsetRange::new(0, 6)]);
+    }
+    run(&mut world);
+    world.unsubscribe(0, 0);
+    let (name, to) = ("ordered".to_owned(), Start::Offset(Offset(3)));
+    world.admin(0, AdminCommand::Seek { topic: "t".into(), name, to });
+    run(&mut world);
+    consume(&mut world, 0, "ordered", Policy::Exclusive);
+    assert_eq!(run(&mut world), [3, 4, 5]);
+    world.settle(0, 0, Settlement::Ack, vec![OffsetRange::new(3, 6)]);
+    world.admin(0, AdminCommand::PurgeGroup { topic: "t".into(), name: "shared".into() });
+    run(&mut world);
+    assert_eq!(world.fold.topics[&topic].start, Offset(6), "all are done with it");
+    advance(&mut world, LONGEST_MS);
+    assert_eq!(world.broker.counts().unreadable, 0);
+}
+
 #[test]
 fn what_is_dropped_is_not_counted_for_ever() {
     let (mut world, topic) = world(4);

@@ -80,7 +80,7 @@ pub enum Fenced {
     Unknown(String),
 }
 
-/// What goes wrong in a store. All of it ends the process but [`StoreError::Full`].
+/// What goes wrong in a store. All of it ends the process but [`StoreError::Full`], and what concerns [reads](Reader).
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// A system call failed.
