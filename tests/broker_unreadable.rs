@@ -7,7 +7,7 @@ mod broker_world;
 
 use batonmq::broker::AutoCreate;
 use batonmq::model::id::{Offset, OffsetRange, SessionId, TopicId};
-use batonmq::model::limits::{Limits, UNREADABLE_RANGES_MAX};
+use batonmq::model::limits::{LAST_VALUE_TOMBSTONE_MS, Limits, UNREADABLE_RANGES_MAX};
 use batonmq::model::message::Message;
 use batonmq::model::settings::{Backoff, GroupSettings, Policy, Retention, Start, TopicSettings};
 use batonmq::model::time::Timestamp;
@@ -185,6 +185,24 @@ fn what_waits_for_another_attempt_or_dies_holds_up_no_other() {
     assert_eq!(world.store[&dead].len(), 3);
 }
 
+/// One that came back was asked for in each cycle, without a pause.
+#[test]
+fn what_came_back_and_cannot_be_read_is_not_asked_for_all_the_time() {
+    for policy in [Policy::Exclusive, Policy::Key, Policy::Fair] {
+        let (mut world, topic) = world(2);
+        consume(&mut world, 0, "g", policy);
+        assert_eq!(run(&mut world), [0, 1]);
+        damage(&mut world, topic, [0]);
+        let nack = Settlement::Nack { delay_ms: Some(10), reason: None };
+        world.settle(0, 0, nack, vec![OffsetRange::one(Offset(0))]);
+        run(&mut world);
+        assert!(advance(&mut world, 10).is_empty());
+        assert!(world.broker.next_timeout().is_none_or(|at| at.0 >= world.now.0 + 1_000));
+        world.heal();
+        assert_eq!(advance(&mut world, LONGEST_MS), [0]);
+    }
+}
+
 /// A part of a slot that could not be read held up all that was to be delivered later, in every topic.
 #[test]
 fn a_delayed_message_that_cannot_be_read_holds_up_no_other() {
@@ -252,7 +270,8 @@ fn a_search_for_a_time_goes_by_messages_that_can_be_read() {
     consume(&mut world, 0, "g", Policy::RoundRobin);
     for at in 0..40 {
         publish(&mut world, topic, vec![Message::new(at.to_string())]);
-        world.now.0 += 1_000;
+        // So close together that no mark tells them apart.
+        world.now.0 += 1;
     }
     run(&mut world);
     world.settle(0, 0, Settlement::Release, vec![OffsetRange::new(0, 40)]);
@@ -290,6 +309,61 @@ fn last_values_are_kept_clean_around_what_cannot_be_read() {
         advance(&mut world, LONGEST_MS);
     }
     assert_eq!(world.store[&topic].len(), 10, "what can be read again is no exception");
+}
+
+/// The value before a tombstone may be there and unreadable: without the tombstone it would be the newest of its key.
+#[test]
+fn a_tombstone_stays_as_long_as_an_older_value_may_be_unreadable() {
+    let (mut world, _) = world(0);
+    let retention = Retention { acked: false, ..Retention::default() };
+    let settings = TopicSettings { retention, last_value: true, ..TopicSettings::default() };
+    world.admin(0, AdminCommand::CreateTopic { name: "values".into(), settings });
+    let topic = world.find_topic(0, "values").unwrap();
+    let value = |body: &'static str| Message { key: Some("k".into()), ..Message::new(body) };
+    publish(&mut world, topic, vec![value("old"), value("")]);
+    damage(&mut world, topic, [0]);
+    for _ in 0..8 {
+        advance(&mut world, LAST_VALUE_TOMBSTONE_MS);
+    }
+    assert_eq!(world.store[&topic].keys().copied().collect::<Vec<_>>(), [0, 1]);
+    world.heal();
+    for _ in 0..8 {
+        advance(&mut world, LAST_VALUE_TOMBSTONE_MS);
+    }
+    assert_eq!(world.store[&topic].len(), 0);
+}
+
+/// The model checks that no message is in two hands.
+#[test]
+fn a_group_whose_policy_changes_has_what_was_put_aside_once() {
+    for policy in [Policy::Exclusive, Policy::Key] {
+        let (mut world, topic) = world(6);
+        damage(&mut world, topic, [2, 3]);
+        consume(&mut world, 0, "g", Policy::RoundRobin);
+        assert_eq!(run(&mut world), [0, 1, 4, 5]);
+        let (topic_name, name) = ("t".to_owned(), "g".to_owned());
+        let settings = GroupSettings { policy, lease_ms: 10_000_000, ..GroupSettings::default() };
+        world.admin(0, AdminCommand::ChangeGroup { topic: topic_name, name, settings });
+        world.settle(0, 0, Settlement::Ack, vec![OffsetRange::new(0, 6)]);
+        run(&mut world);
+        world.heal();
+        assert_eq!(advance(&mut world, LONGEST_MS), [2, 3]);
+    }
+}
+
+/// The model checks at a restart that what was handed out is marked as such.
+#[test]
+fn what_comes_late_is_known_to_have_been_handed_out() {
+    let (mut world, topic) = world(1);
+    damage(&mut world, topic, [0]);
+    consume(&mut world, 0, "g", Policy::RoundRobin);
+    assert!(run(&mut world).is_empty());
+    world.heal();
+    assert_eq!(advance(&mut world, LONGEST_MS), [0]);
+    world.restart();
+    world.begin(0);
+    consume(&mut world, 0, "g", Policy::RoundRobin);
+    assert_eq!(run(&mut world), [0]);
 }
 
 #[test]

@@ -35,7 +35,6 @@ impl Broker {
             let bytes = match chunk {
                 Some(chunk) => chunk.block.encoded((offset.0 - chunk.first.0) as usize).len() + MESSAGE_COST,
                 None if !self.is_scheduled(slot, offset) => 0,
-                None if self.unreadable.held_to(slot, offset, now).is_some() => 0,
                 None => {
                     let bytes = self.scheduled_bytes(slot) + GAP_BYTES;
                     if !self.schedule.agenda(waiting).is_wanted(slot, offset) {
