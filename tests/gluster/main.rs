@@ -22,20 +22,18 @@ mod support;
 mod volume;
 
 use std::fs;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 
 use fitness::{Cut, check, finding};
 use host_loss::{Outcome, Scene};
 use hosts::{Host, Wire, make_networks};
+use support::namespaces::enter;
 use support::pair::Node;
 use volume::{MOUNT_OPTION, OPTIONS, VOLUME, Volume, Way};
 
-/// Tells this program that it is in its namespaces.
-const INSIDE: &str = "BATON_GLUSTER_INSIDE";
 /// Exit code of a check that finds a directory unfit.
 const UNFIT: i32 = 5;
 /// Exit code of a program that was interrupted.
@@ -77,8 +75,8 @@ impl Modes {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if std::env::var_os(INSIDE).is_none() {
-        return enter();
+    if let Some(failure) = enter() {
+        return failure;
     }
     // On a disk, as a volume is.
     let dir = tempfile::Builder::new().prefix("gluster-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
@@ -193,17 +191,4 @@ fn table(outcomes: &[Outcome]) -> String {
         lines.extend(violations.iter().take(10).map(|violation| format!("  {violation:?}")));
     }
     lines.join("\n")
-}
-
-/// Runs this program again, in namespaces of its own, in place of this one. Answers only where it cannot.
-fn enter() -> ExitCode {
-    let program = std::env::current_exe().unwrap();
-    let error = Command::new("unshare")
-        .args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
-        .arg(program)
-        .args(std::env::args_os().skip(1))
-        .env(INSIDE, "1")
-        .exec();
-    eprintln!("unshare: {error}; this needs root and util-linux");
-    ExitCode::FAILURE
 }

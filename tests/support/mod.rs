@@ -6,6 +6,7 @@ pub mod faulty;
 pub mod history;
 pub mod load;
 pub mod mount;
+pub mod namespaces;
 pub mod neighbour;
 pub mod network;
 pub mod pair;

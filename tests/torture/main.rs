@@ -27,7 +27,6 @@ mod verdict;
 mod workload;
 mod world;
 
-use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,15 +35,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::Parser;
 
 use arguments::Arguments;
+use support::namespaces::enter;
 use verdict::Verdict;
-
-/// Tells this program that it is in its namespaces.
-const INSIDE: &str = "BATON_TORTURE_INSIDE";
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if std::env::var_os(INSIDE).is_none() {
-        return enter();
+    if let Some(failure) = enter() {
+        return failure;
     }
     // Shared memory of what shifts clocks lies there, and stays where a process is killed.
     let mounted = Command::new("mount").args(["-t", "tmpfs", "tmpfs", "/dev/shm"]).status();
@@ -71,17 +68,4 @@ fn main() -> ExitCode {
     } else {
         ExitCode::FAILURE
     }
-}
-
-/// Runs this program again, in namespaces of its own, in place of this one. Answers only where it cannot.
-fn enter() -> ExitCode {
-    let program = std::env::current_exe().unwrap();
-    let error = Command::new("unshare")
-        .args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
-        .arg(program)
-        .args(std::env::args_os().skip(1))
-        .env(INSIDE, "1")
-        .exec();
-    eprintln!("unshare: {error}; this needs root and util-linux");
-    ExitCode::FAILURE
 }
