@@ -108,6 +108,7 @@ fn a_node_goes_with_its_mount_and_comes_with_it(standby: &Host) {
     standby.run(&["systemctl", "stop", "var-lib-baton-main.mount"]);
     assert_eq!(standby.unit("ActiveState"), "inactive");
     standby.run(&["mount", store]);
+    wait_until("the node comes with its mount", || standby.unit("ActiveState") == "active");
     standby.wait_for_status("standby");
 }
 
