@@ -26,6 +26,9 @@ pub const FOLDER: &str = ".baton-check";
 const OLD: Duration = Duration::from_secs(6 * 3600);
 /// Time between two looks for something that another host has just written.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+/// How long removing the folder is tried. A file that is still open, here or on the other side, stays in it under another
+/// name on FUSE and NFS until it is closed, which these learn of a moment later.
+const REMOVED_WITHIN: Duration = Duration::from_secs(1);
 /// How long a mount may take to show a folder that another host has just made.
 const SEEN_WITHIN: Duration = Duration::from_secs(10);
 
@@ -185,8 +188,14 @@ pub fn host_name() -> Name {
 impl Drop for Probes {
     fn drop(&mut self) {
         if self.keep == Keep::No {
-            // What cannot be removed is removed by the next check.
-            let _ = fs::remove_dir_all(&self.folder);
+            let began = Instant::now();
+            while let Err(error) = fs::remove_dir_all(&self.folder) {
+                // What cannot be removed is removed by a later check.
+                if error.kind() != ErrorKind::DirectoryNotEmpty || began.elapsed() > REMOVED_WITHIN {
+                    break;
+                }
+                std::thread::sleep(LOOK_INTERVAL);
+            }
             if let Some(all) = self.folder.parent() {
                 let _ = fs::remove_dir(all);
             }

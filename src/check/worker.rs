@@ -34,8 +34,9 @@ pub fn look(store: &Path) -> Result<Side, CheckError> {
 /// A side at work.
 #[derive(Debug)]
 pub struct Worker {
-    probes: Probes,
+    /// Closes its file before the folder goes.
     locker: Locker,
+    probes: Probes,
 }
 
 impl Worker {

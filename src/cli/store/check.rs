@@ -1,6 +1,6 @@
 //! `baton store check`: is a directory fit to be shared by the two nodes?
 
-use std::io::{IsTerminal, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -34,8 +34,8 @@ const CONNECT_INTERVAL: Duration = Duration::from_millis(100);
 /// the directory: a node does not start on storage that was found unfit.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Ends with 0 where the directory is fit, with 5 where it is unfit, with 6 where doubts are left, and with 1 where it
-could not be checked. docs/operations.md says what each finding means, and what to expect of which file system.
+Ends with 0 where the directory is fit, with 5 where it is unfit, with 6 where doubts are left, with 1 where it could
+not be checked, and with 3 where no other checker came within --timeout. docs/operations.md says what each finding means, and what to expect of which file system.
 
 Examples:
   baton store check /srv/baton                                on one host
@@ -139,7 +139,8 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<()> {
 
 /// Waits for the other checker to connect. One that is something else is passed over.
 fn accepted(address: SocketAddr, patience: Duration) -> anyhow::Result<Link> {
-    let listener = TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
+    let listener = TcpListener::bind(address)
+        .map_err(|error| anyhow::anyhow!("cannot listen on {address}: {error}{}", what_to_do(&error)))?;
     let local = listener.local_addr().unwrap_or(address);
     write_to_stderr(&format!("listening on {local}; now run the other checker with --peer"));
     listener.set_nonblocking(true)?;
@@ -157,6 +158,18 @@ fn accepted(address: SocketAddr, patience: Duration) -> anyhow::Result<Link> {
         }
     }
     Err(End::TimedOut(format!("no other checker has connected within {patience:?}")).into())
+}
+
+/// What to do about an address that cannot be listened on, with a semicolon before it.
+fn what_to_do(error: &io::Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::AddrInUse => "; another process listens there: choose another port, for --peer too",
+        ErrorKind::AddrNotAvailable => {
+            "; it is not an address of this host: --listen takes one of its own, which --peer on the other host names"
+        }
+        ErrorKind::PermissionDenied => "; choose a port above 1023",
+        _ => "",
+    }
 }
 
 /// Connects to the other checker, which may not listen yet.
