@@ -5,6 +5,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use batonmq::client::{Client, ConsumerOptions, ProducerOptions};
@@ -13,6 +14,7 @@ use batonmq::offline::{self, Lost};
 use batonmq::protocol::response::Role;
 use batonmq::store::Mode;
 use batonmq::store::conversion::Old;
+use rustix::fs::Uid;
 use rustix::process::Signal;
 use support::load::options;
 use support::mount::{Mount, SmallDisk};
@@ -137,6 +139,23 @@ async fn a_node_that_is_set_up_wrong_does_not_start_and_unseats_nobody() {
     is_refused(other, FAILED, &["holds the store ", &healthy.store_id, "not 019ab5c2-", "`store_id`"]);
     let view = Mount::new(&store, &dir.path().join("view"), "ro");
     is_refused(node(&view.path), FAILED, &["cannot write in ", "/view", "is it mounted read-only"]);
+
+    // Root without its capabilities is a user like any other.
+    let someone = Uid::from_raw(65534);
+    let theirs = dir.path().join("theirs");
+    fs::create_dir(&theirs).unwrap();
+    fs::set_permissions(&theirs, fs::Permissions::from_mode(0o700)).unwrap();
+    rustix::fs::chown(&theirs, Some(someone), None).unwrap();
+    let stranger = node(&theirs);
+    let address = stranger.address.clone();
+    let stranger = stranger.within(&["setpriv", "--bounding-set=-all", "--inh-caps=-all"], &address);
+    is_refused(
+        stranger,
+        FAILED,
+        &["cannot read ", "/theirs: Permission denied", "runs as user 0, who must own"],
+    );
+    rustix::fs::chown(&theirs, Some(Uid::ROOT), None).unwrap();
+    assert!(contents(&theirs).is_empty());
 
     let still = master.wait_for(Role::Master).await;
     assert_eq!((still.epoch, still.store_id), (healthy.epoch, healthy.store_id.clone()));

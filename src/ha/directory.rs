@@ -77,6 +77,19 @@ pub enum DirectoryError {
         /// The path.
         path: PathBuf,
     },
+    /// The directory, or something in it, cannot be read.
+    #[error(
+        "cannot read {}: {source}; this process runs as user {user}, who must own the shared directory and all that is in it",
+        path.display()
+    )]
+    NotReadable {
+        /// The path.
+        path: PathBuf,
+        /// The number of the user of this process.
+        user: u32,
+        /// The system's answer.
+        source: io::Error,
+    },
     /// The directory, or something in it, cannot be written to.
     #[error("cannot write in {}: {source}; is it mounted read-only, or another user's? The user of the node must own it", path.display())]
     ReadOnly {
@@ -144,6 +157,7 @@ impl Directory {
             sync_name(&path)?;
         }
         let directory = Self { path, create, expected };
+        directory.check_readable()?;
         directory.check(&View::of(&directory.path)?, EPOCH_MAX.next())?;
         directory.check_writable()?;
         lock::create(&directory.path)?;
@@ -200,13 +214,33 @@ impl Directory {
         }
     }
 
+    /// Checks that this process may look at what every node looks at.
+    fn check_readable(&self) -> Result<(), DirectoryError> {
+        let folder = Access::READ_OK | Access::EXEC_OK;
+        for (name, access) in [("", folder), ("epochs", folder), ("control", Access::READ_OK)] {
+            let path = self.within(name);
+            let user = rustix::process::geteuid().as_raw();
+            disk::check_access(&path, access).map_err(|source| DirectoryError::NotReadable {
+                path,
+                user,
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Where a name in the directory is; the directory itself where that is empty.
+    fn within(&self, name: &str) -> PathBuf {
+        if name.is_empty() { self.path.clone() } else { self.path.join(name) }
+    }
+
     /// Checks that a master could write what it has to, as far as that shows without writing.
     fn check_writable(&self) -> Result<(), DirectoryError> {
         let folder = Access::WRITE_OK | Access::EXEC_OK;
         let wanted =
             [("", folder), ("epochs", folder), ("control", Access::WRITE_OK), (LOCK_FILE, Access::WRITE_OK)];
         for (name, access) in wanted {
-            let path = if name.is_empty() { self.path.clone() } else { self.path.join(name) };
+            let path = self.within(name);
             disk::check_access(&path, access).map_err(|source| DirectoryError::ReadOnly { path, source })?;
         }
         Ok(())
