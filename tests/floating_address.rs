@@ -10,6 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use batonmq::address::keeper::LIFETIME;
 use batonmq::node::EXIT_FENCED;
 use rustix::process::Signal;
 use support::faulty::FaultyDisk;
@@ -77,6 +78,15 @@ impl Scene {
 
     fn has(&self, host: &str) -> [bool; 2] {
         [V4, V6].map(|address| self.network.has(host, address))
+    }
+
+    /// How long the host keeps what it has as a loan.
+    fn loans(&self, host: &str) -> Vec<Duration> {
+        let output =
+            self.network.on(host, "ip").args(["address", "show", "dev", INTERFACE]).output().unwrap();
+        let shown = String::from_utf8(output.stdout).unwrap();
+        let left = shown.split("valid_lft ").filter_map(|after| after.split_once("sec ")?.0.parse().ok());
+        left.map(Duration::from_secs).collect()
     }
 
     /// The client knows where the addresses are, soon, and by being told.
@@ -258,6 +268,27 @@ fn a_paused_master_does_not_keep_the_address_from_the_other_one() {
     assert_eq!((scene.has("a"), scene.has("b")), ([false, false], [true, true]));
     scene.client_is_told("b");
     publishers.into_iter().for_each(Publisher::end);
+}
+
+/// A master that woke up after a takeover extended the loan once before it ended: its kernel answered for the address up to
+/// ten seconds longer, and the new master warned of a stranger.
+#[test]
+fn a_paused_master_that_wakes_up_extends_no_loan() {
+    let scene = Scene::new();
+    let real = scene.dir.path().join("real");
+    fs::create_dir(&real).unwrap();
+    let mounts = ["a", "b"].map(|host| Mount::new(&real, &scene.dir.path().join(host), FORGETFUL));
+    let mut a = scene.start_on("a", &mounts[0].path.join("store"));
+    until("both are added", || scene.has("a") == [true, true]);
+    let mut b = scene.start_on("b", &mounts[1].path.join("store"));
+    b.wait_for("following the master");
+    a.signal(Signal::STOP);
+    b.wait_for("floating address added");
+    until("half of the loan is over", || scene.loans("a").iter().all(|left| *left <= LIFETIME / 2));
+    a.signal(Signal::CONT);
+    assert_eq!(a.wait().code(), Some(EXIT_FENCED), "{}", a.log());
+    let loans = scene.loans("a");
+    assert!(loans.len() == 2 && loans.iter().all(|left| *left <= LIFETIME / 2), "{loans:?}");
 }
 
 /// Its clients are sent away at the same time. Were it to keep the address and to announce it, it would fight for it with

@@ -250,7 +250,10 @@ impl Work {
             self.extend_at = now;
             return;
         }
-        if now >= self.extend_at {
+        if now >= self.extend_at + EXTEND_INTERVAL {
+            // It was paused. What is here may be another one's by now: the node finds that out first, and ends.
+            self.extend_at = now + EXTEND_INTERVAL;
+        } else if now >= self.extend_at {
             self.extend_at = now + EXTEND_INTERVAL;
             let extended = self.extend(now, confidence);
             self.trouble.note(Task::Extend, extended, now);
