@@ -23,7 +23,8 @@ BATON_LIMITS_TOPICS_MAX), and those by the flags above. systemd/baton.toml has e
 
 Ends with 0 after SIGTERM, SIGINT or a switchover, when what was in flight is settled or drain_timeout has passed and the
 other node may take over; with 2 where the configuration is wrong; with 3 at once where the mastership or the
-store was lost under it, or the storage does not let a drain come to its end; with 1 where it cannot start.
+store was lost under it, or the storage does not let a drain come to its end; with 4 where the store that it was to take
+over is damaged; with 1 where it cannot start.
 
 Examples:
   baton serve
