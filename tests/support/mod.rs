@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 pub mod blunt;
+pub mod clock;
 pub mod faulty;
 pub mod history;
 pub mod load;

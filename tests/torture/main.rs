@@ -13,7 +13,6 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod arguments;
-mod clock;
 mod consumers;
 mod faults;
 mod lanes;
@@ -35,6 +34,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::Parser;
 
 use arguments::Arguments;
+use support::clock;
 use support::namespaces::enter;
 use verdict::Verdict;
 

@@ -16,6 +16,13 @@ pub fn library() -> Option<PathBuf> {
     architectures.map(|folder| folder.path().join("faketime/libfaketimeMT.so.1")).find(|path| path.exists())
 }
 
+/// The library, without which a test fails.
+pub fn installed() -> PathBuf {
+    library().unwrap_or_else(|| {
+        panic!("this test needs libfaketime; as root: apt-get install -y --no-install-recommends libfaketime")
+    })
+}
+
 pub struct Clock {
     library: PathBuf,
     /// Says by how much it is off.
@@ -30,12 +37,18 @@ impl Clock {
         clock
     }
 
-    /// Sets it so many seconds ahead, or back.
+    /// Sets it so many seconds ahead, or back. A process of [`Clock::environment`] notices within [`NOTICED`].
     pub fn set(&self, ahead: i64) {
         let next = self.file.with_extension("next");
         fs::write(&next, format!("{ahead:+}\n")).unwrap();
         // At once, so that half of it is never read.
         fs::rename(&next, &self.file).unwrap();
+    }
+
+    /// The settings of a process that goes by it and looks at its file each time it is asked for the time: slow, and at
+    /// once.
+    pub fn prompt_environment(&self) -> impl Iterator<Item = (&'static str, String)> + use<> {
+        self.environment().into_iter().chain([("FAKETIME_NO_CACHE", "1".to_owned())])
     }
 
     /// The settings of a process that goes by it.
