@@ -160,6 +160,26 @@ async fn a_master_that_has_lost_ends_though_nobody_reads_its_log() {
     assert_eq!(ended.code(), Some(EXIT_FENCED));
 }
 
+/// It asked for signs of life more often than a master sends them, took it for gone, and wrote that into its log three
+/// hundred times a second.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_that_polls_all_the_time_follows_the_master_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    let mut nodes = pair(&store, "file", dir.path()).map(|node| node.set("BATON_POLL_INTERVAL", "1ms"));
+    nodes[0].start();
+    nodes[0].wait_for(Role::Master).await;
+    nodes[1].start();
+    nodes[1].wait_for_log("following the master");
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_millis(300) {
+        nodes[1].wait_for(Role::Standby).await;
+    }
+    // A busy host may make it miss one.
+    let followed = nodes[1].log().matches("following the master").count();
+    assert!(followed <= 3, "{followed} times:\n{}", nodes[1].log());
+}
+
 /// The standby polls the lock at once when the master is gone, however rarely it polls otherwise.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_standby_that_polls_rarely_takes_over_at_once_all_the_same() {

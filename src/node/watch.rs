@@ -25,6 +25,10 @@ use crate::protocol::response::{Heartbeat, NotMaster, Response, Role};
 const FRAME_BYTES_MAX: u64 = 64 << 10;
 /// How long a master may take to accept a connection and say what it is.
 const CONNECT_MAX: Duration = Duration::from_millis(300);
+/// Bounds of the time between two signs of life: no node sends them more often, and where the lock is polled rarely, a
+/// master whose host is lost is not to be taken for a healthy one for minutes.
+const HEARTBEAT_MIN: Duration = Duration::from_millis(10);
+const HEARTBEAT_MAX: Duration = Duration::from_secs(1);
 /// Intervals without a sign of life before the master counts as silent.
 const SILENT_INTERVALS: u32 = 3;
 /// A fence check that is older than this does not make a master healthy; three of its intervals, where they are longer.
@@ -60,27 +64,31 @@ struct Connection {
 /// The watch over one master after the other.
 #[derive(Debug)]
 pub(super) struct Watch {
-    interval: Duration,
+    /// How often the node looks at the lock, and an idle master makes sure that it is one.
+    poll_interval: Duration,
+    /// How often a master says that it is there.
+    heartbeat: Duration,
     last: Mutex<Option<SignOfLife>>,
     /// Told when a master that answered does so no more.
     pub(super) lost: Notify,
 }
 
 impl Watch {
-    pub(super) fn new(interval: Duration) -> Arc<Self> {
-        Arc::new(Self { interval, last: Mutex::new(None), lost: Notify::new() })
+    pub(super) fn new(poll_interval: Duration) -> Arc<Self> {
+        let heartbeat = poll_interval.clamp(HEARTBEAT_MIN, HEARTBEAT_MAX);
+        Arc::new(Self { poll_interval, heartbeat, last: Mutex::new(None), lost: Notify::new() })
     }
 
     /// Whether a node that has claimed has said something a moment ago, well or not.
     pub(super) fn hears(&self) -> Heard {
-        let silent = self.interval * SILENT_INTERVALS;
+        let silent = self.heartbeat * SILENT_INTERVALS;
         let heard = self.last().is_some_and(|sign| sign.heard_at.elapsed() <= silent);
         if heard { Heard::Yes } else { Heard::No }
     }
 
     /// The epoch of a master that answers and whose fence held a moment ago.
     pub(super) fn healthy(&self) -> Option<Epoch> {
-        let silent = self.interval * SILENT_INTERVALS;
+        let silent = self.heartbeat * SILENT_INTERVALS;
         self.last()
             .filter(|sign| sign.heard_at.elapsed() <= silent && sign.fence_age <= sign.fence_age_max)
             .map(|sign| sign.epoch)
@@ -110,7 +118,7 @@ impl Watch {
     /// Notes signs of life until the connection ends or is silent.
     async fn listen(&self, connection: &mut Connection) {
         while let Ok(Some(Response::Heartbeat(beat))) =
-            tokio::time::timeout(self.interval * SILENT_INTERVALS, connection.next()).await
+            tokio::time::timeout(self.heartbeat * SILENT_INTERVALS, connection.next()).await
         {
             self.note(connection.role, beat);
         }
@@ -141,7 +149,7 @@ impl Watch {
                 purpose: Purpose::Watch,
                 client: crate::server::SERVER.to_owned(),
                 epoch_seen: Epoch(0),
-                heartbeat_ms: u32::try_from(self.interval.as_millis()).unwrap_or(u32::MAX),
+                heartbeat_ms: u32::try_from(self.heartbeat.as_millis()).unwrap_or(u32::MAX),
                 auth_mechanism: "anonymous".to_owned(),
                 auth_data: Vec::new(),
             })
@@ -165,7 +173,7 @@ impl Watch {
     fn note(&self, role: Role, beat: Heartbeat) {
         let fence_age_max = match role {
             Role::Recovering => RECOVERY_STEP_MAX,
-            Role::Master | Role::Standby => FENCE_AGE_MAX.max(self.interval * SILENT_INTERVALS),
+            Role::Master | Role::Standby => FENCE_AGE_MAX.max(self.poll_interval * SILENT_INTERVALS),
         };
         *self.last() = Some(SignOfLife {
             epoch: beat.epoch,
@@ -191,5 +199,21 @@ impl Connection {
                 return None;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A lost host was taken for a healthy master for three poll intervals, which may be three minutes.
+    #[test]
+    fn a_master_that_is_silent_is_not_healthy_for_long_however_rarely_the_lock_is_polled() {
+        let watch = Watch::new(Duration::from_secs(60));
+        watch.note(Role::Master, Heartbeat { epoch: Epoch(3), fence_age_ms: 90_000 });
+        assert_eq!(watch.healthy(), Some(Epoch(3)), "it is idle, and looks at its fence as rarely");
+        let silent = Instant::now().checked_sub(HEARTBEAT_MAX * SILENT_INTERVALS);
+        watch.last().as_mut().unwrap().heard_at = silent.unwrap();
+        assert_eq!((watch.healthy(), watch.hears()), (None, Heard::No));
     }
 }
