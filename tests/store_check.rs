@@ -27,6 +27,8 @@ use tempfile::TempDir;
 
 /// The directory is unfit.
 const UNFIT: i32 = 5;
+/// Doubts are left.
+const DOUBTFUL: i32 = 6;
 /// The check came to no result.
 const FAILED: i32 = 1;
 /// The command line is wrong.
@@ -305,6 +307,16 @@ fn late_writes_are_told_by_what_has_arrived() {
         }
         assert!(!codes(&lead).contains("lost-host-lock"), "it was never had by one alone: {lead}");
     }
+}
+
+/// An operator who did not cut anything off was told that the storage is unfit, and no node started on it any more.
+#[test]
+fn a_host_that_was_not_cut_off_says_nothing_about_the_storage() {
+    let dir = on_disk();
+    let answers = together([dir.path(), dir.path()], &["--cut", "--timeout", "2s"]);
+    let [lead, _] = answers.each_ref().map(|answer| report(answer, DOUBTFUL));
+    assert!(finding(&lead, "not-cut-off").contains("check again, with more time"), "{lead}");
+    assert_eq!((&lead["scope"], &lead["late_writes"]), (&"one-host".into(), &Value::Null));
 }
 
 #[test]

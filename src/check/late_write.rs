@@ -37,6 +37,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// Time between two writes: so long that nothing is under way to the host when it is cut off. A server that waits for an
 /// answer finds out sooner that a host is lost than one that has nothing to say to it.
 const WRITE_INTERVAL: Duration = Duration::from_millis(500);
+/// A host whose last write was seen no longer ago is not cut off.
+const SEEN_WITHIN: Duration = Duration::from_millis(1_500);
 
 /// What becomes of late writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -165,6 +167,9 @@ pub fn test(
             "the lock of {host} was free {} after its last write; now let {host} go on, with its storage",
             time_text(lasted)
         ),
+        (Locks::Exclude, None) if taken.silent_for < SEEN_WITHIN => {
+            format!("{host} has written all the time: it was not cut off within {wait}")
+        }
         (Locks::Exclude, None) => {
             format!("the lock of {host} did not come free within {wait}; let {host} go on, with its storage")
         }
@@ -182,6 +187,13 @@ pub fn test(
     };
     let after = numbers(lead)?;
     let mut findings = Vec::new();
+    if taken.lasted.is_none() && taken.silent_for < SEEN_WITHIN {
+        let text = format!(
+            "{host} has written all the time: it was not cut off from the storage within {wait}, so nothing is said about \
+             its lock and its late writes; check again, with more time (--timeout), and cut it off when it is said"
+        );
+        return Ok(Tested { findings: vec![Finding::doubt("not-cut-off", text)], class: None });
+    }
     let Some(lasted) = taken.lasted else {
         let text = format!(
             "the lock of {host} was not free after {wait}: where that host is lost, no takeover comes about"
@@ -260,6 +272,8 @@ fn judge(before: Numbers, after: Numbers, written: &Written, host: &str) -> (Cla
 struct Taken {
     /// From the last write that was seen until the lock was had; `None` where it was not.
     lasted: Option<Duration>,
+    /// How long before the end of the wait the last write was seen.
+    silent_for: Duration,
     /// Kept until the test is over.
     _lock: Option<FileLock>,
 }
@@ -270,7 +284,8 @@ fn take(lead: &Lead, patience: Duration) -> Result<Taken, CheckError> {
     let (began, mut newest, mut moved_at) = (Instant::now(), numbers(lead)?, Instant::now());
     while began.elapsed() < patience {
         if let Some(lock) = FileLock::attempt(&path)? {
-            return Ok(Taken { lasted: Some(moved_at.elapsed()), _lock: Some(lock) });
+            let silent_for = moved_at.elapsed();
+            return Ok(Taken { lasted: Some(silent_for), silent_for, _lock: Some(lock) });
         }
         let found = numbers(lead)?;
         if found != newest {
@@ -278,7 +293,7 @@ fn take(lead: &Lead, patience: Duration) -> Result<Taken, CheckError> {
         }
         std::thread::sleep(LOOK_INTERVAL);
     }
-    Ok(Taken { lasted: None, _lock: None })
+    Ok(Taken { lasted: None, silent_for: moved_at.elapsed(), _lock: None })
 }
 
 fn numbers(lead: &Lead) -> Result<Numbers, CheckError> {
