@@ -355,6 +355,14 @@ fn what_a_killed_check_has_left_goes_with_the_next_one() {
     assert_eq!(names(dir.path()), [".baton-check.json"]);
 }
 
+/// Takes what is free.
+fn fill(disk: &Path) {
+    let mut ballast = fs::File::create(disk.join("ballast")).unwrap();
+    for bytes in [&[7; 4096][..], &[7]] {
+        while ballast.write_all(bytes).is_ok() {}
+    }
+}
+
 #[test]
 fn what_cannot_be_checked_says_what_to_do() {
     let dir = on_disk();
@@ -367,6 +375,10 @@ fn what_cannot_be_checked_says_what_to_do() {
     let view = Mount::new(&one, &dir.path().join("view"), "ro");
     let said = alone(&view.path, &[]).failed(FAILED);
     assert!(said.contains("run this as the user of the nodes, where it is not mounted read-only"), "{said}");
+    let full = SmallDisk::new(&dir.path().join("full"), 1);
+    fill(&full.path);
+    let said = alone(&full.path, &[]).failed(FAILED);
+    assert!(said.contains("make space on the shared disk"), "{said}");
     let path = text(&one);
     for flags in [
         &["--cut"][..],

@@ -33,7 +33,7 @@ pub mod space;
 pub mod sync;
 pub mod worker;
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use crate::ha::identity::IdentityError;
@@ -58,7 +58,7 @@ pub enum CheckError {
         source: io::Error,
     },
     /// A system call failed.
-    #[error("{action} {}: {source}", path.display())]
+    #[error("{action} {}: {source}{}", path.display(), what_to_do(source))]
     Io {
         /// What was tried, as in "open".
         action: &'static str,
@@ -93,6 +93,17 @@ pub enum CheckError {
     /// A thread of the check has panicked: a bug.
     #[error("a thread of the check has panicked")]
     Panicked,
+}
+
+/// What to do about an error of a system call, with a semicolon before it.
+fn what_to_do(error: &io::Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            "; make space on the shared disk, for the store too"
+        }
+        ErrorKind::PermissionDenied => "; run this as the user of the nodes, who must own the directory",
+        _ => "",
+    }
 }
 
 /// An error of a system call on `path`.
