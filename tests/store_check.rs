@@ -355,6 +355,22 @@ fn what_a_killed_check_has_left_goes_with_the_next_one() {
     assert_eq!(names(dir.path()), [".baton-check.json"]);
 }
 
+/// Root checked with a mask of its own, the nodes could not read that the storage is unfit, and started with a warning.
+#[test]
+fn whoever_checks_the_nodes_can_read_the_result() {
+    let dir = on_disk();
+    let mut masked = std::process::Command::new("sh");
+    masked.args([
+        "-c",
+        "umask 077 && exec \"$0\" store check \"$1\"",
+        env!("CARGO_BIN_EXE_baton"),
+        text(dir.path()),
+    ]);
+    assert!(masked.output().unwrap().status.success());
+    let mode = fs::metadata(dir.path().join(".baton-check.json")).unwrap().mode();
+    assert_eq!(mode & 0o777, 0o644);
+}
+
 /// Takes what is free.
 fn fill(disk: &Path) {
     let mut ballast = fs::File::create(disk.join("ballast")).unwrap();

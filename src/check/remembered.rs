@@ -7,6 +7,7 @@
 
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,8 @@ const FORMAT: u32 = 1;
 pub const BYTES_MAX: u64 = 1 << 20;
 /// Name under which it is written, in the folder of the check.
 const NEW: &str = "results";
+/// Its mode: there is nothing in it that anybody may not know.
+const READABLE: u32 = 0o644;
 
 /// Why nothing is known about a directory that has such a file.
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +97,9 @@ pub fn add(store: &Path, probes: &Probes, report: &Report) -> Result<(), CheckEr
     let path = store.join(FILE);
     let bytes = serde_json::to_vec(&written).map_err(|error| io_error("write", &path)(error.into()))?;
     probes.write(NEW, &bytes)?;
+    // Whoever checks, root with a mask of its own too: a node that cannot read the result starts with a warning, where it
+    // may be one that keeps it from starting. Some file systems have no modes.
+    let _ = fs::set_permissions(probes.path(NEW), fs::Permissions::from_mode(READABLE));
     fs::rename(probes.path(NEW), &path)
         .and_then(|()| fs::File::open(store)?.sync_all())
         .map_err(io_error("write", &path))
