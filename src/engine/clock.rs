@@ -3,12 +3,15 @@
 //! It runs with monotonic time. Where the host's clock is ahead by up to [`JUMP_MS_MAX`] it is followed at once;
 //! where it is further ahead, only after monotonic time has passed for [`CONFIRM_MS`] with the clock still there.
 //! Where it is behind, store time goes on at half speed until the host's clock has caught up.
+//!
+//! A takeover is no different: a standby that has followed the master knows about what store time it is, and a clock of its
+//! own that is far ahead of that is a jump like any other. Where no master was followed the host's clock is all there is.
 
 use std::path::{Path, PathBuf};
-use std::time::{Instant, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use crate::disk::world;
-use crate::model::time::Timestamp;
+use crate::model::time::{Sighting, Timestamp};
 
 /// Largest step of the host's clock that is followed at once, in milliseconds.
 const JUMP_MS_MAX: u64 = 60_000;
@@ -38,11 +41,21 @@ struct State {
 }
 
 impl Clock {
-    /// A clock that goes on from `last`, the highest store time in the store at `place`.
+    /// A clock that goes on from `last`, the highest store time in the store at `place`. `seen` is what the master before
+    /// it had, where that is known.
     #[must_use]
-    pub fn starting_after(last: Timestamp, place: &Path) -> Self {
-        let state = State { time: last.0.max(wall_ms(place)), monotonic: 0, far_ahead_since: None, half: 0 };
-        Self { place: place.to_owned(), started: world::now(place), state }
+    pub fn starting_after(last: Timestamp, seen: Option<Sighting>, place: &Path) -> Self {
+        let started = world::now(place);
+        let state = State::starting_after(last.0, seen.map(|seen| seen.at(started).0), wall_ms(place));
+        if state.far_ahead_since.is_some() {
+            let ahead = Duration::from_millis(wall_ms(place).saturating_sub(state.time));
+            tracing::warn!(
+                "the clock of this host is {ahead:?} ahead of that of the master before; it is believed in {:?}, if it \
+                 still says so: correct it until then, or messages expire and delayed ones come early",
+                Duration::from_millis(CONFIRM_MS)
+            );
+        }
+        Self { place: place.to_owned(), started, state }
     }
 
     /// The store time.
@@ -64,6 +77,14 @@ impl Clock {
 }
 
 impl State {
+    /// Where the store time is at least `last`, and should be about `expected`.
+    fn starting_after(last: u64, expected: Option<u64>, wall: u64) -> Self {
+        let expected = expected.map(|expected| expected.max(last));
+        let jumped = expected.filter(|expected| wall > expected.saturating_add(JUMP_MS_MAX));
+        let time = jumped.unwrap_or_else(|| last.max(wall));
+        Self { time, monotonic: 0, far_ahead_since: jumped.map(|_| 0), half: 0 }
+    }
+
     fn step(&mut self, monotonic: u64, wall: u64) -> Timestamp {
         let elapsed = monotonic.saturating_sub(self.monotonic);
         self.monotonic = monotonic;
@@ -97,6 +118,29 @@ mod tests {
 
     fn state() -> State {
         State { time: 1_000_000, monotonic: 0, far_ahead_since: None, half: 0 }
+    }
+
+    /// A successor whose clock was two hours ahead let what was to expire within two hours expire at once.
+    #[test]
+    fn a_successor_whose_clock_is_far_ahead_waits_as_after_a_jump() {
+        let day = 86_400_000;
+        let mut ahead = State::starting_after(1_000_000, Some(1_005_000), 1_005_000 + day);
+        assert_eq!(ahead.time, 1_005_000);
+        assert_eq!(ahead.step(10, 1_005_010 + day), Timestamp(1_005_010));
+        assert_eq!(
+            ahead.step(CONFIRM_MS, 1_305_000 + day),
+            Timestamp(1_305_000 + day),
+            "it is believed in the end"
+        );
+
+        let near = State::starting_after(1_000_000, Some(1_005_000), 1_005_000 + JUMP_MS_MAX);
+        assert_eq!((near.time, near.far_ahead_since), (1_005_000 + JUMP_MS_MAX, None));
+        let behind = State::starting_after(1_000_000, Some(1_005_000), 900_000);
+        assert_eq!((behind.time, behind.far_ahead_since), (1_000_000, None));
+        let outdated = State::starting_after(2_000_000, Some(1_005_000), 2_000_001);
+        assert_eq!((outdated.time, outdated.far_ahead_since), (2_000_001, None));
+        let unknown = State::starting_after(1_000_000, None, 1_000_000 + day);
+        assert_eq!((unknown.time, unknown.far_ahead_since), (1_000_000 + day, None));
     }
 
     #[test]

@@ -85,8 +85,10 @@ pub(super) struct Cycle {
 impl Cycle {
     /// Puts the parts together and starts the readers.
     pub(super) fn new(shared: Arc<Shared>, parts: Parts) -> Result<Self, EngineError> {
-        let Parts { store, snapshot, place, guard, poll_interval, limits, auto_create, free_min } = parts;
-        let clock = Clock::starting_after(snapshot.time, &place);
+        let Parts { store, snapshot, place, seen, guard, poll_interval, limits, auto_create, free_min } =
+            parts;
+        let mut clock = Clock::starting_after(snapshot.time, seen, &place);
+        shared.vitals.tell_time(clock.now());
         Ok(Self {
             reading: Reading::start(store.as_ref(), &place, &shared.inbox)?,
             querying: Querying::start(store.as_ref(), &shared.inbox)?,
@@ -213,6 +215,7 @@ impl Cycle {
     /// One cycle of the broker: a commit's worth of what was taken, durable, and its effects out.
     fn round(&mut self) -> Result<(), EngineError> {
         let now = self.clock.now();
+        self.shared.vitals.tell_time(now);
         self.space = self.store.space(self.free_min)?;
         self.broker.begin_cycle(self.space);
         self.broker.limit_output(self.sending.room());

@@ -56,7 +56,7 @@ use crate::model::free_min::FreeMin;
 use crate::model::id::SessionId;
 use crate::model::limits::Limits;
 use crate::model::snapshot::Snapshot;
-use crate::model::time::Timestamp;
+use crate::model::time::{Sighting, Timestamp};
 use crate::protocol::error::Refusal;
 use crate::protocol::response::Response;
 use crate::store::archive::Origin;
@@ -122,6 +122,8 @@ pub struct Parts {
     pub snapshot: Snapshot,
     /// Where it is: the time that counts, and the threads that read, are those of this place.
     pub place: PathBuf,
+    /// The store time of the master before, where this node has followed that.
+    pub seen: Option<Sighting>,
     /// The check of the mastership.
     pub guard: Box<dyn Guard>,
     /// How often the guard is asked while nothing else happens.
@@ -155,11 +157,22 @@ pub struct Vitals {
     /// Microseconds from `started` to the last time the guard said yes.
     checked_us: AtomicU64,
     counts: Mutex<Counts>,
+    /// Store time, in milliseconds since 1970.
+    time_ms: AtomicU64,
 }
 
 impl Vitals {
     fn new() -> Self {
-        Self { started: Instant::now(), checked_us: AtomicU64::new(0), counts: Mutex::default() }
+        Self {
+            started: Instant::now(),
+            checked_us: AtomicU64::new(0),
+            counts: Mutex::default(),
+            time_ms: AtomicU64::new(0),
+        }
+    }
+
+    fn tell_time(&self, time: Timestamp) {
+        self.time_ms.store(time.0, Ordering::Relaxed);
     }
 
     fn checked(&self, at: Instant) {
@@ -176,6 +189,12 @@ impl Vitals {
     pub fn fence_age(&self) -> Duration {
         let checked = Duration::from_micros(self.checked_us.load(Ordering::Acquire));
         self.started.elapsed().saturating_sub(checked)
+    }
+
+    /// Store time, as of the last cycle: an idle engine has one each time that it asks its guard.
+    #[must_use]
+    pub fn time(&self) -> Timestamp {
+        Timestamp(self.time_ms.load(Ordering::Relaxed))
     }
 
     /// What there is, as of the last cycle.

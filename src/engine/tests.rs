@@ -244,6 +244,7 @@ impl Scene {
             store: Box::new(FakeStore(Arc::clone(&script))),
             snapshot: Snapshot::default(),
             place: "/".into(),
+            seen: None,
             guard: Box::new(FakeGuard(Arc::clone(&script))),
             // So long that the guard is asked for effects alone.
             poll_interval: Duration::from_secs(3600),

@@ -1,7 +1,7 @@
 //! Points in store time and their text forms. Reads no clock: the engine owns the clock.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +9,23 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Timestamp(pub u64);
+
+/// A store time, and when the node that has it said so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sighting {
+    /// The store time.
+    pub time: Timestamp,
+    /// When it was that, by the monotonic time of this host.
+    pub at: Instant,
+}
+
+impl Sighting {
+    /// The store time at a later point of monotonic time.
+    #[must_use]
+    pub fn at(self, now: Instant) -> Timestamp {
+        self.time.after(now.saturating_duration_since(self.at))
+    }
+}
 
 impl Timestamp {
     /// The point `duration` later; stays at the far end instead of wrapping.

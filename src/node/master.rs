@@ -12,13 +12,14 @@ use super::ending::end_process;
 use super::guard::MastershipGuard;
 use super::service_manager::tell;
 use super::storage::Late;
-use super::{Arrival, Node, NodeError};
+use super::{Acquired, Arrival, Node, NodeError};
 use crate::address::keeper::Keeper;
 use crate::broker::AutoCreate;
 use crate::engine::{Engine, Guard, Parts};
 use crate::ha::claim::{Candidate, Mastership, claim, predecessors};
 use crate::ha::lock::StoreLock;
 use crate::model::snapshot::Snapshot;
+use crate::model::time::Sighting;
 use crate::protocol::response::Role;
 use crate::server::watch::Progress;
 use crate::store::manifest::Manifest;
@@ -31,7 +32,8 @@ const DRAIN_GRACE: Duration = Duration::from_secs(30);
 
 impl Node {
     /// Serves with the lock until the node is told to stop or to hand over.
-    pub(super) async fn serve(&self, lock: StoreLock, arrival: Arrival) -> Result<(), NodeError> {
+    pub(super) async fn serve(&self, acquired: Acquired) -> Result<(), NodeError> {
+        let Acquired { lock, arrival, seen } = acquired;
         let started = Instant::now();
         self.set_standing(|standing| {
             standing.role = Role::Recovering;
@@ -54,7 +56,7 @@ impl Node {
             return Ok(());
         };
         let (ended, engine_ended) = oneshot::channel();
-        let engine = self.start_engine(&mastership, store, snapshot, ended)?;
+        let engine = self.start_engine(&mastership, store, snapshot, seen, ended)?;
         let (epoch, mode) = (mastership.epoch(), mastership.mode());
         self.set_standing(|standing| {
             standing.role = Role::Master;
@@ -218,12 +220,14 @@ impl Node {
         mastership: &Arc<Mastership>,
         store: Box<dyn Store>,
         snapshot: Snapshot,
+        seen: Option<Sighting>,
         ended: oneshot::Sender<()>,
     ) -> Result<Engine, NodeError> {
         let parts = Parts {
             store,
             snapshot,
             place: mastership.lock().directory().path().to_owned(),
+            seen,
             guard: Box::new(self.guard(mastership)),
             poll_interval: self.config.poll_interval,
             limits: self.config.limits.clone(),

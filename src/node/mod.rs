@@ -52,8 +52,9 @@ use crate::ha::control::ControlError;
 use crate::ha::directory::{Create, Directory, DirectoryError};
 use crate::ha::fence::FenceError;
 use crate::ha::identity::{Identity, IdentityError};
-use crate::ha::lock::LockError;
+use crate::ha::lock::{LockError, StoreLock};
 use crate::model::id::Epoch;
+use crate::model::time::Sighting;
 use crate::protocol::response::Role;
 use crate::server::{FENCE_AGE_MAX, Server, Standing, bind};
 use crate::store::StoreError;
@@ -180,6 +181,14 @@ enum Arrival {
     WithoutExclusion,
 }
 
+/// What a node begins with that has acquired the lock.
+struct Acquired {
+    lock: StoreLock,
+    arrival: Arrival,
+    /// The store time of the master that it has followed.
+    seen: Option<Sighting>,
+}
+
 /// A node that is ready to run.
 struct Node {
     config: Config,
@@ -284,11 +293,11 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
 
 impl Node {
     async fn run(&self) -> Result<(), NodeError> {
-        let Some((lock, arrival)) = self.stand_by().await? else {
+        let Some(acquired) = self.stand_by().await? else {
             tracing::info!("stopped while standby");
             return Ok(());
         };
-        self.serve(lock, arrival).await
+        self.serve(acquired).await
     }
 
     /// Changes what the node is, for everybody to see.

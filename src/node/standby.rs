@@ -9,9 +9,9 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::service_manager::{Watchdog, tell};
 use super::watch::{Heard, Watch};
-use super::{Arrival, Node, NodeError};
+use super::{Acquired, Arrival, Node, NodeError};
 use crate::ha::block::{Block, State};
-use crate::ha::lock::{LockAttempt, StoreLock};
+use crate::ha::lock::LockAttempt;
 
 /// Interval of the polls right after the watched master is gone.
 const EAGER_INTERVAL: Duration = Duration::from_millis(2);
@@ -26,7 +26,7 @@ const SILENCE_SAID_INTERVAL: Duration = Duration::from_secs(60);
 
 impl Node {
     /// Waits until the lock is this process's; `None` where the node is told to stop before.
-    pub(super) async fn stand_by(&self) -> Result<Option<(StoreLock, Arrival)>, NodeError> {
+    pub(super) async fn stand_by(&self) -> Result<Option<Acquired>, NodeError> {
         // A lock that is acquired by a poll nobody waits for any more is let go at once.
         tokio::select! {
             locked = self.wait_for_lock() => locked.map(Some),
@@ -34,7 +34,7 @@ impl Node {
         }
     }
 
-    async fn wait_for_lock(&self) -> Result<(StoreLock, Arrival), NodeError> {
+    async fn wait_for_lock(&self) -> Result<Acquired, NodeError> {
         tracing::info!(node = %self.config.node, store = %self.directory.path().display(), "standby");
         tell(&[NotifyState::Ready, NotifyState::Status("standby")]);
         let watch = Watch::new(self.config.poll_interval);
@@ -53,7 +53,7 @@ impl Node {
                 // The master as it is now that the lock is held; a look from before may be outdated.
                 let master = self.look_at_master().await?;
                 match self.healthy_elsewhere(&watch, master.as_ref()).await {
-                    None => return Ok((lock, arrival)),
+                    None => return Ok(Acquired { lock, arrival, seen: watch.seen() }),
                     Some(address) => {
                         if warned_at.is_none_or(|at| at.elapsed() > WARN_INTERVAL) {
                             tracing::error!(

@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use crate::model::id::Epoch;
+use crate::model::time::{Sighting, Timestamp};
 use crate::protocol::frame::RawFrame;
 use crate::protocol::preface::{self, PREFACE_BYTES};
 use crate::protocol::request::{Hello, Purpose, Request};
@@ -69,6 +70,8 @@ pub(super) struct Watch {
     /// How often a master says that it is there.
     heartbeat: Duration,
     last: Mutex<Option<SignOfLife>>,
+    /// The store time of the last master that was greeted. It stays when that is gone.
+    seen: Mutex<Option<Sighting>>,
     /// Told when a master that answered does so no more.
     pub(super) lost: Notify,
 }
@@ -76,7 +79,18 @@ pub(super) struct Watch {
 impl Watch {
     pub(super) fn new(poll_interval: Duration) -> Arc<Self> {
         let heartbeat = poll_interval.clamp(HEARTBEAT_MIN, HEARTBEAT_MAX);
-        Arc::new(Self { poll_interval, heartbeat, last: Mutex::new(None), lost: Notify::new() })
+        Arc::new(Self {
+            poll_interval,
+            heartbeat,
+            last: Mutex::new(None),
+            seen: Mutex::new(None),
+            lost: Notify::new(),
+        })
+    }
+
+    /// What store time it was when a master was last greeted.
+    pub(super) fn seen(&self) -> Option<Sighting> {
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a node that has claimed has said something a moment ago, well or not.
@@ -160,7 +174,14 @@ impl Watch {
             preface::chosen(answer).ok()?.ok()?;
             let mut connection = Connection { stream, input: BytesMut::new(), role: Role::Master };
             match connection.next().await? {
-                Response::Welcome(_) => Some(connection),
+                Response::Welcome(welcome) => {
+                    // An older node does not say.
+                    if welcome.time > Timestamp(0) {
+                        let seen = Sighting { time: welcome.time, at: Instant::now() };
+                        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
+                    }
+                    Some(connection)
+                }
                 Response::NotMaster(NotMaster { role: Role::Recovering, .. }) => {
                     Some(Connection { role: Role::Recovering, ..connection })
                 }

@@ -37,6 +37,9 @@ pub struct Welcome {
     pub header_bytes_max: u64,
     /// Most bytes of encoded messages in a transaction that the node takes.
     pub transaction_bytes_max: u64,
+    /// Store time; 0 from a node that is older than this field.
+    #[serde(default, deserialize_with = "growing::added")]
+    pub time: Timestamp,
 }
 
 /// What a node is.

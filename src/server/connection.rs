@@ -120,6 +120,7 @@ pub(super) async fn run(
         body_bytes_max: server.limits.body_bytes_max,
         header_bytes_max: server.limits.header_bytes_max,
         transaction_bytes_max: server.limits.transaction_bytes_max,
+        time: engine.vitals().time(),
     };
     send(&mut write, &Response::Welcome(welcome)).await?;
     if hello.purpose == Purpose::Watch {

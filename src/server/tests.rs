@@ -212,6 +212,7 @@ impl Scene {
             store: Box::new(NoStore),
             snapshot: Snapshot::default(),
             place: "/".into(),
+            seen: None,
             guard: Box::new(hanging.clone()),
             poll_interval: Duration::from_millis(5),
             limits: Limits::default(),

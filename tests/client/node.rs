@@ -11,6 +11,7 @@ use batonmq::model::chunk::Origin;
 use batonmq::model::id::{Epoch, GroupId, Offset, ProducerId, Sequence};
 use batonmq::model::limits::Limits;
 use batonmq::model::message::MessageBlock;
+use batonmq::model::time::Timestamp;
 use batonmq::model::version::{FORMAT_WRITTEN, FORMATS_READ};
 use batonmq::protocol::VERSIONS;
 use batonmq::protocol::error::{ErrorCode, Refusal};
@@ -277,6 +278,7 @@ fn handle(
                     body_bytes_max: 64 << 20,
                     header_bytes_max: 64 << 10,
                     transaction_bytes_max: 64 << 10,
+                    time: Timestamp(1),
                 }),
             });
         }

@@ -451,6 +451,7 @@ fn response() -> impl Strategy<Value = Response> {
                 body_bytes_max: limits[1],
                 header_bytes_max: limits[2],
                 transaction_bytes_max: limits[3],
+                time: Timestamp(limits[0]),
             })
         },
     );

@@ -319,6 +319,7 @@ pub fn responses() -> Vec<Response> {
             body_bytes_max: 64 << 20,
             header_bytes_max: 64 << 10,
             transaction_bytes_max: 16 << 20,
+            time: Timestamp(1_700_000_000_000),
         }),
         not_master(Role::Standby, Some("b:7470".into())),
         not_master(Role::Recovering, None),

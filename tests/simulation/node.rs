@@ -256,6 +256,7 @@ impl Process {
             store,
             snapshot,
             place: self.dir.clone(),
+            seen: None,
             guard: Box::new(guard),
             poll_interval: Duration::from_micros(POLL_US),
             limits: Limits::default(),
