@@ -37,7 +37,7 @@ pub enum ControlError {
         source: io::Error,
     },
     /// Bytes are not what was written.
-    #[error("{}: damaged at offset {position}: {what}", path.display())]
+    #[error("{}: damaged at offset {position}: {what}; if this is a store of baton, restore a backup, or copy it with `baton store salvage`, which can do without; else correct `store`", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
