@@ -419,3 +419,29 @@ fn what_is_dropped_is_not_counted_for_ever() {
     advance(&mut world, LONGEST_MS);
     assert_eq!(world.broker.counts().unreadable, 0);
 }
+
+/// A message that was taken out ahead of a group was asked for again and again, without a pause, and the group never
+/// came to what is behind it. What cannot be read is no exception.
+#[test]
+fn what_is_taken_out_ahead_of_a_group_does_not_hold_it_up() {
+    for (cache_bytes_max, unreadable) in [(1 << 20, None), (0, None), (0, Some(4..9))] {
+        let (mut world, topic) = world_with(cache_bytes_max, 10);
+        let (name, start) = ("g".to_owned(), Start::Earliest);
+        let settings = GroupSettings { lease_ms: 10_000_000, ..GroupSettings::default() };
+        world.admin(0, AdminCommand::CreateGroup { topic: "t".into(), name, settings, start });
+        damage(&mut world, topic, unreadable.into_iter().flatten());
+        world.taken_out.extend([5, 6, 8].map(|offset| (topic, offset)));
+        let offsets = [5, 6, 8].map(Offset).to_vec();
+        world.admin(0, AdminCommand::DropMessages { topic, offsets });
+        run(&mut world);
+        world.subscribe(0, 0, "t", "g", ALL, None).unwrap();
+        let mut got = run(&mut world);
+        world.heal();
+        got.extend(advance(&mut world, LONGEST_MS));
+        got.sort_unstable();
+        assert_eq!(got, [0, 1, 2, 3, 4, 7, 9]);
+        world.settle(0, 0, Settlement::Ack, vec![OffsetRange::new(0, 10)]);
+        run(&mut world);
+        assert_eq!((world.broker.counts().retries, world.broker.counts().unreadable), (0, 0));
+    }
+}

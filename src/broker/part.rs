@@ -343,6 +343,8 @@ impl Part {
                 self.settle(gap);
                 self.redelivery.forget(gap);
             }
+            // The cursor may not have come by.
+            self.fresh_from = self.fresh_from.max(range.end);
         }
     }
 
