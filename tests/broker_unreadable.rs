@@ -441,7 +441,29 @@ fn what_is_taken_out_ahead_of_a_group_does_not_hold_it_up() {
         got.sort_unstable();
         assert_eq!(got, [0, 1, 2, 3, 4, 7, 9]);
         world.settle(0, 0, Settlement::Ack, vec![OffsetRange::new(0, 10)]);
-        run(&mut world);
+        advance(&mut world, LONGEST_MS);
         assert_eq!((world.broker.counts().retries, world.broker.counts().unreadable), (0, 0));
     }
+}
+
+/// Each message of a file that is gone or of a damaged page is found by itself: they took a place each, and when all
+/// places were taken the group stood still.
+#[test]
+fn many_messages_side_by_side_take_one_place() {
+    let count = UNREADABLE_RANGES_MAX as u64 + 100;
+    let (mut world, topic) = world(count as u32 + 5);
+    world.tells_singly = true;
+    damage(&mut world, topic, 2..count);
+    consume(&mut world, 0, "g", Policy::RoundRobin);
+    let there = [vec![0, 1], (count..count + 5).collect()].concat();
+    assert_eq!(run(&mut world), there);
+    assert_eq!(world.broker.counts().unreadable, count - 2);
+    // One of them is for good.
+    world.unread = [(topic, 2)].into();
+    let mut late = Vec::new();
+    for _ in 0..4 {
+        late.extend(advance(&mut world, LONGEST_MS));
+    }
+    assert_eq!(late, (3..count).collect::<Vec<_>>());
+    assert_eq!(world.broker.counts().unreadable, 1);
 }

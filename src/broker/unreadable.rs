@@ -4,8 +4,10 @@
 //! itself, so it is asked for again, after a wait that doubles each time. What waits besides is told here once for all
 //! who need the message: groups, the schedule, a replay, a pass over last values.
 //!
-//! A bounded number of ranges is remembered. What cannot be read beyond them is asked for again at short intervals by
-//! each that needs it, and nothing overtakes it there.
+//! A bounded number of ranges is remembered. Messages side by side that came up together take one place, however many
+//! they are; when its time comes each of them is asked for by itself, for one may be readable and its neighbour not.
+//! What cannot be read beyond that is asked for again at short intervals by each that needs it, and nothing overtakes it
+//! there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -31,7 +33,7 @@ pub(super) struct Unreadable {
 }
 
 /// What is known of messages that could not be read.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Known {
     pub range: OffsetRange,
     /// When that came up.
@@ -78,28 +80,71 @@ impl Unreadable {
 
     /// Notes that messages could not be read.
     fn note(&mut self, topic: TopicId, range: OffsetRange, why: &str, now: Timestamp) -> News {
-        let first = self.find(topic, range.start).map_or(range.start, |known| known.range.start);
-        let before = self.remove(topic, first);
-        // What was known of each of them is known of all together.
-        self.forget(topic, range);
-        let (news, mut known) = match before {
-            Some(known) => (News::No, known),
-            None if self.ranges.len() >= UNREADABLE_RANGES_MAX => return News::Forgotten,
+        let before = self.find(topic, range.start).cloned();
+        if let Some(known) = before.as_ref().filter(|known| known.again_at > now)
+            && range.end <= known.range.end
+        {
+            // Asked for by somebody who does not wait: all else stays as it is.
+            let first = known.range.start;
+            if let Some(known) = self.ranges.get_mut(&(topic, first)) {
+                why.clone_into(&mut known.why);
+            }
+            return News::No;
+        }
+        let is_known = before.is_some();
+        let mut known = match before {
+            // Where there is no place to tell them apart, what is known of one is known of all.
+            Some(known) if self.is_full() => {
+                let range = OffsetRange { start: known.range.start, end: known.range.end.max(range.end) };
+                Known { range, ..known }
+            }
+            Some(known) => Known { range, ..known },
             None => {
                 let (since, wait) = (now, WAIT[0] / 2);
-                (News::Yes, Known { range, since, again_at: now, wait, due_at: now, why: String::new() })
+                Known { range, since, again_at: now, wait, due_at: now, why: String::new() }
             }
         };
-        known.range.end = known.range.end.max(range.end);
+        self.cut(topic, known.range, None);
         why.clone_into(&mut known.why);
         if known.again_at <= now {
             known.wait = (known.wait * 2).min(WAIT[1]);
             known.again_at = now.after(known.wait);
         }
+        let has_joined = self.join_neighbours(topic, &mut known, now);
+        if !is_known && !has_joined && self.is_full() {
+            return News::Forgotten;
+        }
+        let is_news = !is_known && (!has_joined || known.range.len().is_power_of_two());
         known.due_at = known.again_at;
-        self.due.insert((known.due_at, topic, first));
-        self.ranges.insert((topic, first), known);
-        news
+        self.insert(topic, known);
+        if is_news { News::Yes } else { News::No }
+    }
+
+    fn is_full(&self) -> bool {
+        self.ranges.len() >= UNREADABLE_RANGES_MAX
+    }
+
+    /// Takes in what is known of the messages just before and just behind, where those wait as long. Answers whether there
+    /// were any.
+    fn join_neighbours(&mut self, topic: TopicId, known: &mut Known, now: Timestamp) -> bool {
+        let before = known.range.start.0.checked_sub(1).and_then(|at| self.find(topic, Offset(at)));
+        let behind = self.find(topic, known.range.end);
+        let neighbours = before.into_iter().chain(behind);
+        let alike = neighbours.filter(|other| other.again_at > now && other.wait == known.wait);
+        let firsts: Vec<Offset> = alike.map(|other| other.range.start).collect();
+        for first in &firsts {
+            let Some(other) = self.remove(topic, *first) else { continue };
+            known.range.start = known.range.start.min(other.range.start);
+            known.range.end = known.range.end.max(other.range.end);
+            known.since = known.since.min(other.since);
+            known.again_at = known.again_at.min(other.again_at);
+        }
+        !firsts.is_empty()
+    }
+
+    fn insert(&mut self, topic: TopicId, known: Known) {
+        self.due.insert((known.due_at, topic, known.range.start));
+        self.ranges.insert((topic, known.range.start), known);
     }
 
     fn remove(&mut self, topic: TopicId, first: Offset) -> Option<Known> {
@@ -108,15 +153,28 @@ impl Unreadable {
         Some(known)
     }
 
-    /// Forgets messages: they could be read, or are gone. Answers whether any were known.
-    fn forget(&mut self, topic: TopicId, range: OffsetRange) -> bool {
+    /// Forgets messages: they could be read, or are gone. Those around them may be asked for from `again_at` on, where
+    /// that is given. Answers where the first of the ranges begins that this concerns.
+    fn cut(&mut self, topic: TopicId, range: OffsetRange, again_at: Option<Timestamp>) -> Option<Offset> {
         if self.ranges.is_empty() {
-            return false;
+            return None;
         }
         let first = self.find(topic, range.start).map_or(range.start, |known| known.range.start);
         let known = self.ranges.range((topic, first)..(topic, range.end.max(first)));
         let firsts: Vec<Offset> = known.map(|((_, first), _)| *first).collect();
-        firsts.into_iter().filter_map(|first| self.remove(topic, first)).count() > 0
+        for first in &firsts {
+            let Some(known) = self.remove(topic, *first) else { continue };
+            let again_at = again_at.unwrap_or(known.again_at);
+            let left = OffsetRange { start: known.range.start, end: range.start };
+            let right = OffsetRange { start: range.end, end: known.range.end };
+            for range in [left, right] {
+                // What has no place is asked for when it is looked for.
+                if range.start < range.end && !self.is_full() {
+                    self.insert(topic, Known { range, again_at, ..known.clone() });
+                }
+            }
+        }
+        firsts.first().copied()
     }
 
     /// What may be asked for again. Where nobody does, it comes up once more after the longest wait.
@@ -152,7 +210,8 @@ impl Broker {
         let news = if is_there { self.unreadable.note(read.topic, range, why, now) } else { News::No };
         self.take_chunk(read, None, out);
         (news == News::Yes).then(|| {
-            let which = self.name_of(read.topic, range);
+            let known = self.unreadable.find(read.topic, range.start).map_or(range, |known| known.range);
+            let which = self.name_of(read.topic, known);
             format!("{which} cannot be read, and whoever needs that waits: {why}")
         })
     }
@@ -185,7 +244,7 @@ impl Broker {
         for (id, range) in self.unreadable.wake(self.now) {
             let is_there = |topic: &Topic| topic.state.next_run(range.start).start < range.end;
             if !self.topics.get(&id).is_some_and(is_there) {
-                self.unreadable.forget(id, range);
+                self.unreadable.cut(id, range, None);
             }
             self.look_again(id, range.start);
         }
@@ -193,8 +252,8 @@ impl Broker {
 
     /// Takes note that messages could be read, whoever asked for them.
     pub(super) fn could_read(&mut self, topic: TopicId, range: OffsetRange) {
-        if self.unreadable.forget(topic, range) {
-            self.look_again(topic, range.start);
+        if let Some(first) = self.unreadable.cut(topic, range, Some(self.now)) {
+            self.look_again(topic, first);
         }
     }
 
@@ -239,7 +298,7 @@ mod tests {
             assert_eq!(held_to(&unreadable, 8, now), None);
             assert_eq!(unreadable.wake(Timestamp(now)), [(TOPIC, OffsetRange::new(5, 9))]);
         }
-        unreadable.forget(TOPIC, OffsetRange::new(8, 9));
+        unreadable.cut(TOPIC, OffsetRange::new(5, 9), Some(Timestamp(now)));
         assert_eq!((unreadable.count(), unreadable.next_timeout()), (0, None));
         assert_eq!(note(&mut unreadable, (5, 9), now), News::Yes);
         assert_eq!(unreadable.next_timeout(), Some(Timestamp(now + 1_000)));
@@ -269,6 +328,35 @@ mod tests {
     }
 
     #[test]
+    fn neighbours_that_wait_as_long_take_one_place_and_are_asked_for_one_by_one() {
+        let mut unreadable = Unreadable::default();
+        let news: Vec<News> = (0..6).map(|at| note(&mut unreadable, (at, at + 1), at)).collect();
+        assert_eq!(news, [News::Yes, News::Yes, News::No, News::Yes, News::No, News::No], "1, 2 and 4");
+        assert_eq!((unreadable.ranges.len(), held_to(&unreadable, 0, 999)), (1, Some(6)));
+        unreadable.wake(Timestamp(1_000));
+        assert_eq!(note(&mut unreadable, (0, 1), 1_000), News::No);
+        assert_eq!([0, 1, 5].map(|at| held_to(&unreadable, at, 1_000)), [Some(1), None, None]);
+        assert_eq!(note(&mut unreadable, (1, 2), 1_000), News::No);
+        unreadable.cut(TOPIC, OffsetRange::new(2, 3), Some(Timestamp(1_000)));
+        assert_eq!(note(&mut unreadable, (3, 4), 1_000), News::No);
+        assert_eq!(
+            [0, 1, 2, 3, 4].map(|at| held_to(&unreadable, at, 2_999)),
+            [2, 2, 0, 4, 0].map(|end| { (end > 0).then_some(end) })
+        );
+        assert_eq!(unreadable.count(), 5);
+        assert_eq!(unreadable.due.len(), unreadable.ranges.len());
+    }
+
+    #[test]
+    fn what_can_be_read_has_those_around_it_asked_for_at_once() {
+        let mut unreadable = Unreadable::default();
+        note(&mut unreadable, (5, 9), 0);
+        assert_eq!(unreadable.cut(TOPIC, OffsetRange::new(7, 8), Some(Timestamp(1))), Some(Offset(5)));
+        assert_eq!([5, 6, 7, 8].map(|at| held_to(&unreadable, at, 1)), [None; 4]);
+        assert_eq!((unreadable.count(), unreadable.ranges.len()), (3, 2));
+    }
+
+    #[test]
     fn a_bounded_number_of_ranges_is_remembered() {
         let mut unreadable = Unreadable::default();
         let max = UNREADABLE_RANGES_MAX as u64;
@@ -278,5 +366,14 @@ mod tests {
         assert_eq!(note(&mut unreadable, (max * 2, max * 2 + 1), 0), News::Forgotten);
         assert_eq!(note(&mut unreadable, (0, 1), 0), News::No);
         assert_eq!(unreadable.count(), max);
+        // A range in pieces has no room.
+        assert_eq!(note(&mut unreadable, (0, 9), 0), News::No);
+        note(&mut unreadable, (20, 29), 0);
+        for at in 0..max {
+            note(&mut unreadable, (at * 2 + 3, at * 2 + 4), 1_000);
+            unreadable.cut(TOPIC, OffsetRange::new(at * 2 + 4, at * 2 + 5), Some(Timestamp(1_000)));
+            assert!(unreadable.ranges.len() <= UNREADABLE_RANGES_MAX);
+            assert_eq!(unreadable.due.len(), unreadable.ranges.len());
+        }
     }
 }

@@ -98,6 +98,8 @@ pub struct World {
     /// Messages that the store cannot read for now, and those that it ever could not.
     pub unread: BTreeSet<(TopicId, u64)>,
     pub was_unread: BTreeSet<(TopicId, u64)>,
+    /// Whether the store says of each message alone that it cannot be read, and not of all around it.
+    pub tells_singly: bool,
     /// The sizes that messages of each topic have ever had.
     sizes: BTreeMap<TopicId, BTreeSet<u64>>,
     pub groups: BTreeMap<GroupId, BTreeMap<u64, Known>>,
@@ -156,6 +158,7 @@ impl World {
             store: BTreeMap::new(),
             unread: BTreeSet::new(),
             was_unread: BTreeSet::new(),
+            tells_singly: false,
             sizes: BTreeMap::new(),
             groups: BTreeMap::new(),
             fresh_from: BTreeMap::new(),
@@ -279,6 +282,9 @@ impl World {
     fn unread_at(&self, topic: TopicId, offset: u64) -> Option<OffsetRange> {
         let is_unread = |offset: u64| self.unread.contains(&(topic, offset));
         self.store.get(&topic)?.get(&offset).filter(|_| is_unread(offset))?;
+        if self.tells_singly {
+            return Some(OffsetRange::one(Offset(offset)));
+        }
         let start = (0..offset).rev().take_while(|at| is_unread(*at)).last().unwrap_or(offset);
         let end = (offset..).take_while(|at| is_unread(*at)).last().unwrap_or(offset) + 1;
         Some(OffsetRange::new(start, end))
