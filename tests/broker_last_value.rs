@@ -404,6 +404,35 @@ fn too_many_gaps_go_by_moving() {
     assert_eq!(scene.there().len(), 200);
 }
 
+/// An old value was moved behind the newest of its key, which could not be read: it was the newest then, and the other
+/// went once it could be read.
+#[test]
+fn nothing_is_moved_over_a_message_that_cannot_be_read() {
+    let mut scene = Scene::new(Limits { cache_bytes_max: 0, ..few_gaps() });
+    let old: Vec<Message> = (0..200).map(|n| value(&n.to_string(), format!("{n} old"))).collect();
+    scene.publish(&[&[value("k", "k old")], &old[..], &[value("k", "k new")]].concat());
+    scene.world.unread.insert((scene.topic, 201));
+    for round in ["newer", "newest"] {
+        let some = (0..200).step_by(2).map(|n| value(&n.to_string(), format!("{n} {round}")));
+        scene.publish(&some.collect::<Vec<_>>());
+        scene.settle_down();
+        assert!(scene.range_count() <= 32, "{}", scene.range_count());
+    }
+    let there = scene.there();
+    let place = |body: &str| there.iter().position(|found| found == body);
+    assert!(place("k old") < place("k new") && place("k new").is_some(), "{there:?}");
+    assert!(place("0 newer").is_none() && place("0 newest").is_some(), "what is behind it is clean");
+    let end = scene.world.fold.topics[&scene.topic].end;
+    scene.settle_down();
+    assert_eq!(scene.world.fold.topics[&scene.topic].end, end, "nothing is moved again and again");
+    scene.world.heal();
+    scene.settle_down();
+    let there: BTreeSet<String> = scene.there().into_iter().collect();
+    let expected = (0..200).map(|n| format!("{n} {}", if n % 2 == 0 { "newest" } else { "old" }));
+    assert_eq!(there, expected.chain(["k new".to_owned()]).collect());
+    assert!(scene.range_count() <= 16, "{}", scene.range_count());
+}
+
 #[test]
 fn what_is_moved_is_not_delivered_again_to_a_group_that_was_done_with_it() {
     let mut scene = Scene::new(few_gaps());

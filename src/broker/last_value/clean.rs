@@ -104,6 +104,7 @@ impl Broker {
                 round.left = round.left.into_iter().chain([run.start]).min();
             }
             pass.at = held_to.min(run.end);
+            pass.blind_to = pass.blind_to.max(pass.at);
             run = topic.state.next_run(pass.at);
         }
         let range_count = topic.state.removed.range_count() as u64;
@@ -253,6 +254,15 @@ impl Broker {
     /// and moves.
     fn drop_or_move(&mut self, at: At, ranges: &[OffsetRange], out: &mut Output) -> RangeSet {
         if at.range_count + ranges.len() as u64 > self.ranges_max() {
+            let blind_to = self.last_values.pass.as_ref().map_or(Offset(0), |pass| pass.blind_to);
+            if ranges.last().is_some_and(|last| last.end <= blind_to) {
+                // Nothing of it would be moved: it stays until it is known what is behind it.
+                let mut kept = RangeSet::new();
+                ranges.iter().for_each(|range| {
+                    kept.insert(*range);
+                });
+                return kept;
+            }
             self.move_from_start(at.topic);
             return RangeSet::new();
         }

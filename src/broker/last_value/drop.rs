@@ -125,6 +125,9 @@ impl Broker {
             self.end_pass();
             return Progress::More;
         }
+        if self.stay_before_blind(at) {
+            return Progress::More;
+        }
         let Some(chunk) = self.take_chunk_at(at, out) else { return Progress::Waiting };
         let together = Offset(at.run.start.0 + MOVED_TOGETHER);
         let end = at.run.end.min(stretch.end).min(chunk.end()).min(together);
@@ -160,7 +163,21 @@ impl Broker {
         Progress::More
     }
 
-    /// What of a range is to be moved. What cannot be read or has no key is.
+    /// Leaves what is before a message that cannot be read where it is: that one may be newer and of the same key, and what
+    /// is moved comes behind it. Answers whether there is something of that kind.
+    fn stay_before_blind(&mut self, at: At) -> bool {
+        let Some(pass) = self.last_values.pass.as_mut().filter(|pass| at.run.start < pass.blind_to) else {
+            return false;
+        };
+        pass.at = pass.blind_to.min(pass.stretch.end);
+        let table = self.last_values.tables.get_mut(&at.topic);
+        if let Some(round) = table.and_then(|table| table.round.as_mut()) {
+            round.left = round.left.into_iter().chain([at.run.start]).min();
+        }
+        true
+    }
+
+    /// What of a range is to be moved. What has no key that could be read is.
     fn pick_newest(&self, id: TopicId, range: OffsetRange, chunk: &CachedChunk, held: &RangeSet) -> Moving {
         let mut moving = Moving::default();
         let Some(pass) = &self.last_values.pass else { return moving };

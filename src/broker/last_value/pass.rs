@@ -108,6 +108,8 @@ pub(super) struct Pass {
     pub phase: Phase,
     /// The next message to look at.
     pub at: Offset,
+    /// Messages that cannot be read, whose keys are not known, end here.
+    pub blind_to: Offset,
     /// The newest message of each key of the stretch, where that is in the stretch.
     newest: HashMap<KeyHash, Offset, BuildHasherDefault<Taken>>,
     /// Messages that there are newer ones of, and that are not dropped yet. Not kept where all are moved.
@@ -133,6 +135,7 @@ impl Pass {
             stretch,
             phase: Phase::Stretch,
             at: stretch.start,
+            blind_to: Offset(0),
             newest: HashMap::default(),
             superseded: Vec::new(),
             tombstones: Vec::new(),
