@@ -217,6 +217,8 @@ impl World {
         for effect in std::mem::take(&mut self.out.effects) {
             self.check_effect(effect.session, effect.content);
         }
+        let untold = self.named.iter().find(|(_, _, topic)| !self.fold.topics.contains_key(topic));
+        assert_eq!(untold, None, "a consumer is told of the end of a topic");
         self.deleting = false;
         self.check_roles();
         let unanswered: Vec<_> = self.confirms.keys().collect();

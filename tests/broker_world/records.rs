@@ -82,7 +82,6 @@ impl World {
                 self.spares.remove(topic);
                 self.store.remove(topic);
                 self.sizes.remove(topic);
-                self.named.retain(|(_, _, named)| named != topic);
             }
             Record::GroupChanged { group, settings } => self.note_filter(*group, settings),
             Record::GroupCreated { group, settings, .. } => {
