@@ -467,3 +467,63 @@ fn many_messages_side_by_side_take_one_place() {
     assert_eq!(late, (3..count).collect::<Vec<_>>());
     assert_eq!(world.broker.counts().unreadable, 1);
 }
+
+/// What is too old is known by the time at which what is behind it was published: a message need not be read to go.
+#[test]
+fn what_cannot_be_read_goes_by_age_like_all_others() {
+    let (mut world, _) = world(0);
+    let retention = Retention { acked: false, max_age_ms: Some(60_000), ..Retention::default() };
+    let settings = TopicSettings { retention, ..TopicSettings::default() };
+    world.admin(0, AdminCommand::CreateTopic { name: "young".into(), settings });
+    let topic = world.find_topic(0, "young").unwrap();
+    for at in 0..300 {
+        publish(&mut world, topic, vec![Message::new(at.to_string())]);
+        world.now.0 += 1_000;
+        if at == 0 {
+            damage(&mut world, topic, [0]);
+        }
+        run(&mut world);
+    }
+    let there = world.store[&topic].len();
+    assert!(there < 80, "{there} messages of the last minute");
+    damage(&mut world, topic, 0..300);
+    advance(&mut world, 200_000);
+    assert_eq!(world.store[&topic].len(), 0);
+}
+
+/// A note is put off while too many messages die, which they do for long where they cannot be read. Its slot is looked
+/// through again meanwhile, because of another note.
+#[test]
+fn a_note_that_was_put_off_and_is_come_by_again_is_done_with_once() {
+    // More than die of a group at a time.
+    let many = 5_000;
+    let (mut world, topic) = world_with(1 << 22, 0);
+    let settings =
+        GroupSettings { dead_letter_expired: true, lease_ms: 10_000_000, ..GroupSettings::default() };
+    let (name, start) = ("g".to_owned(), Start::Earliest);
+    world.admin(0, AdminCommand::CreateGroup { topic: "t".into(), name, settings, start });
+    let expires_at = Some(Timestamp(world.now.0 + 500));
+    let expiring = |at: u32| Message { expires_at, ..Message::new(at.to_string()) };
+    publish(&mut world, topic, vec![expiring(0)]);
+    publish(&mut world, topic, (0..many).map(expiring).collect());
+    run(&mut world);
+    let slot = *world.store.iter().find(|(id, stored)| world.is_slot(**id) && stored.len() == 2).unwrap().0;
+    damage(&mut world, topic, 1..=u64::from(many));
+    damage(&mut world, slot, [0]);
+    world.restart();
+    world.begin(0);
+    run(&mut world);
+    world.now.0 += 500;
+    for _ in 0..200 {
+        world.answer_all();
+        world.finish();
+        world.now.0 += 20;
+    }
+    world.heal();
+    for _ in 0..4_000 {
+        world.answer_all();
+        world.finish();
+        world.now.0 += 20;
+    }
+    assert!(world.store[&topic].is_empty() && world.store[&slot].is_empty());
+}

@@ -253,13 +253,16 @@ impl Broker {
         let Some(part) = group.parts.get_mut(&topic_id) else { return dead };
         let cached = self.cache.topic(topic_id);
         let (mut bytes, mut missing) = (0, Vec::new());
-        for &offset in &part.redelivery.dying {
+        let mut from = Offset(0);
+        while let Some(&offset) = part.redelivery.dying.range(from..).next() {
+            from = offset.next();
             if dead.messages.len() >= MOVED_PER_CYCLE || bytes >= MOVED_BYTES_PER_CYCLE {
                 self.work_left = true;
                 break;
             }
             let Some(chunk) = cached.and_then(|cached| cached.at(offset)) else {
-                if self.unreadable.held_to(topic_id, offset, self.now).is_some() {
+                if let Some(end) = self.unreadable.held_to(topic_id, offset, self.now) {
+                    from = end;
                     continue;
                 }
                 missing.push(offset);

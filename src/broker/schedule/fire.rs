@@ -156,6 +156,8 @@ impl Broker {
         }
         for (slot, mut offsets) in by_slot {
             offsets.sort_unstable();
+            // A note that was put off is known twice where its slot was looked through again.
+            offsets.dedup();
             self.drop_messages(slot, offsets.into_iter().map(OffsetRange::one).collect(), out);
             self.delete_if_over(slot, out);
         }
