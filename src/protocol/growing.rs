@@ -75,10 +75,14 @@ pub fn deserialize<'de, T: DeserializeOwned, D: Deserializer<'de>>(deserializer:
 /// Reads a field at the end of a struct that may grow, which an older build does not send: its default then.
 ///
 /// # Errors
-/// None: what is cut off is taken for what is not there.
+/// Those of the deserializer of a form for people, which says by itself what is missing. On the wire none: what is cut off
+/// is taken for what is not there.
 pub fn added<'de, T: Deserialize<'de> + Default, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<T, D::Error> {
+    if deserializer.is_human_readable() {
+        return T::deserialize(deserializer);
+    }
     Ok(T::deserialize(deserializer).unwrap_or_default())
 }
 

@@ -2,7 +2,7 @@
 
 use batonmq::protocol::frame::RawFrame;
 use batonmq::protocol::request::Request;
-use batonmq::protocol::response::{Reply, Response};
+use batonmq::protocol::response::{NodeStatus, Reply, Response};
 use bytes::{Bytes, BytesMut};
 
 use crate::vectors::{requests, responses};
@@ -92,6 +92,19 @@ fn what_an_older_build_does_not_send_is_zero() {
         answers += 1;
     }
     assert_eq!(answers, 2);
+}
+
+#[test]
+fn what_is_wrong_in_a_form_for_people_is_not_taken_for_missing() {
+    let status = responses().into_iter().find_map(|response| match response {
+        Response::Reply(_, Ok(Reply::Status(status))) => Some(status),
+        _ => None,
+    });
+    let mut json = serde_json::to_value(status.unwrap()).unwrap();
+    json["unreadable"] = "many".into();
+    assert!(serde_json::from_value::<NodeStatus>(json.clone()).is_err());
+    json.as_object_mut().unwrap().remove("unreadable");
+    assert_eq!(serde_json::from_value::<NodeStatus>(json).unwrap().unreadable, 0);
 }
 
 #[test]
