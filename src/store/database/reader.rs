@@ -148,8 +148,8 @@ pub(super) fn gather(
         let row = match rows.next() {
             Ok(Some(row)) => row,
             Ok(None) => break,
-            Err(error) if !is_damage(&error) => return Err(database(error)),
             Err(_) if !stamps.is_empty() => break,
+            Err(error) if !is_damage(&error) => return Err(database(error)),
             Err(error) => return Err(damaged(path, topic, offset, &error.to_string())),
         };
         let id: i64 = row.get(0).map_err(&database)?;
@@ -414,6 +414,33 @@ mod tests {
             }
         }
         all
+    }
+
+    /// A read that the storage failed at a later message said that the first one cannot be read, and so did each read of
+    /// those between them.
+    #[test]
+    fn a_read_that_fails_later_on_brings_what_is_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let messages: Vec<Message> = (0..12).map(|n| Message::new(vec![n; 40])).collect();
+        let database = stored(dir.path(), &messages);
+        let _writer = connection::open(&database, Access::Write).unwrap();
+        let mut counts = Vec::new();
+        for steps in 1.. {
+            let mut reader = DatabaseReader::open(&database).unwrap();
+            let mut left = steps;
+            let fails = move || {
+                left -= 1;
+                left == 0
+            };
+            reader.connection.progress_handler(1, Some(fails)).unwrap();
+            let read = reader.read(TOPIC, Offset(0), 1 << 20);
+            counts.push(read.map_or(0, |chunk| chunk.unwrap().block.count()));
+            if counts.last() == Some(&messages.len()) {
+                break;
+            }
+        }
+        counts.dedup();
+        assert_eq!(counts, (0..=messages.len()).collect::<Vec<_>>());
     }
 
     /// A flipped bit in the body of a message was delivered as if that were what had been published.
