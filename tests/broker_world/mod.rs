@@ -266,8 +266,10 @@ impl World {
         }
     }
 
-    /// Has so many messages of a topic unreadable from now on. Numbers pick among what there is.
+    /// Has so many messages of a topic unreadable from now on. Numbers pick among what there is. An even number of them the
+    /// store tells one by one.
     pub fn damage(&mut self, topic: usize, from: usize, count: usize) {
+        self.tells_singly = count.is_multiple_of(2);
         let topics: Vec<_> = self.store.iter().filter(|(_, stored)| !stored.is_empty()).collect();
         let Some((id, stored)) = topics.get(topic % topics.len().max(1)) else { return };
         let places = stored.keys().skip(from % stored.len()).take(count).map(|offset| (**id, *offset));
