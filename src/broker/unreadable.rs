@@ -80,8 +80,11 @@ impl Unreadable {
 
     /// Notes that messages could not be read.
     fn note(&mut self, topic: TopicId, range: OffsetRange, why: &str, now: Timestamp) -> News {
-        let before = self.find(topic, range.start).cloned();
+        let known_within = || self.ranges.range((topic, range.start)..(topic, range.end)).next();
+        let before =
+            self.find(topic, range.start).or_else(|| known_within().map(|(_, known)| known)).cloned();
         if let Some(known) = before.as_ref().filter(|known| known.again_at > now)
+            && known.range.start <= range.start
             && range.end <= known.range.end
         {
             // Asked for by somebody who does not wait: all else stays as it is.
@@ -95,7 +98,8 @@ impl Unreadable {
         let mut known = match before {
             // Where there is no place to tell them apart, what is known of one is known of all.
             Some(known) if self.is_full() => {
-                let range = OffsetRange { start: known.range.start, end: known.range.end.max(range.end) };
+                let start = known.range.start.min(range.start);
+                let range = OffsetRange { start, end: known.range.end.max(range.end) };
                 Known { range, ..known }
             }
             Some(known) => Known { range, ..known },
@@ -354,6 +358,9 @@ mod tests {
         assert_eq!(unreadable.cut(TOPIC, OffsetRange::new(7, 8), Some(Timestamp(1))), Some(Offset(5)));
         assert_eq!([5, 6, 7, 8].map(|at| held_to(&unreadable, at, 1)), [None; 4]);
         assert_eq!((unreadable.count(), unreadable.ranges.len()), (3, 2));
+        unreadable.cut(TOPIC, OffsetRange::new(5, 7), Some(Timestamp(1)));
+        assert_eq!(note(&mut unreadable, (5, 9), 1), News::No, "of one of them it is known");
+        assert_eq!(unreadable.next_timeout(), Some(Timestamp(2_001)));
     }
 
     #[test]
