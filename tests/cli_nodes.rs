@@ -5,7 +5,7 @@ mod cli_support;
 use cli_support::{Pair, command, free_address, is_empty, run, run_with_input, signal, wait_for_end};
 use rustix::process::Signal;
 
-const STATUS_KEYS: [&str; 19] = [
+const STATUS_KEYS: [&str; 20] = [
     "addresses",
     "agrees",
     "connections",
@@ -24,6 +24,7 @@ const STATUS_KEYS: [&str; 19] = [
     "store_formats",
     "store_id",
     "topics",
+    "unreadable",
     "version",
 ];
 
