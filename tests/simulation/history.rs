@@ -10,6 +10,7 @@ use batonmq::model::snapshot::Snapshot;
 use batonmq::store::StoreError;
 use batonmq::store::image::{look, walk};
 use batonmq::store::manifest::Manifest;
+use batonmq::store::survey::survey;
 
 /// The topic of messages that stay.
 pub const KEPT: &str = "kept";
@@ -32,8 +33,6 @@ pub struct History {
     pub acked: BTreeMap<MessageId, u64>,
     /// Messages to the topic of those that stay; all others went to the queue.
     pub kept: BTreeSet<MessageId>,
-    /// Who claimed each epoch: the process.
-    pub owners: BTreeMap<u64, u64>,
 }
 
 /// The text of a message that says which one it is.
@@ -50,6 +49,18 @@ pub fn identify(text: &[u8]) -> Option<MessageId> {
     let mut number = || std::str::from_utf8(parts.next()?).ok()?.parse::<u64>().ok();
     let id = (number()? as usize, number()?);
     (body(id, text.len() as u64) == text).then_some(id)
+}
+
+/// Checks that a survey of the store at `dir` finds nothing wrong, but for files of which `is_known` says that they are
+/// damaged.
+pub fn verify(dir: &Path, is_known: impl Fn(&Path) -> bool) -> Result<(), String> {
+    let error = |error: StoreError| format!("the store cannot be surveyed: {error}");
+    let Some(manifest) = Manifest::newest(dir, Epoch(u64::MAX)).map_err(error)? else { return Ok(()) };
+    let survey = survey(dir, &manifest, &mut |_| ()).map_err(error)?;
+    match survey.damages.iter().find(|damage| !is_known(&damage.path)) {
+        Some(damage) => Err(format!("a survey finds {}: {}", damage.path.display(), damage.what)),
+        None => Ok(()),
+    }
 }
 
 impl History {

@@ -8,13 +8,10 @@ use std::path::{Path, PathBuf};
 
 use crate::chance::Chance;
 use crate::server::{BLOCK, Inode, Late, Piece, Server};
-use crate::setting::{Caches, MS};
+use crate::setting::Caches;
 
 /// Bytes that are kept of a file as one.
 const PAGE: u64 = 4096;
-
-/// How long names, listings and attributes are kept.
-const KEPT_US: u64 = 1000 * MS;
 
 /// Bytes of one block that were written and not sent.
 #[derive(Debug)]
@@ -43,6 +40,8 @@ pub struct Host {
     id: usize,
     /// Whether anything is kept that others may change.
     keeps: bool,
+    /// How long names, listings and attributes are.
+    kept_us: u64,
     /// Nothing on it goes on before.
     pub paused_until: u64,
     /// Since when the disk has not heard of it.
@@ -53,12 +52,16 @@ pub struct Host {
 
 impl Host {
     pub fn new(id: usize, caches: Caches) -> Self {
-        Self { id, keeps: caches == Caches::Stale, ..Self::default() }
+        let (keeps, kept_us) = match caches {
+            Caches::Coherent => (false, 0),
+            Caches::Stale(time) => (true, time),
+        };
+        Self { id, keeps, kept_us, ..Self::default() }
     }
 
     /// The length of a file, as the host knows it.
     pub fn length(&mut self, server: &Server, inode: Inode, now: u64) -> u64 {
-        let known = self.lengths.get(&inode).filter(|(_, at)| self.keeps && now < at + KEPT_US);
+        let known = self.lengths.get(&inode).filter(|(_, at)| self.keeps && now < at + self.kept_us);
         let known = known.map(|(length, _)| *length);
         known.unwrap_or_else(|| self.length_afresh(server, inode, now))
     }
@@ -138,6 +141,18 @@ impl Host {
         server.sync(inode);
     }
 
+    /// Sends one block of a file by chance. Answers whether there was one.
+    pub fn send_one_of(&mut self, server: &mut Server, inode: Inode, chance: &mut Chance) -> bool {
+        let count = self.dirty.range((inode, 0)..=(inode, u64::MAX)).count() as u64;
+        if count == 0 {
+            return false;
+        }
+        let index = chance.below(count) as usize;
+        let key = self.dirty.range((inode, 0)..=(inode, u64::MAX)).nth(index).map(|(&key, _)| key);
+        key.into_iter().for_each(|key| self.settle(server, key, Fate::Sent));
+        true
+    }
+
     /// A sync fails: what was to be sent arrives or not, and the host takes it for sent.
     pub fn fail_to_send(&mut self, server: &mut Server, inode: Inode, chance: &mut Chance) {
         let blocks: Vec<_> = self.dirty.range((inode, 0)..=(inode, u64::MAX)).map(|(&key, _)| key).collect();
@@ -205,7 +220,7 @@ impl Host {
     /// What a name leads to, as the host knows it.
     pub fn find(&mut self, server: &Server, path: &Path, now: u64) -> Option<Inode> {
         match self.names.get(path) {
-            Some((kept, at)) if self.keeps && now < at + KEPT_US => *kept,
+            Some((kept, at)) if self.keeps && now < at + self.kept_us => *kept,
             _ => self.find_afresh(server, path, now),
         }
     }
@@ -228,7 +243,7 @@ impl Host {
     pub fn list(&mut self, server: &mut Server, folder: &Path, by: usize, now: u64) -> Vec<OsString> {
         if let Some((kept, at)) = self.listings.get(folder)
             && self.keeps
-            && now < at + KEPT_US
+            && now < at + self.kept_us
         {
             return kept.clone();
         }

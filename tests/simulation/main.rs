@@ -4,8 +4,9 @@
 //!
 //! Lock, claim, fence, the file store with its threads, engine and broker are the real ones; they get to the disk through
 //! `batonmq::disk`, where a mount takes the place of the system. The disk has leases for locks, or locks that lie; caches
-//! on each host; writes that arrive late; and faults, which the seed draws. At the end of each seed, and after each
-//! takeover, everything that clients were promised must be in the store.
+//! on each host; writes that arrive in pieces or late; and faults, which the seed draws. At the end of each seed, and after
+//! each takeover, everything that clients were promised must be in the store. What must not be at any time is said where it
+//! is noted: in `claims`, `node` and `clients`.
 //!
 //! The failure of a seed is printed with the last events before it, and comes again each time that seed is run.
 
@@ -13,6 +14,7 @@
 
 mod arguments;
 mod chance;
+mod claims;
 mod clients;
 mod history;
 mod host;

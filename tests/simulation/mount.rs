@@ -12,11 +12,19 @@ use batonmq::disk::mount::{Mount, MountedFile};
 
 use crate::scheduler::{Condition, Held, Simulation, Wait, current, is_quiet};
 use crate::server::{Inode, Lock, NameChange};
-use crate::world::{Meets, Operation, World};
+use crate::setting::{MS, Overwriting};
+use crate::world::{Area, Meets, Operation, World};
 
 /// Errors, as the system numbers them.
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
+
+/// One in so many syncs sends its blocks one by one,
+const SLOW_SYNC_RATE: u64 = 20;
+/// and one in so many of those that say who is master.
+const SLOW_CLAIM_RATE: u64 = 2;
+/// Blocks that such a sync sends before it sends the rest.
+const SLOW_BLOCKS_MAX: u64 = 8;
 
 /// When simulations begin, by the clocks of their hosts.
 const START_MS: u64 = 1_700_000_000_000;
@@ -45,6 +53,7 @@ impl SimulatedMount {
 fn operate<'a>(
     simulation: &'a Simulation,
     host: usize,
+    path: &Path,
     operation: &Operation,
     what: fmt::Arguments<'_>,
 ) -> io::Result<Held<'a>> {
@@ -57,7 +66,7 @@ fn operate<'a>(
     }
     world.tally.operations += 1;
     world.note(what);
-    let meets = world.begin(host, operation);
+    let meets = world.begin(host, Area::of(path), operation);
     let wait = match meets {
         Meets::Death => Simulation::die(world),
         Meets::Wait(time) => Wait::Until(time),
@@ -77,7 +86,8 @@ impl Mount for SimulatedMount {
     fn open(&self, path: &Path, opening: Opening) -> io::Result<Box<dyn MountedFile>> {
         let path = self.inside(path);
         let what = format_args!("open {} {opening:?}", path.display());
-        let mut world = operate(&self.simulation, self.host, &Operation::Look, what)?;
+        let operation = if opening == Opening::New { Operation::Names(None) } else { Operation::Look };
+        let mut world = operate(&self.simulation, self.host, &path, &operation, what)?;
         let inode = opened(&mut world, self.host, &path, opening)?;
         let handle = world.new_handle();
         drop(world);
@@ -88,7 +98,7 @@ impl Mount for SimulatedMount {
     fn list(&self, folder: &Path) -> io::Result<Vec<OsString>> {
         let folder = self.inside(folder);
         let what = format_args!("list {}", folder.display());
-        let mut world = operate(&self.simulation, self.host, &Operation::Look, what)?;
+        let mut world = operate(&self.simulation, self.host, &folder, &Operation::Look, what)?;
         let World { hosts, server, clock, .. } = &mut *world;
         if hosts[self.host].find(server, &folder, *clock).is_none() {
             return Err(ErrorKind::NotFound.into());
@@ -99,7 +109,7 @@ impl Mount for SimulatedMount {
     fn attributes(&self, path: &Path) -> io::Result<Attributes> {
         let path = self.inside(path);
         let what = format_args!("look at {}", path.display());
-        let mut world = operate(&self.simulation, self.host, &Operation::Look, what)?;
+        let mut world = operate(&self.simulation, self.host, &path, &Operation::Look, what)?;
         let World { hosts, server, clock, .. } = &mut *world;
         let inode = hosts[self.host].find(server, &path, *clock).ok_or(ErrorKind::NotFound)?;
         server.seen(&path, self.host);
@@ -110,7 +120,7 @@ impl Mount for SimulatedMount {
     fn create_folder(&self, path: &Path) -> io::Result<()> {
         let path = self.inside(path);
         let what = format_args!("make folder {}", path.display());
-        let mut world = operate(&self.simulation, self.host, &Operation::Names(None), what)?;
+        let mut world = operate(&self.simulation, self.host, &path, &Operation::Names(None), what)?;
         let World { hosts, server, clock, .. } = &mut *world;
         let made = server.make(&path, Kind::Folder, self.host).map(drop);
         hosts[self.host].changed(server, &path, *clock);
@@ -121,7 +131,8 @@ impl Mount for SimulatedMount {
         let (from, to) = (self.inside(from), self.inside(to));
         let change = NameChange::Rename(from.clone(), to.clone());
         let what = format_args!("rename {} to {}", from.display(), to.display());
-        let mut world = operate(&self.simulation, self.host, &Operation::Names(Some(change.clone())), what)?;
+        let operation = Operation::Names(Some(change.clone()));
+        let mut world = operate(&self.simulation, self.host, &from, &operation, what)?;
         let World { hosts, server, clock, tally, .. } = &mut *world;
         let renamed = server.change(&change, self.host);
         hosts[self.host].changed(server, &from, *clock);
@@ -136,7 +147,8 @@ impl Mount for SimulatedMount {
         let path = self.inside(path);
         let change = NameChange::Remove(path.clone());
         let what = format_args!("remove {}", path.display());
-        let mut world = operate(&self.simulation, self.host, &Operation::Names(Some(change.clone())), what)?;
+        let operation = Operation::Names(Some(change.clone()));
+        let mut world = operate(&self.simulation, self.host, &path, &operation, what)?;
         let World { hosts, server, clock, tally, .. } = &mut *world;
         let removed = server.change(&change, self.host);
         hosts[self.host].changed(server, &path, *clock);
@@ -145,7 +157,13 @@ impl Mount for SimulatedMount {
     }
 
     fn free_and_size(&self) -> io::Result<(u64, u64)> {
-        let world = operate(&self.simulation, self.host, &Operation::Look, format_args!("free space"))?;
+        let world = operate(
+            &self.simulation,
+            self.host,
+            Path::new(""),
+            &Operation::Look,
+            format_args!("free space"),
+        )?;
         Ok((world.server.free(), crate::world::DISK_BYTES))
     }
 
@@ -226,7 +244,29 @@ impl Debug for SimulatedFile {
 
 impl SimulatedFile {
     fn operate(&self, operation: &Operation, what: fmt::Arguments<'_>) -> io::Result<Held<'_>> {
-        operate(&self.simulation, self.host, operation, format_args!("{what} {}", self.path.display()))
+        let what = format_args!("{what} {}", self.path.display());
+        operate(&self.simulation, self.host, &self.path, operation, what)
+    }
+
+    /// Sends blocks one by one before a sync is over, at times, so that others see some of them without the rest.
+    fn send_slowly<'a>(&'a self, mut world: Held<'a>) -> Held<'a> {
+        let rate = match Area::of(&self.path) {
+            Area::Claims => SLOW_CLAIM_RATE,
+            Area::Segments | Area::Other => SLOW_SYNC_RATE,
+        };
+        if is_quiet() || !world.chance.one_in(rate) {
+            return world;
+        }
+        let pace = world.chance.pick(&[1, 5 * MS, 200 * MS]);
+        for _ in 0..SLOW_BLOCKS_MAX {
+            let World { hosts, server, chance, .. } = &mut *world;
+            if !hosts[self.host].send_one_of(server, self.inode, chance) {
+                break;
+            }
+            let until = world.clock + world.chance.below(pace);
+            world = self.simulation.turn(world, Wait::Until(until));
+        }
+        world
     }
 }
 
@@ -248,11 +288,21 @@ impl MountedFile for SimulatedFile {
             let some = world.chance.between(1, bytes.len() as u64 - 1);
             bytes.truncate(some as usize);
         }
-        let World { hosts, server, clock, .. } = &mut *world;
+        let World { hosts, server, clock, chance, setting, tally, .. } = &mut *world;
         let mine = &mut hosts[self.host];
         let (length, end) = (mine.length(server, self.inode, *clock), at + bytes.len() as u64);
-        if end.saturating_sub(length) > server.free() {
-            return Err(io::Error::from_raw_os_error(ENOSPC));
+        let needed = match setting.overwriting {
+            Overwriting::InPlace => end.saturating_sub(length),
+            Overwriting::Copies => bytes.len() as u64,
+        };
+        if needed > server.free() {
+            let is_in_blocks = end <= length;
+            tally.full_writes += u64::from(is_in_blocks);
+            if !is_in_blocks || bytes.len() == 1 || chance.one_in(2) {
+                return Err(io::Error::from_raw_os_error(ENOSPC));
+            }
+            // There was space for some of it.
+            bytes.truncate(chance.between(1, bytes.len() as u64 - 1) as usize);
         }
         mine.write(server, self.inode, at, &bytes, *clock);
         Ok(bytes.len())
@@ -271,11 +321,13 @@ impl MountedFile for SimulatedFile {
                 return Err(error);
             }
         };
-        let World { hosts, server, .. } = &mut *world;
-        match server.stored(self.inode).kind {
-            Kind::Folder => server.sync_folder(self.inode),
-            _ => hosts[self.host].send_all(server, self.inode),
+        if world.server.stored(self.inode).kind == Kind::Folder {
+            world.server.sync_folder(self.inode);
+            return Ok(());
         }
+        let mut world = self.send_slowly(world);
+        let World { hosts, server, .. } = &mut *world;
+        hosts[self.host].send_all(server, self.inode);
         Ok(())
     }
 

@@ -131,10 +131,7 @@ impl Process {
     }
 
     fn is_superseded(&self, world: &World) -> bool {
-        let mine = world.masters[self.host].map(|master| master.epoch);
-        mine.is_some_and(|mine| {
-            world.history.owners.keys().next_back().is_some_and(|&highest| highest > mine)
-        })
+        world.masters[self.host].is_some_and(|master| world.claims.has_higher(master.epoch))
     }
 
     fn live(&self) -> Result<End, End> {
@@ -142,12 +139,31 @@ impl Process {
         let lock = self.stand_by(&directory)?;
         let mastership = self.claim(lock)?;
         let (store, snapshot) = self.open(&mastership)?;
+        let mut mastership = Arc::into_inner(mastership).expect("the store is open");
+        let mode = mastership.mode();
+        self.unless_lost("begun", || mastership.begin(mode, FenceRead::Reopen))?;
+        let mastership = Arc::new(mastership);
         self.check_takeover();
         let guard = self.guard(&mastership);
         self.serve(&mastership, store, snapshot, guard)?;
         let mastership = Arc::into_inner(mastership).expect("the engine has ended");
-        mastership.release(FenceRead::Reopen)?;
+        self.unless_lost("been released", || mastership.release(FenceRead::Reopen))?;
         Ok(End::Released)
+    }
+
+    /// Has the own block written, which must fail where a higher epoch had been claimed before.
+    fn unless_lost(
+        &self,
+        what: &str,
+        write: impl FnOnce() -> Result<(), ReleaseError>,
+    ) -> Result<(), ReleaseError> {
+        let was_superseded = self.is_superseded(&self.simulation.lock());
+        write()?;
+        if was_superseded {
+            let mut world = self.simulation.lock();
+            world.fail(format!("an epoch has {what} after a higher one was claimed"));
+        }
+        Ok(())
     }
 
     fn pause(&self, us: u64) {
@@ -171,7 +187,7 @@ impl Process {
     fn is_healthy_elsewhere(&self, epoch: u64) -> bool {
         let world = self.simulation.lock();
         let other = 1 - self.host;
-        let is_reachable = world.hosts[other].paused_until <= world.clock;
+        let is_reachable = world.hosts[other].paused_until <= world.clock && world.cut_until <= world.clock;
         let is_healthy = |master: Master| {
             let age_max = if master.is_serving { FENCE_AGE_MAX_US } else { 60 * FENCE_AGE_MAX_US };
             master.epoch >= epoch && world.clock <= master.checked_at + age_max
@@ -198,8 +214,9 @@ impl Process {
             let mut world = self.simulation.lock();
             world.tally.claims += 1;
             world.note(format_args!("has claimed epoch {epoch}"));
-            if let Some(other) = world.history.owners.insert(epoch, self.process) {
-                world.fail(format!("epoch {epoch} has two owners, {other} and {}", self.process));
+            let found = mastership.lower().iter().map(|(lower, _)| lower.0).collect();
+            if let Err(what) = world.claims.add(epoch, self.process, found) {
+                world.fail(what);
             }
             let checked_at = world.clock;
             world.masters[self.host] = Some(Master { epoch, checked_at, is_serving: false });
@@ -277,7 +294,9 @@ impl Process {
             let (is_told, rest) = {
                 let mut world = self.simulation.lock();
                 world.hear(self.process);
-                (world.handing_over[self.host], world.chance.between(1, 10) * MS)
+                let rate = world.setting.handover_rate;
+                let is_asked = world.chance.one_in(rate) && world.faults_left > 0;
+                (world.handing_over[self.host] || is_asked, world.chance.between(1, 10) * MS)
             };
             let now = disk::world::now(&self.dir);
             if is_told && !is_draining {

@@ -1,14 +1,15 @@
 //! One seed: a world with two hosts, from an empty disk to the last check.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use batonmq::disk::mount::{Installed, install};
 
+use crate::history::verify;
 use crate::mount::SimulatedMount;
 use crate::node::{Process, check_store};
-use crate::scheduler::Simulation;
+use crate::scheduler::{Simulation, quietly};
 use crate::setting::{Fault, MS};
 use crate::tally::Tally;
 use crate::world::{CHECKER, HOSTS, World};
@@ -47,6 +48,7 @@ pub fn run(seed: u64, allowed: &[Fault], events_max: usize) -> Outcome {
     simulation.finish();
     if simulation.lock().failure.is_none() {
         check_store(&simulation, &pair.store(CHECKER), "in the end");
+        pair.verify();
     }
     drop(mounted);
     let world = simulation.lock();
@@ -68,6 +70,15 @@ struct Pair {
 impl Pair {
     fn store(&self, host: usize) -> PathBuf {
         self.paths[host].join("store")
+    }
+
+    /// Surveys the store in the end.
+    fn verify(&self) {
+        let damaged = self.simulation.lock().server.damaged_names();
+        let is_known = |path: &Path| damaged.iter().any(|name| path.ends_with(name));
+        if let Err(what) = quietly(|| verify(&self.store(CHECKER), is_known)) {
+            self.simulation.lock().fail(format!("in the end {what}"));
+        }
     }
 
     fn live(&self) {

@@ -3,7 +3,7 @@
 //! A name that is made, given or removed is there at once for everybody, and lasts through a loss of power only once its
 //! folder was synced. Bytes are there once a host has sent them, which it does when it syncs, or some time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -17,6 +17,9 @@ use crate::chance::Chance;
 pub const BLOCK: u64 = 512;
 
 pub type Inode = u64;
+
+/// Bytes of a checkpoint that say what it is: one of a newer format is refused, and not passed over.
+const HEAD_BYTES: u64 = 16;
 
 /// A file or folder.
 #[derive(Debug)]
@@ -97,6 +100,8 @@ pub struct Server {
     /// By folder, oldest first.
     unsynced: BTreeMap<PathBuf, Vec<Logged>>,
     pub locks: BTreeMap<Inode, Vec<Lock>>,
+    /// Checkpoints that were damaged.
+    damaged: BTreeSet<Inode>,
     pub late: Vec<Late>,
     next: Inode,
     /// Bytes that another program has not taken.
@@ -296,6 +301,30 @@ impl Server {
     pub fn set_length(&mut self, inode: Inode, bytes: u64) {
         let stored = self.stored.get_mut(&inode).expect("no file is ever forgotten");
         stored.bytes.resize(bytes as usize, 0);
+    }
+
+    /// Changes a byte behind the head of the newest checkpoint, where no other one that is damaged has a name. Answers its
+    /// path.
+    pub fn damage_checkpoint(&mut self, chance: &mut Chance) -> Option<PathBuf> {
+        if !self.damaged_names().is_empty() {
+            return None;
+        }
+        let is_checkpoint = |path: &Path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with("checkpoint") && !name.ends_with(".new")
+        };
+        let (path, &inode) = self.names.iter().rev().find(|(path, _)| is_checkpoint(path))?;
+        let stored = self.stored.get_mut(&inode).expect("it has a name");
+        let behind_head = (stored.bytes.len() as u64).checked_sub(HEAD_BYTES).filter(|&bytes| bytes > 0)?;
+        stored.bytes[(HEAD_BYTES + chance.below(behind_head)) as usize] ^= 1 << chance.below(8);
+        self.damaged.insert(inode);
+        Some(path.clone())
+    }
+
+    /// The names of checkpoints that were damaged.
+    pub fn damaged_names(&self) -> Vec<PathBuf> {
+        let damaged = self.names.iter().filter(|(_, inode)| self.damaged.contains(inode));
+        damaged.map(|(path, _)| path.clone()).collect()
     }
 
     /// Something arrives that was sent by one who is gone.

@@ -26,6 +26,10 @@ pub enum Fault {
     Full,
     /// The master is asked to hand over.
     Switchover,
+    /// The newest checkpoint is not what was written any more, as long as no other one is damaged.
+    Damage,
+    /// The hosts do not hear of each other for a while: where locks lie, a standby claims beside a living master.
+    Cut,
 }
 
 /// What locks are worth.
@@ -42,8 +46,18 @@ pub enum Locks {
 pub enum Caches {
     /// Nothing of what other hosts may change.
     Coherent,
-    /// Attributes, listings, names that are and that are not, and pages of files that were not opened anew.
-    Stale,
+    /// Attributes, listings, and names that are and that are not, for so long, in microseconds; and pages of files that
+    /// were not opened anew.
+    Stale(u64),
+}
+
+/// What is done with blocks that are written again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overwriting {
+    /// They are overwritten.
+    InPlace,
+    /// What is written goes to other blocks, so that a full disk takes nothing at all.
+    Copies,
 }
 
 /// Which operations meet faults.
@@ -54,12 +68,17 @@ pub enum Focus {
     Changes,
     /// Those of the threads that work beside the engine.
     Upkeep,
+    /// Those on the control file and the claims.
+    Claims,
+    /// Commits right after a pack was made: once one has made it count, what it has replaced goes.
+    Packs,
 }
 
 #[derive(Clone, Debug)]
 pub struct Setting {
     pub locks: Locks,
     pub caches: Caches,
+    pub overwriting: Overwriting,
     /// What may go wrong.
     pub faults: Vec<Fault>,
     /// How much does.
@@ -84,6 +103,8 @@ pub struct Setting {
     pub body_bytes: u64,
     /// but for a few that are so large that they are written ahead of their commits.
     pub has_large: bool,
+    /// One in so many cycles of a master is one in which it is asked to hand over.
+    pub handover_rate: u64,
     /// By how much the clock of the second host is ahead, in milliseconds.
     pub skew_ms: u64,
 }
@@ -92,28 +113,45 @@ impl Setting {
     pub fn draw(chance: &mut Chance, allowed: &[Fault]) -> Self {
         let locks =
             if chance.percent(25) { Locks::Lie } else { Locks::Lease(chance.between(200, 2000) * MS) };
-        let caches = if chance.percent(50) { Caches::Stale } else { Caches::Coherent };
+        let caches = if chance.percent(50) {
+            Caches::Stale(chance.pick(&[1000, 5000]) * MS)
+        } else {
+            Caches::Coherent
+        };
+        let overwriting = chance.pick(&[Overwriting::InPlace, Overwriting::Copies]);
+        let focus = chance.pick(&[Focus::All, Focus::Changes, Focus::Upkeep, Focus::Claims, Focus::Packs]);
         // Some worlds have few kinds of faults, so that others do not hide what these do.
-        let share = chance.pick(&[30, 60, 100]);
+        let share = if focus == Focus::Packs { 30 } else { chance.pick(&[30, 60, 100]) };
         let mut faults: Vec<Fault> = allowed.iter().copied().filter(|_| chance.percent(share)).collect();
         if faults.is_empty() && !allowed.is_empty() {
             faults.push(chance.pick(allowed));
         }
+        // What counts there is that a master which goes on has lost meanwhile.
+        if focus == Focus::Packs && allowed.contains(&Fault::Pause) {
+            faults.push(Fault::Pause);
+        }
+        // Packs come of segments of which a few large messages stay, where checkpoints leave time for them.
+        let (segments, kept_percents, bodies): (&[u64], &[u64], &[u64]) = match focus {
+            Focus::Packs => (&[64 << 10, 128 << 10], &[5, 10], &[12_000]),
+            _ => (&[8 << 10, 24 << 10, 64 << 10], &[5, 20, 50], &[200, 2000, 8000]),
+        };
         Self {
             locks,
             caches,
+            overwriting,
             faults,
             faults_max: chance.between(1, 12),
             fault_rate: chance.pick(&[60, 150, 300, 600]),
-            focus: chance.pick(&[Focus::All, Focus::Changes, Focus::Upkeep]),
+            focus,
             drift_rate: chance.pick(&[10, 50, 400]),
             steps: chance.pick(&[1500, 3000, 5000]),
             steadiness: chance.pick(&[30, 60, 90]),
             operation_us: chance.pick(&[100, 1000, 5000]),
-            segment_bytes: chance.pick(&[8 << 10, 24 << 10, 64 << 10]),
-            kept_percent: chance.pick(&[5, 20, 50]),
-            body_bytes: chance.pick(&[200, 2000, 8000]),
+            segment_bytes: chance.pick(segments),
+            kept_percent: chance.pick(kept_percents),
+            body_bytes: chance.pick(bodies),
             has_large: chance.one_in(10),
+            handover_rate: chance.pick(&[u64::MAX, 200, 30]),
             skew_ms: chance.pick(&[0, 1000, 3_600_000]),
         }
     }

@@ -24,7 +24,9 @@ pub struct Tally {
     pub confirmed: u64,
     pub delivered: u64,
     pub acked: u64,
-    pub held_commits: u64,
+    /// Writes into blocks that were there for which there was no space.
+    pub full_writes: u64,
+    pub damaged_checkpoints: u64,
     /// Takeovers from a lock whose holder was alive.
     pub expired_locks: u64,
 }
@@ -56,7 +58,8 @@ impl Tally {
         self.confirmed += other.confirmed;
         self.delivered += other.delivered;
         self.acked += other.acked;
-        self.held_commits += other.held_commits;
+        self.full_writes += other.full_writes;
+        self.damaged_checkpoints += other.damaged_checkpoints;
         self.expired_locks += other.expired_locks;
     }
 }
@@ -73,13 +76,13 @@ impl Display for Tally {
         )?;
         writeln!(
             f,
-            "disk: {} operations, {} late writes and {} late changes of names arrived, {} commits held for space",
-            self.operations, self.late_writes, self.late_names, self.held_commits
+            "disk: {} operations, {} late writes and {} late changes of names arrived, {} overwrites without space",
+            self.operations, self.late_writes, self.late_names, self.full_writes
         )?;
         writeln!(
             f,
-            "store: {} checkpoints, {} packs, {} files removed",
-            self.checkpoints, self.packs, self.removals
+            "store: {} checkpoints, {} of them damaged, {} packs, {} files removed",
+            self.checkpoints, self.damaged_checkpoints, self.packs, self.removals
         )?;
         write!(
             f,

@@ -2,8 +2,10 @@
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
+use std::path::Path;
 
 use crate::chance::Chance;
+use crate::claims::Claims;
 use crate::clients::{Clients, Notes};
 use crate::history::History;
 use crate::host::{Fate, Host};
@@ -17,8 +19,11 @@ pub const HOSTS: usize = 2;
 /// The host from which the store is checked; nothing goes wrong on it.
 pub const CHECKER: usize = HOSTS;
 
-/// Operations behind a change of names at which more goes wrong.
+/// Operations behind a change of names, or of who is master, at which more goes wrong.
 const HOT_OPERATIONS: u64 = 12;
+
+/// One in so many operations behind a pack meets a fault, where these are what faults are for.
+const PACK_FAULT_RATE: u64 = 3;
 
 /// Bytes of the disk.
 pub const DISK_BYTES: u64 = 256 << 20;
@@ -36,6 +41,7 @@ pub struct World {
     pub hosts: Vec<Host>,
     pub clients: Clients,
     pub history: History,
+    pub claims: Claims,
     pub tally: Tally,
     /// Faults that may still come.
     pub faults_left: u64,
@@ -44,8 +50,13 @@ pub struct World {
     /// The node on each host that has claimed, and when its fence held last.
     pub masters: [Option<Master>; HOSTS],
     pub failure: Option<String>,
-    /// Operations that come behind a change of names, where more goes wrong: much depends on their order.
-    hot: u64,
+    /// Operations of each host that come behind a change of names, or of who is master, where more goes wrong: much
+    /// depends on their order.
+    hot: [u64; HOSTS],
+    /// Those that come behind a pack.
+    behind_pack: [u64; HOSTS],
+    /// Until when the hosts do not hear of each other.
+    pub cut_until: u64,
     handles: u64,
     processes: u64,
     events: VecDeque<String>,
@@ -61,6 +72,28 @@ pub struct Master {
     pub is_serving: bool,
 }
 
+/// What an operation is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Area {
+    /// Who is master: the control file and the claims.
+    Claims,
+    /// Segments, to which commits go, and what else is made under another name.
+    Segments,
+    Other,
+}
+
+impl Area {
+    /// That of a path in the mount.
+    pub fn of(path: &Path) -> Self {
+        match path.iter().nth(1) {
+            Some(name) if name == "control" || name == "epochs" => Self::Claims,
+            // A segment is known by the name that it was made under.
+            _ if path.extension().is_some_and(|ending| ending == "log" || ending == "new") => Self::Segments,
+            _ => Self::Other,
+        }
+    }
+}
+
 /// What an operation does, for what may go wrong with it.
 #[derive(Clone, Debug)]
 pub enum Operation {
@@ -70,6 +103,13 @@ pub enum Operation {
     Sync,
     Names(Option<NameChange>),
     Lock,
+}
+
+impl Operation {
+    /// Whether it gives a pack its name.
+    fn makes_pack(&self) -> bool {
+        matches!(self, Self::Names(Some(NameChange::Rename(_, to))) if to.extension().is_some_and(|ending| ending == "pack"))
+    }
 }
 
 /// What an operation meets.
@@ -99,12 +139,15 @@ impl World {
             ],
             clients: Clients::new(&setting, seed),
             history: History::default(),
+            claims: Claims::default(),
             tally: Tally::default(),
             faults_left: if setting.faults.is_empty() { 0 } else { setting.faults_max },
             handing_over: [false; HOSTS],
             masters: [None; HOSTS],
             failure: None,
-            hot: 0,
+            hot: [0; HOSTS],
+            behind_pack: [0; HOSTS],
+            cut_until: 0,
             handles: 0,
             processes: 0,
             events: VecDeque::new(),
@@ -156,19 +199,31 @@ impl World {
     }
 
     /// What happens beside an operation, and what it meets.
-    pub fn begin(&mut self, host: usize, operation: &Operation) -> Meets {
+    pub fn begin(&mut self, host: usize, area: Area, operation: &Operation) -> Meets {
         self.clock += self.chance.between(1, self.setting.operation_us);
         self.drift();
+        let is_change = !matches!(operation, Operation::Look | Operation::Read);
         let is_meant = match self.setting.focus {
             Focus::All => true,
-            Focus::Changes => !matches!(operation, Operation::Look | Operation::Read),
+            Focus::Changes => is_change,
             Focus::Upkeep => self.tasks[self.running].name != "node",
+            Focus::Claims => area == Area::Claims,
+            Focus::Packs => is_change && area == Area::Segments && self.behind_pack[host] > 0,
         };
-        if matches!(operation, Operation::Names(_)) {
-            self.hot = HOT_OPERATIONS;
+        if matches!(operation, Operation::Names(_)) || (is_change && area == Area::Claims) {
+            self.hot[host] = HOT_OPERATIONS;
         }
-        self.hot = self.hot.saturating_sub(1);
-        let rate = if self.hot > 0 { self.setting.fault_rate.div_ceil(8) } else { self.setting.fault_rate };
+        if operation.makes_pack() {
+            self.behind_pack[host] = HOT_OPERATIONS;
+        }
+        for count in [&mut self.hot[host], &mut self.behind_pack[host]] {
+            *count = count.saturating_sub(1);
+        }
+        let rate = match self.setting.focus {
+            Focus::Packs => PACK_FAULT_RATE,
+            _ if self.hot[host] > 0 => self.setting.fault_rate.div_ceil(8),
+            _ => self.setting.fault_rate,
+        };
         if self.faults_left == 0 || !is_meant || !self.chance.one_in(rate) {
             return Meets::Nothing;
         }
@@ -257,6 +312,18 @@ impl World {
                 self.server.capacity = self.server.used() + free;
                 Meets::Nothing
             }
+            Fault::Cut => {
+                let time = self.chance.pick(&[300, 3000, 20_000]);
+                self.cut_until = self.clock + self.chance.between(time / 2, time) * MS;
+                Meets::Nothing
+            }
+            Fault::Damage => {
+                if let Some(path) = self.server.damage_checkpoint(&mut self.chance) {
+                    self.tally.damaged_checkpoints += 1;
+                    self.note(format_args!("damaged: {}", path.display()));
+                }
+                Meets::Nothing
+            }
             Fault::Switchover => {
                 self.handing_over = [true; HOSTS];
                 Meets::Nothing
@@ -331,6 +398,7 @@ impl World {
             self.let_arrive();
         }
         self.handing_over = [false; HOSTS];
+        self.cut_until = 0;
         for host in &mut self.hosts {
             host.paused_until = 0;
         }
