@@ -306,6 +306,7 @@ impl Process {
             let due = turns.due_at().saturating_duration_since(now);
             disk::world::pause(&self.dir, due.min(Duration::from_micros(rest)));
         };
+        self.simulation.lock().closing[self.host] = failed.is_none();
         turns.end(failed)?;
         self.simulation.lock().hear(self.process);
         Ok(())

@@ -72,6 +72,8 @@ pub enum Focus {
     Claims,
     /// Commits right after a pack was made: once one has made it count, what it has replaced goes.
     Packs,
+    /// Those of a master that hands over, from its last commit to its release.
+    Handover,
 }
 
 #[derive(Clone, Debug)]
@@ -85,6 +87,8 @@ pub struct Setting {
     pub faults_max: u64,
     /// One in so many operations meets a fault, as long as there are some left.
     pub fault_rate: u64,
+    /// How much more goes wrong behind a change of names, or of who is master: much depends on the order there.
+    pub hot_factor: u64,
     /// Which operations do.
     pub focus: Focus,
     /// One in so many operations is a moment at which something that was sent arrives.
@@ -119,20 +123,30 @@ impl Setting {
             Caches::Coherent
         };
         let overwriting = chance.pick(&[Overwriting::InPlace, Overwriting::Copies]);
-        let focus = chance.pick(&[Focus::All, Focus::Changes, Focus::Upkeep, Focus::Claims, Focus::Packs]);
+        let focus = chance.pick(&[
+            Focus::All,
+            Focus::All,
+            Focus::Changes,
+            Focus::Changes,
+            Focus::Upkeep,
+            Focus::Claims,
+            Focus::Packs,
+            Focus::Handover,
+        ]);
+        // What counts there is that a master which goes on has lost meanwhile.
+        let is_narrow = matches!(focus, Focus::Packs | Focus::Handover);
         // Some worlds have few kinds of faults, so that others do not hide what these do.
-        let share = if focus == Focus::Packs { 30 } else { chance.pick(&[30, 60, 100]) };
+        let share = chance.pick(if is_narrow { &[0, 0, 30] } else { &[30, 60, 100] });
         let mut faults: Vec<Fault> = allowed.iter().copied().filter(|_| chance.percent(share)).collect();
+        if is_narrow && allowed.contains(&Fault::Pause) {
+            faults.push(Fault::Pause);
+        }
         if faults.is_empty() && !allowed.is_empty() {
             faults.push(chance.pick(allowed));
         }
-        // What counts there is that a master which goes on has lost meanwhile.
-        if focus == Focus::Packs && allowed.contains(&Fault::Pause) {
-            faults.push(Fault::Pause);
-        }
         // Packs come of segments of which a few large messages stay, where checkpoints leave time for them.
         let (segments, kept_percents, bodies): (&[u64], &[u64], &[u64]) = match focus {
-            Focus::Packs => (&[64 << 10, 128 << 10], &[5, 10], &[12_000]),
+            Focus::Packs => (&[64 << 10], &[10], &[12_000]),
             _ => (&[8 << 10, 24 << 10, 64 << 10], &[5, 20, 50], &[200, 2000, 8000]),
         };
         Self {
@@ -142,16 +156,17 @@ impl Setting {
             faults,
             faults_max: chance.between(1, 12),
             fault_rate: chance.pick(&[60, 150, 300, 600]),
+            hot_factor: chance.pick(&[1, 8]),
             focus,
             drift_rate: chance.pick(&[10, 50, 400]),
-            steps: chance.pick(&[1500, 3000, 5000]),
+            steps: if focus == Focus::Packs { 5000 } else { chance.pick(&[1500, 3000, 5000]) },
             steadiness: chance.pick(&[30, 60, 90]),
             operation_us: chance.pick(&[100, 1000, 5000]),
             segment_bytes: chance.pick(segments),
             kept_percent: chance.pick(kept_percents),
             body_bytes: chance.pick(bodies),
             has_large: chance.one_in(10),
-            handover_rate: chance.pick(&[u64::MAX, 200, 30]),
+            handover_rate: if focus == Focus::Handover { 30 } else { chance.pick(&[u64::MAX, 200, 30]) },
             skew_ms: chance.pick(&[0, 1000, 3_600_000]),
         }
     }

@@ -19,11 +19,14 @@ pub const HOSTS: usize = 2;
 /// The host from which the store is checked; nothing goes wrong on it.
 pub const CHECKER: usize = HOSTS;
 
-/// Operations behind a change of names, or of who is master, at which more goes wrong.
+/// Operations behind a change of names, or of who is master, at which more may go wrong.
 const HOT_OPERATIONS: u64 = 12;
 
 /// One in so many operations behind a pack meets a fault, where these are what faults are for.
-const PACK_FAULT_RATE: u64 = 3;
+const PACK_FAULT_RATE: u64 = 4;
+
+/// The same of the operations of a master that hands over, which are more.
+const HANDOVER_FAULT_RATE: u64 = 12;
 
 /// Bytes of the disk.
 pub const DISK_BYTES: u64 = 256 << 20;
@@ -50,8 +53,9 @@ pub struct World {
     /// The node on each host that has claimed, and when its fence held last.
     pub masters: [Option<Master>; HOSTS],
     pub failure: Option<String>,
-    /// Operations of each host that come behind a change of names, or of who is master, where more goes wrong: much
-    /// depends on their order.
+    /// The master of a host has drained and is about to release its epoch.
+    pub closing: [bool; HOSTS],
+    /// Operations of each host that come behind a change of names, or of who is master.
     hot: [u64; HOSTS],
     /// Those that come behind a pack.
     behind_pack: [u64; HOSTS],
@@ -145,6 +149,7 @@ impl World {
             handing_over: [false; HOSTS],
             masters: [None; HOSTS],
             failure: None,
+            closing: [false; HOSTS],
             hot: [0; HOSTS],
             behind_pack: [0; HOSTS],
             cut_until: 0,
@@ -208,6 +213,7 @@ impl World {
             Focus::Changes => is_change,
             Focus::Upkeep => self.tasks[self.running].name != "node",
             Focus::Claims => area == Area::Claims,
+            Focus::Handover => self.closing[host],
             Focus::Packs => is_change && area == Area::Segments && self.behind_pack[host] > 0,
         };
         if matches!(operation, Operation::Names(_)) || (is_change && area == Area::Claims) {
@@ -221,7 +227,8 @@ impl World {
         }
         let rate = match self.setting.focus {
             Focus::Packs => PACK_FAULT_RATE,
-            _ if self.hot[host] > 0 => self.setting.fault_rate.div_ceil(8),
+            Focus::Handover => HANDOVER_FAULT_RATE,
+            _ if self.hot[host] > 0 => self.setting.fault_rate.div_ceil(self.setting.hot_factor),
             _ => self.setting.fault_rate,
         };
         if self.faults_left == 0 || !is_meant || !self.chance.one_in(rate) {
@@ -358,6 +365,7 @@ impl World {
         }
         self.hosts[host].paused_until = 0;
         self.masters[host] = None;
+        self.closing[host] = false;
         self.hear(process);
         self.clients.lose(process);
         for locks in self.server.locks.values_mut() {
