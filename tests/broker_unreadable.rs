@@ -39,6 +39,16 @@ fn world_with(cache_bytes_max: u64, count: u32) -> (World, TopicId) {
     (world, topic)
 }
 
+/// A world with a topic that keeps last values.
+fn world_of_last_values() -> (World, TopicId) {
+    let (mut world, _) = world(0);
+    let retention = Retention { acked: false, ..Retention::default() };
+    let settings = TopicSettings { retention, last_value: true, ..TopicSettings::default() };
+    world.admin(0, AdminCommand::CreateTopic { name: "values".into(), settings });
+    let topic = world.find_topic(0, "values").unwrap();
+    (world, topic)
+}
+
 fn publish(world: &mut World, topic: TopicId, messages: Vec<Message>) {
     let last = world.last_of(world.clients[&SessionId(0)].producers[&0]).unwrap().0;
     world.publish_messages(0, 0, last + 1, vec![(topic, messages.len() as u32)], &messages);
@@ -290,11 +300,7 @@ fn a_search_for_a_time_goes_by_messages_that_can_be_read() {
 
 #[test]
 fn last_values_are_kept_clean_around_what_cannot_be_read() {
-    let (mut world, _) = world(0);
-    let retention = Retention { acked: false, ..Retention::default() };
-    let settings = TopicSettings { retention, last_value: true, ..TopicSettings::default() };
-    world.admin(0, AdminCommand::CreateTopic { name: "values".into(), settings });
-    let topic = world.find_topic(0, "values").unwrap();
+    let (mut world, topic) = world_of_last_values();
     let value = |at: u32| Message { key: Some((at % 10).to_string().into()), ..Message::new(at.to_string()) };
     publish(&mut world, topic, (0..200).map(value).collect());
     damage(&mut world, topic, [40, 41]);
@@ -314,11 +320,7 @@ fn last_values_are_kept_clean_around_what_cannot_be_read() {
 /// The value before a tombstone may be there and unreadable: without the tombstone it would be the newest of its key.
 #[test]
 fn a_tombstone_stays_as_long_as_an_older_value_may_be_unreadable() {
-    let (mut world, _) = world(0);
-    let retention = Retention { acked: false, ..Retention::default() };
-    let settings = TopicSettings { retention, last_value: true, ..TopicSettings::default() };
-    world.admin(0, AdminCommand::CreateTopic { name: "values".into(), settings });
-    let topic = world.find_topic(0, "values").unwrap();
+    let (mut world, topic) = world_of_last_values();
     let value = |body: &'static str| Message { key: Some("k".into()), ..Message::new(body) };
     publish(&mut world, topic, vec![value("old"), value("")]);
     damage(&mut world, topic, [0]);

@@ -239,17 +239,23 @@ fn an_interface_that_goes_down_or_loses_the_address_has_it_again_by_itself() {
     publisher.end();
 }
 
-/// The kernel of a paused master goes on answering for the address. The locks of this disk do not lock.
-#[test]
-fn a_paused_master_does_not_keep_the_address_from_the_other_one() {
-    let scene = Scene::new();
+/// A master `a` with the addresses and a standby `b`, on a disk whose locks do not lock.
+fn pair_without_locks(scene: &Scene) -> ([Mount; 2], [Process; 2]) {
     let real = scene.dir.path().join("real");
     fs::create_dir(&real).unwrap();
     let mounts = ["a", "b"].map(|host| Mount::new(&real, &scene.dir.path().join(host), FORGETFUL));
-    let mut a = scene.start_on("a", &mounts[0].path.join("store"));
+    let a = scene.start_on("a", &mounts[0].path.join("store"));
     until("both are added", || scene.has("a") == [true, true]);
     let mut b = scene.start_on("b", &mounts[1].path.join("store"));
     b.wait_for("following the master");
+    (mounts, [a, b])
+}
+
+/// The kernel of a paused master goes on answering for the address.
+#[test]
+fn a_paused_master_does_not_keep_the_address_from_the_other_one() {
+    let scene = Scene::new();
+    let (_mounts, [mut a, mut b]) = pair_without_locks(&scene);
     let publishers = [V4, V6].map(|address| Publisher::start(&scene.network, "c", address));
 
     a.signal(Signal::STOP);
@@ -275,13 +281,7 @@ fn a_paused_master_does_not_keep_the_address_from_the_other_one() {
 #[test]
 fn a_paused_master_that_wakes_up_extends_no_loan() {
     let scene = Scene::new();
-    let real = scene.dir.path().join("real");
-    fs::create_dir(&real).unwrap();
-    let mounts = ["a", "b"].map(|host| Mount::new(&real, &scene.dir.path().join(host), FORGETFUL));
-    let mut a = scene.start_on("a", &mounts[0].path.join("store"));
-    until("both are added", || scene.has("a") == [true, true]);
-    let mut b = scene.start_on("b", &mounts[1].path.join("store"));
-    b.wait_for("following the master");
+    let (_mounts, [mut a, mut b]) = pair_without_locks(&scene);
     a.signal(Signal::STOP);
     b.wait_for("floating address added");
     until("half of the loan is over", || scene.loans("a").iter().all(|left| *left <= LIFETIME / 2));
