@@ -101,7 +101,7 @@ impl Broker {
             // Its key is not known: it stays, and so do tombstones, of which one may be its key's.
             let table = self.last_values.tables.get_mut(&id);
             if let Some(round) = table.and_then(|table| table.round.as_mut()) {
-                round.left = round.left.into_iter().chain([run.start]).min();
+                round.leave(Some(run.start));
             }
             pass.at = held_to.min(run.end);
             pass.blind_to = pass.blind_to.max(pass.at);
@@ -246,7 +246,7 @@ impl Broker {
         let by = superseded.iter().filter(|found| kept.contains(found.old)).map(|found| found.by).min();
         let round = self.last_values.tables.get_mut(&at.topic).and_then(|table| table.round.as_mut());
         if let Some(round) = round {
-            round.left = round.left.into_iter().chain(by).min();
+            round.leave(by);
         }
     }
 

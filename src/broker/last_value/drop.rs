@@ -153,7 +153,7 @@ impl Broker {
         *left = left.saturating_sub(range.len());
         let round = self.last_values.tables.get_mut(&at.topic).and_then(|table| table.round.as_mut());
         if let Some(round) = round {
-            round.left = round.left.into_iter().chain(moving.left).min();
+            round.leave(moving.left);
         }
         if !block.is_empty() {
             self.append_moved(at.topic, &moving, block, out);
@@ -172,7 +172,7 @@ impl Broker {
         pass.at = pass.blind_to.min(pass.stretch.end);
         let table = self.last_values.tables.get_mut(&at.topic);
         if let Some(round) = table.and_then(|table| table.round.as_mut()) {
-            round.left = round.left.into_iter().chain([at.run.start]).min();
+            round.leave(Some(at.run.start));
         }
         true
     }

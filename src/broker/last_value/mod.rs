@@ -74,6 +74,13 @@ struct Round {
     seen: u64,
 }
 
+impl Round {
+    /// Notes that a message had to stay of which this is a newer one, or which itself cannot be told from the newest.
+    fn leave(&mut self, newer: Option<Offset>) {
+        self.left = self.left.into_iter().chain(newer).min();
+    }
+}
+
 /// A topic that keeps the newest message of each key.
 #[derive(Debug)]
 struct Table {
